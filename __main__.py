@@ -1,0 +1,3 @@
+from prunella.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,97 @@
+"""The `prunella` command: a table of verbs, nothing else.
+
+Every verb's module offers `add_arguments(parser)` and `run(args) -> int | None`; it is imported only when it is
+called, so that `prunella transcribe` on a device never loads what `prunella prune` needs.
+Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 interrupted. Results go to stdout, all else to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from prunella._version import __version__
+from prunella.device_runtime.errors import PrunellaError
+
+VERBS: dict[str, tuple[str, str]] = {
+    "analyze": ("prunella.pruning.analyze", "measure which decoder layers are redundant, for speech and for text"),
+    "prune": ("prunella.pruning.prune", "cut decoder layers and bridge the gap"),
+    "export": ("prunella.export.export", "write a bundle for one target"),
+    "quantize": ("prunella.quantize.quantize", "re-quantise a float bundle without its model"),
+    "build": ("prunella.build", "the whole path for a target, resumable"),
+    "transcribe": ("prunella.device_runtime.transcribe", "audio files to text"),
+    "info": ("prunella.device_runtime.info", "say what is inside a bundle, and verify it"),
+    "eval": ("prunella.evaluation.evaluate", "word error rates of a bundle or a model"),
+    "bench": ("prunella.benchmark.bench", "speed and memory of a bundle or a model"),
+    "targets": ("prunella.targets.targets", "list and show the target profiles"),
+    "models": ("prunella.speech_llm.models", "list the embedded models and fetch their parts"),
+}
+
+# What a missing module says about the install, by the extra that brings it.
+_EXTRAS = {
+    "onnxruntime": "cpu",
+    "llama_cpp": "gguf",
+    "jiwer": "eval",
+    "whisper_normalizer": "eval",
+    "faster_whisper": "baseline",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage(), file=sys.stdout if argv else sys.stderr)  # noqa: T201
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        print(f"prunella {__version__}")  # noqa: T201
+        return 0
+    verb, *rest = argv
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f": did you mean '{near[0]}'?" if near else "."
+        return _fail(f"no verb '{verb}'{hint} `prunella --help` lists them.", 2)
+    module_name, summary = VERBS[verb]
+    try:
+        module = importlib.import_module(module_name)
+        parser = argparse.ArgumentParser(
+            prog=f"prunella {verb}",
+            description=module.__doc__ or summary,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(parser)
+        return int(module.run(parser.parse_args(rest)) or 0)
+    except PrunellaError as error:
+        return _fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        root = (error.name or "").partition(".")[0]
+        extra = _EXTRAS.get(root, "build")
+        return _fail(f"`prunella {verb}` needs {root}: pip install 'prunella[{extra}]'", 1)
+    except BrokenPipeError:
+        # The reader of stdout went away (`| head`): not an error, and no traceback at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return _fail(f"the disk is full ({error.filename or 'while writing'}): free some space and run it again", 1)
+        return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {summary}" for verb, (_, summary) in VERBS.items()]
+    return "\n".join(
+        ["usage: prunella VERB [options]", "", *lines, "", "`prunella VERB --help` explains a verb; `prunella --version`."]
+    )
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"prunella: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    return code

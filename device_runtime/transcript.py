@@ -1,0 +1,103 @@
+"""What goes into a decode (`DecodeOptions`) and what comes out (`Transcript`), the same for every engine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+FinishReason = Literal["eos", "length", "repeat", "silence"]
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How one utterance is decoded. Defaults are those of the reference model; a bundle carries its own."""
+
+    max_tokens_per_second: float = 10.0  # cap: audio seconds * this + extra_tokens
+    extra_tokens: int = 10
+    guards: bool = True  # repeat stop and silence gate; the token cap always holds
+    repeat_max_words: int = 24  # longest loop the repeat stop sees, in words
+    repeat_times: int = 3  # a loop said this many times in a row is cut down to one
+    silence_dbfs: float = -60.0  # audio whose loudest 30 ms frame is below this gives no text
+
+    def token_cap(self, seconds: float) -> int:
+        """Most tokens that `seconds` of audio may become."""
+        return int(seconds * self.max_tokens_per_second) + self.extra_tokens
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of compute. `first_token` counts from the start of the encoder to the first token of the text."""
+
+    audio: float = 0.0
+    encode: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    first_token: float = 0.0
+    total: float = 0.0
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of compute for a second of audio (lower is faster)."""
+        return self.total / self.audio if self.audio else 0.0
+
+    def __add__(self, other: Timings) -> Timings:
+        """Sum of both; the first token is that of the first which has one."""
+        return Timings(
+            audio=self.audio + other.audio,
+            encode=self.encode + other.encode,
+            prefill=self.prefill + other.prefill,
+            decode=self.decode + other.decode,
+            first_token=self.first_token or other.first_token,
+            total=self.total + other.total,
+        )
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One stretch of audio, at most 29.5 s, decoded on its own. `t0` and `t1` are seconds from the file's start."""
+
+    t0: float
+    t1: float
+    text: str
+    tokens: tuple[int, ...]
+    audio_tokens: int
+    finish_reason: FinishReason
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """The text of one recording with everything needed to explain it."""
+
+    text: str
+    segments: tuple[Segment, ...] = ()
+    timings: Timings = field(default_factory=Timings)
+    engine: str = ""
+    options: DecodeOptions = field(default_factory=DecodeOptions)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return tuple(token for segment in self.segments for token in segment.tokens)
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """The worst of the segments' reasons: a loop or a cap anywhere is worth knowing."""
+        reasons = {segment.finish_reason for segment in self.segments}
+        for reason in ("repeat", "length", "eos"):
+            if reason in reasons:
+                return reason  # type: ignore[return-value]
+        return "silence"
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict: every field, and the real-time factor."""
+        timings = {**asdict(self.timings), "real_time_factor": self.timings.real_time_factor}
+        return {
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            "segments": [asdict(segment) for segment in self.segments],
+            "timings": {key: round(value, 6) for key, value in timings.items()},
+            "tokens": len(self.tokens),
+            "audio_tokens": sum(segment.audio_tokens for segment in self.segments),
+            "engine": self.engine,
+            "options": asdict(self.options),
+        }
