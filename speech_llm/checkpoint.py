@@ -1,0 +1,112 @@
+"""A checkpoint on disk: `config.json`, `audio_encoder.safetensors`, `projector.safetensors` and `decoder/`.
+
+`decoder/` is an ordinary `AutoModelForCausalLM` folder with its tokenizer, so that transformers, the ONNX builder and
+the GGUF writer all point at it unchanged.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from prunella.device_runtime.errors import CheckpointError
+from prunella.device_runtime.files import whole_directory
+from prunella.speech_llm.config import CONFIG_NAME, SpeechLLMConfig
+from prunella.speech_llm.model import SpeechLLM
+
+ENCODER_NAME = "audio_encoder.safetensors"
+PROJECTOR_NAME = "projector.safetensors"
+DECODER_NAME = "decoder"
+
+
+def save_checkpoint(model: SpeechLLM, folder: str | Path) -> Path:
+    """Write `model` to `folder`, whole or not at all, in the dtypes that it has in memory."""
+    folder = Path(folder)
+    with whole_directory(folder) as partial:
+        model.config.save(partial)
+        save_file(_contiguous(model.audio_encoder.state_dict()), partial / ENCODER_NAME, {"format": "pt"})
+        save_file(_contiguous(model.projector.state_dict()), partial / PROJECTOR_NAME, {"format": "pt"})
+        save_decoder(model.decoder, model.tokenizer, partial / DECODER_NAME)
+    return folder
+
+
+def load_checkpoint(folder: str | Path) -> SpeechLLM:
+    """Read a checkpoint folder, in float32, ready for inference.
+
+    Raises:
+        CheckpointError: something is missing, or a weight is absent, superfluous or of another shape.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG_NAME).is_file():
+        raise CheckpointError(f"{folder} holds no {CONFIG_NAME}: not a prunella checkpoint")
+    config = SpeechLLMConfig.load(folder)
+    decoder, tokenizer = load_decoder(folder / DECODER_NAME)
+    model = SpeechLLM(config, decoder, tokenizer)
+    load_weights(model.audio_encoder, _read_tensors(folder / ENCODER_NAME), folder / ENCODER_NAME)
+    load_weights(model.projector, _read_tensors(folder / PROJECTOR_NAME), folder / PROJECTOR_NAME)
+    return model.eval().requires_grad_(False)
+
+
+def is_checkpoint(folder: str | Path) -> bool:
+    """Whether `folder` looks like a checkpoint made by `save_checkpoint`."""
+    folder = Path(folder)
+    return (folder / PROJECTOR_NAME).is_file() and (folder / DECODER_NAME).is_dir()
+
+
+def save_decoder(decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Write a causal LM and its tokenizer as an ordinary Hugging Face folder."""
+    decoder.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load_decoder(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal LM in float32 and its tokenizer, from a folder or a Hugging Face id.
+
+    Raises:
+        CheckpointError: transformers cannot load it; its reason is in the message.
+    """
+    try:
+        decoder = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"cannot load a causal LM from '{source}': {reason} (give a folder, or a Hugging Face id on a connected machine)"
+        ) from error
+    return decoder.eval().requires_grad_(False), tokenizer
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, torch.Tensor], where: Path) -> None:
+    """Copy `tensors` into `module`; every parameter must be there once, none more.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    try:
+        module.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{where} does not fit its config.json: {reason}") from error
+
+
+def copy_checkpoint(source: Path, folder: Path) -> None:
+    """Copy a checkpoint folder, whole or not at all."""
+    with whole_directory(folder) as partial:
+        shutil.copytree(source, partial, dirs_exist_ok=True)
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises its own class for a corrupt file, OSError for a missing one
+        raise CheckpointError(f"cannot read {path} ({error}): save or download the checkpoint again") from error
+
+
+def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}

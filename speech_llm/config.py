@@ -1,0 +1,98 @@
+"""`config.json` of a checkpoint: everything about a speech LLM that its weights do not say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from prunella.device_runtime.bundle import AudioSpec
+from prunella.device_runtime.errors import CheckpointError
+from prunella.device_runtime.files import write_json
+from prunella.device_runtime.transcript import DecodeOptions
+
+CONFIG_NAME = "config.json"
+_MEL_FRAMES_PER_ENCODER_FRAME = 2  # Whisper's second convolution has stride 2
+_HOP_LENGTH = 160
+
+
+@dataclass(frozen=True)
+class AudioEncoderConfig:
+    """Hyper-parameters of a Whisper encoder, under their Hugging Face names."""
+
+    d_model: int
+    encoder_layers: int
+    encoder_attention_heads: int
+    encoder_ffn_dim: int
+    num_mel_bins: int = 80
+    max_source_positions: int = 1500
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The fixed text around the audio. `audio_placeholder` is what stands for the audio where both are one string."""
+
+    before_audio: str
+    after_audio: str
+    eos_token: str
+    audio_placeholder: str = "<|audio|>"
+
+
+@dataclass(frozen=True)
+class SpeechLLMConfig:
+    """A speech LLM in one of the layouts of `families.py`; the decoder has a `config.json` of its own."""
+
+    audio_encoder: AudioEncoderConfig
+    stack_factor: int
+    projector_hidden_size: int
+    text_hidden_size: int
+    prompt: Prompt
+    family: str = "ultravox"
+    projector_norm_eps: float = 1e-6
+    sampling_rate: int = 16_000
+    extra_padding: int = 0  # samples of silence after the padding to whole stacks
+    decode: DecodeOptions = field(default_factory=DecodeOptions)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def samples_per_token(self) -> int:
+        """Samples that become one audio token."""
+        return _HOP_LENGTH * _MEL_FRAMES_PER_ENCODER_FRAME * self.stack_factor
+
+    @property
+    def audio(self) -> AudioSpec:
+        """The same numbers as the device needs them."""
+        return AudioSpec(
+            sampling_rate=self.sampling_rate,
+            num_mel_bins=self.audio_encoder.num_mel_bins,
+            samples_per_token=self.samples_per_token,
+            extra_padding=self.extra_padding,
+        )
+
+    def with_provenance(self, **facts: Any) -> SpeechLLMConfig:
+        """A copy with `facts` added to the provenance."""
+        return replace(self, provenance={**self.provenance, **facts})
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json` into `folder`."""
+        write_json(folder / CONFIG_NAME, asdict(self))
+
+    @staticmethod
+    def load(folder: Path) -> SpeechLLMConfig:
+        """Read `config.json` from `folder`.
+
+        Raises:
+            CheckpointError: missing, not JSON, or a key that does not belong there.
+        """
+        path = folder / CONFIG_NAME
+        try:
+            body = json.loads(path.read_text(encoding="utf-8"))
+            nested = {
+                "audio_encoder": AudioEncoderConfig(**body["audio_encoder"]),
+                "prompt": Prompt(**body["prompt"]),
+                "decode": DecodeOptions(**body["decode"]),
+            }
+            return SpeechLLMConfig(**{**body, **nested})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is not a prunella checkpoint's config ({error}): save the model again") from error

@@ -1,0 +1,110 @@
+"""Ultravox checkpoints as Hugging Face hosts them: projector weights that name an audio and a text model of their own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import safe_open
+from transformers import AutoConfig, WhisperForConditionalGeneration
+
+from prunella.device_runtime.errors import CheckpointError
+from prunella.speech_llm.checkpoint import load_decoder, load_weights
+from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
+from prunella.speech_llm.model import SpeechLLM
+
+AUDIO_PLACEHOLDER = "<|audio|>"
+TRANSCRIBE = "Transcribe the speech."
+_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+def download(model_id: str) -> Path:
+    """Local folder of a Hugging Face id (safetensors and text files only; nothing that could run code).
+
+    Raises:
+        CheckpointError: no such id, or no network and nothing cached.
+    """
+    try:
+        return Path(snapshot_download(model_id, allow_patterns=_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"'{model_id}' is neither a folder, an embedded model (`prunella models list`) nor a Hugging Face id that can be reached from here: {reason}"
+        ) from error
+
+
+def is_ultravox(folder: Path) -> bool:
+    """Whether `folder` is a Hugging Face checkpoint of the Ultravox architecture."""
+    return _config(folder).get("model_type") == "ultravox"
+
+
+def load_ultravox(folder: Path) -> SpeechLLM:
+    """Assemble a `SpeechLLM` from an Ultravox checkpoint and the two models that it names.
+
+    Raises:
+        CheckpointError: an audio model that is no Whisper, a projector of the layout before v0.5, missing weights.
+    """
+    facts = _config(folder)
+    if not facts.get("projector_ln_mid", False):
+        raise CheckpointError(f"{folder} has the projector layout before Ultravox v0.5 (ln_post): use v0.5 or newer")
+    if facts.get("projector_act", "swiglu") != "swiglu":
+        raise CheckpointError(f"{folder} has a '{facts['projector_act']}' projector: only swiglu is supported")
+    tensors = _tensors(folder)
+    decoder, tokenizer = load_decoder(facts["text_model_id"])
+    audio_config = AutoConfig.from_pretrained(facts["audio_model_id"])
+    if audio_config.model_type != "whisper":
+        raise CheckpointError(f"{folder} has a {audio_config.model_type} encoder: only Whisper is supported")
+    whisper = WhisperForConditionalGeneration.from_pretrained(facts["audio_model_id"], dtype=torch.float32)
+    before, after = _split_prompt(tokenizer)
+    config = SpeechLLMConfig(
+        audio_encoder=AudioEncoderConfig(
+            **{name: getattr(audio_config, name) for name in AudioEncoderConfig.__dataclass_fields__}
+        ),
+        stack_factor=facts["stack_factor"],
+        projector_hidden_size=facts["hidden_size"],
+        text_hidden_size=decoder.config.hidden_size,
+        prompt=Prompt(before, after, tokenizer.eos_token, AUDIO_PLACEHOLDER),
+        provenance={"base_model": facts.get("_name_or_path") or folder.name},
+    )
+    model = SpeechLLM(config, decoder, tokenizer)
+    encoder = {**whisper.model.encoder.state_dict(), **_under("audio_tower.", tensors)}
+    load_weights(model.audio_encoder, encoder, folder)
+    load_weights(model.projector, _under("multi_modal_projector.", tensors), folder)
+    return model.eval().requires_grad_(False)
+
+
+def _split_prompt(tokenizer: Any) -> tuple[str, str]:
+    """The chat template around the audio, without a default system message."""
+    message = {"role": "user", "content": f"{TRANSCRIBE}\n{AUDIO_PLACEHOLDER}"}
+    text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    before, found, after = text.partition(AUDIO_PLACEHOLDER)
+    if not found:
+        raise CheckpointError("the decoder's chat template drops the audio placeholder: it cannot be used for speech")
+    return before, after
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} has no readable config.json ({error}): not a model folder") from error
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - safe_open is no dict
+                if name.startswith(("audio_tower.", "multi_modal_projector.")):
+                    found[name] = file.get_tensor(name).float()
+    if not found:
+        raise CheckpointError(f"{folder} holds no projector weights in safetensors: not an Ultravox checkpoint")
+    return found
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,55 @@
+"""One call for every kind of model: an embedded name, a folder, or a Hugging Face id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prunella.device_runtime.errors import CheckpointError
+from prunella.speech_llm import hub
+from prunella.speech_llm.checkpoint import is_checkpoint, load_checkpoint, load_decoder
+from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.reference import reference_folder
+
+EMBEDDED: dict[str, Callable[[], Path]] = {"reference": reference_folder}
+
+
+@dataclass(frozen=True)
+class TextLLM:
+    """A plain causal LM: it can be analysed and pruned, not exported as a speech LLM."""
+
+    decoder: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def resolve(name: str | Path) -> Path:
+    """Folder of a model named by an embedded name, a path or a Hugging Face id (downloaded if need be)."""
+    if str(name) in EMBEDDED:
+        return EMBEDDED[str(name)]()
+    folder = Path(name)
+    return folder if folder.is_dir() else hub.download(str(name))
+
+
+def load(name: str | Path) -> SpeechLLM:
+    """A speech LLM in float32, frozen, in eval mode.
+
+    Raises:
+        CheckpointError: not found, or a text-only LLM.
+    """
+    model = load_any(name)
+    if isinstance(model, TextLLM):
+        raise CheckpointError(f"'{name}' is a text LLM without an audio encoder: only `analyze` and `prune` take those")
+    return model
+
+
+def load_any(name: str | Path) -> SpeechLLM | TextLLM:
+    """A speech LLM, or a text LLM when the folder holds nothing but one."""
+    folder = resolve(name)
+    if is_checkpoint(folder):
+        return load_checkpoint(folder)
+    if hub.is_ultravox(folder):
+        return hub.load_ultravox(folder)
+    return TextLLM(*load_decoder(folder))

@@ -1,0 +1,94 @@
+"""The model as this project sees it: an audio encoder, a projector, an LLM decoder and a fixed prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prunella.device_runtime.bundle import PromptSpec
+from prunella.device_runtime.errors import CheckpointError
+from prunella.speech_llm.config import SpeechLLMConfig
+from prunella.speech_llm.ultravox import UltravoxProjector
+from prunella.speech_llm.whisper_encoder import TrueLengthWhisperEncoder
+
+# One line a family: what builds the projector from the configuration. All have a Whisper encoder so far.
+PROJECTORS: dict[str, Any] = {"ultravox": UltravoxProjector}
+
+
+class SpeechLLM(nn.Module):
+    """Audio encoder → projector → any Hugging Face causal LM that has a plain list of layers."""
+
+    def __init__(
+        self, config: SpeechLLMConfig, decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        super().__init__()
+        if config.family not in PROJECTORS:
+            raise CheckpointError(f"no model family '{config.family}': there are {', '.join(PROJECTORS)}")
+        if decoder.config.hidden_size != config.text_hidden_size:
+            raise CheckpointError(
+                f"the projector makes vectors of {config.text_hidden_size}, the decoder takes {decoder.config.hidden_size}: "
+                "use the decoder that the projector was trained for"
+            )
+        self.config = config
+        self.audio_encoder = TrueLengthWhisperEncoder(config.audio_encoder)
+        self.projector = PROJECTORS[config.family](config)
+        self.decoder = decoder
+        self.tokenizer = tokenizer
+
+    def embed_audio(self, log_mel: torch.Tensor, frames: torch.Tensor | None = None) -> torch.Tensor:
+        """(batch, num_mel_bins, mel_frames) → (batch, audio_tokens, hidden) in the decoder's embedding space.
+
+        `frames` (batch,): true encoder frames of each row when rows were padded; the rows' own tokens are unchanged by it.
+        """
+        return self.projector(self.audio_encoder(log_mel, frames))
+
+    def embed_tokens(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """(..., n) int64 → (..., n, hidden)."""
+        return self.decoder.get_input_embeddings()(token_ids)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder's layers, in order."""
+        return decoder_layers(self.decoder)
+
+    @property
+    def prompt(self) -> PromptSpec:
+        """The prompt as token ids. The prompt's own text decides: nothing is added by the tokenizer."""
+        return tokenize_prompt(self.config, self.tokenizer)
+
+
+def tokenize_prompt(config: SpeechLLMConfig, tokenizer: PreTrainedTokenizerBase) -> PromptSpec:
+    """Token ids of the fixed prompt.
+
+    Raises:
+        CheckpointError: the end token is not one token of this tokenizer.
+    """
+    prompt = config.prompt
+    eos = tokenizer.convert_tokens_to_ids(prompt.eos_token)
+    if eos is None or tokenizer.convert_ids_to_tokens(eos) != prompt.eos_token:
+        raise CheckpointError(f"the tokenizer has no token {prompt.eos_token!r}: set prompt.eos_token in config.json")
+    return PromptSpec(
+        before_audio=prompt.before_audio,
+        after_audio=prompt.after_audio,
+        before_ids=tuple(tokenizer(prompt.before_audio, add_special_tokens=False)["input_ids"]),
+        after_ids=tuple(tokenizer(prompt.after_audio, add_special_tokens=False)["input_ids"]),
+        eos_ids=(int(eos),),
+    )
+
+
+def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList:
+    """The list of decoder layers of a causal LM.
+
+    Raises:
+        CheckpointError: the architecture keeps its layers somewhere else.
+    """
+    layers = getattr(decoder.base_model, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise CheckpointError(
+            f"{type(decoder).__name__} has no plain list of layers: "
+            "supported are decoders of the Llama kind (Llama, Mistral, Qwen2, Qwen3, SmolLM3, Gemma, Phi-3, ...)"
+        )
+    return layers

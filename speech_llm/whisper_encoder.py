@@ -1,0 +1,62 @@
+"""Whisper's encoder over the audio's true length."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from prunella.speech_llm.config import AudioEncoderConfig
+
+
+class TrueLengthWhisperEncoder(WhisperEncoder):
+    """Hugging Face's `WhisperEncoder` (same parameter names) whose forward takes any length up to 30 s.
+
+    The stock forward insists on 3000 mel frames, so that a 2 s command costs as much as 30 s; the layers do not care.
+    """
+
+    def __init__(self, config: AudioEncoderConfig) -> None:
+        super().__init__(
+            WhisperConfig(
+                d_model=config.d_model,
+                encoder_layers=config.encoder_layers,
+                encoder_attention_heads=config.encoder_attention_heads,
+                encoder_ffn_dim=config.encoder_ffn_dim,
+                num_mel_bins=config.num_mel_bins,
+                max_source_positions=config.max_source_positions,
+                attn_implementation="sdpa",
+                dropout=0.0,
+                attention_dropout=0.0,
+                activation_dropout=0.0,
+                encoder_layerdrop=0.0,
+            )
+        )
+
+    def forward(self, log_mel: torch.Tensor, frames: torch.Tensor | None = None) -> torch.Tensor:  # type: ignore[override]
+        """Encode.
+
+        Args:
+            log_mel: (batch, num_mel_bins, mel_frames), at most 3000 frames, an even number.
+            frames: (batch,) true number of encoder frames of each row, when rows were padded to one length.
+
+        Returns:
+            (batch, mel_frames / 2, d_model)
+        """
+        hidden = nn.functional.gelu(self.conv1(log_mel))
+        if frames is not None:
+            # The second convolution must see a row's end as it would without the padding: zeros.
+            inside = torch.arange(hidden.shape[2], device=hidden.device) < 2 * frames[:, None]
+            hidden = hidden * inside[:, None, :]
+        hidden = nn.functional.gelu(self.conv2(hidden)).transpose(1, 2)
+        length = hidden.shape[1]
+        hidden = hidden + self.embed_positions.weight[:length]
+        mask = None
+        if frames is not None:
+            inside = torch.arange(length, device=hidden.device) < frames[:, None]
+            mask = torch.zeros(inside.shape, dtype=hidden.dtype, device=hidden.device)
+            mask = mask.masked_fill(~inside, torch.finfo(hidden.dtype).min)[:, None, None, :]
+        for layer in self.layers:
+            output = layer(hidden, attention_mask=mask)
+            hidden = output[0] if isinstance(output, tuple) else output
+        return self.layer_norm(hidden)
