@@ -1,0 +1,81 @@
+"""Guards on what a decoder says: a stop for loops, and the removal of template text. Pure, and cheap per token."""
+
+from __future__ import annotations
+
+import re
+import string
+
+_WORD = re.compile(r"\S+")
+_TEMPLATE = re.compile(r"\s*<\|[^<>|]*\|>\s*")
+_UNCLOSED_TEMPLATE = re.compile(r"<(\|[^<>|]*\|?)?$")
+
+
+class RepeatStop:
+    """Sees, word by word, that a decoder says the same phrase over and over.
+
+    As soon as the words so far end with a phrase of 1 to `max_words` words said `times` times in a row, `looped` is
+    true and `text` holds one copy of it. A word counts once the next one has begun (or `finish` was called), so that
+    "no no nowhere" is no loop; case and punctuation around a word do not matter.
+
+    Args:
+        max_words: longest phrase that is seen. The work per word grows with it.
+        times: how many copies make a loop; below 2 nothing is ever a loop. Raise it where three times the same
+            word is ordinary speech, such as digits read out.
+    """
+
+    def __init__(self, max_words: int = 24, times: int = 3) -> None:
+        self._times = times
+        self._max_words = max_words if times >= 2 else 0
+        # matches[n]: for how many words in a row each has been equal to the word n places before it.
+        self._matches = [0] * (self._max_words + 1)
+        self._words: list[str] = []
+        self._ends: list[int] = []
+        self._text = ""
+        self._decided = 0
+        self.looped = False
+
+    @property
+    def text(self) -> str:
+        """All text that was fed; after a loop, up to the end of its first copy."""
+        return self._text
+
+    def feed(self, piece: str) -> bool:
+        """Append text → `looped`. Nothing is taken in after a loop."""
+        if self.looped:
+            return True
+        self._text += piece
+        return self._decide(final=False)
+
+    def finish(self) -> bool:
+        """The text is complete, and with it its last word → `looped`."""
+        return self.looped or self._decide(final=True)
+
+    def _decide(self, *, final: bool) -> bool:
+        for word in _WORD.finditer(self._text, self._decided):
+            if word.end() == len(self._text) and not final:
+                break
+            self._decided = word.end()
+            if self._append(word.group(), word.end()):
+                return True
+        return False
+
+    def _append(self, word: str, end: int) -> bool:
+        spoken = word.strip(string.punctuation).casefold() or word
+        self._words.append(spoken)
+        self._ends.append(end)
+        count = len(self._words)
+        for size in range(1, min(self._max_words, count - 1) + 1):
+            same = self._words[count - 1 - size] == spoken
+            self._matches[size] = self._matches[size] + 1 if same else 0
+            spare = size * (self._times - 1)
+            if self._matches[size] >= spare:
+                self._text = self._text[: self._ends[count - 1 - spare]]
+                self.looped = True
+                return True
+        return False
+
+
+def strip_template(text: str) -> str:
+    """Text without what is left of a chat template (`<|im_end|>` spelled out, even half of it at the end) or of space
+    around it."""
+    return _UNCLOSED_TEMPLATE.sub("", _TEMPLATE.sub(" ", text)).strip()

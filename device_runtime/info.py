@@ -1,0 +1,110 @@
+"""Say what is inside a bundle, after verifying every file in it by its sha256."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from prunella.device_runtime.bundle import MANIFEST_NAME, Bundle, open_bundle
+from prunella.device_runtime.errors import BundleError
+
+
+def open_for_info(path: str | Path) -> Bundle:
+    """As `open_bundle`, with a word for those who point at a checkpoint.
+
+    Raises:
+        BundleError: not a bundle, or not an intact one.
+    """
+    folder = Path(path)
+    if (folder / "config.json").is_file() and not (folder / MANIFEST_NAME).exists():
+        raise BundleError(
+            f"{path} is a checkpoint (a model to prune and export), not a bundle: "
+            f"`prunella export {path} --target x86-cpu` makes a bundle of it"
+        )
+    return open_bundle(folder)
+
+
+def describe(bundle: Bundle) -> str:
+    """The bundle in lines for people: what it is, how it decodes, where it comes from, its files."""
+    manifest = bundle.manifest
+    decoder, audio, decode = manifest.decoder, manifest.audio, manifest.decode
+    rows = [
+        ("name", manifest.name),
+        ("family", manifest.family),
+        ("target", manifest.target),
+        ("recipe", manifest.recipe),
+        ("engines", ", ".join(manifest.engines)),
+        (
+            "decoder",
+            f"{decoder.num_layers} layers, hidden {decoder.hidden_size}, vocabulary {decoder.vocab_size}",
+        ),
+        (
+            "audio",
+            f"{audio.sampling_rate} Hz, {_per_second(audio.sampling_rate / audio.samples_per_token)} audio tokens/s",
+        ),
+        ("prompt", f"{manifest.prompt.before_audio!r} AUDIO {manifest.prompt.after_audio!r}"),
+        ("token cap", f"{_per_second(decode.max_tokens_per_second)} per second + {decode.extra_tokens}"),
+        ("guards", _guards(bundle)),
+        ("threads", str(manifest.threads or "one per physical core")),
+        ("made by", manifest.created_by or "unknown"),
+        *_flatten(manifest.provenance),
+    ]
+    width = max(len(key) for key, _ in rows)
+    lines = [f"{key:<{width}}  {value}" for key, value in rows]
+    lines += ["", f"{len(manifest.files)} files, {bundle.total_bytes / 1e6:.1f} MB, every sha256 verified"]
+    lines += [f"{entry.bytes:>13,}  {name}" for name, entry in sorted(manifest.files.items())]
+    return "\n".join(lines)
+
+
+def to_json(bundle: Bundle) -> dict[str, Any]:
+    """The manifest as a JSON-ready dict, with the bundle's path and total size."""
+    return {
+        "path": str(bundle.path),
+        "total_bytes": bundle.total_bytes,
+        "verified": True,
+        **asdict(bundle.manifest),
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", help="a directory made by `prunella export` or `prunella build`"
+    )
+    parser.add_argument("--json", action="store_true", help="the manifest as one JSON object")
+
+
+def run(args: argparse.Namespace) -> None:
+    bundle = open_for_info(args.bundle)
+    text = json.dumps(to_json(bundle), indent=2, ensure_ascii=False) if args.json else describe(bundle)
+    sys.stdout.write(text + "\n")
+
+
+def _guards(bundle: Bundle) -> str:
+    decode = bundle.manifest.decode
+    if not decode.guards:
+        return "off"
+    return (
+        f"stop after {decode.repeat_times} times the same 1 to {decode.repeat_max_words} words; "
+        f"no text for audio below {decode.silence_dbfs:g} dBFS"
+    )
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Rows for a free-form, possibly nested mapping: `wer.before`, `wer.after`, ..."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif value is not None and value != []:
+            yield (
+                f"{prefix}{key}",
+                json.dumps(value, ensure_ascii=False) if isinstance(value, list) else str(value),
+            )
+
+
+def _per_second(value: float) -> str:
+    return f"{value:g}"

@@ -1,0 +1,84 @@
+"""Audio files to text, with a bundle.
+
+The text goes to stdout: alone for one file, as `FILE<TAB>text` lines for several, as one JSON object a line with
+--json. Timings go to stderr. A file that cannot be transcribed does not stop the others; the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.errors import AudioError
+from prunella.device_runtime.transcriber import ENGINES, Transcriber, open_transcriber
+from prunella.device_runtime.transcript import Transcript
+
+
+def transcribe_files(
+    transcriber: Transcriber, paths: Iterable[str | Path]
+) -> Iterator[tuple[str | Path, Transcript | AudioError]]:
+    """Transcribe files one by one, yielding each path with its transcript, or with why there is none."""
+    for path in paths:
+        try:
+            yield path, transcriber.transcribe(load_audio(path))
+        except AudioError as error:
+            yield path, error
+
+
+def timing_summary(transcript: Transcript) -> str:
+    """One line: where the time went."""
+    t = transcript.timings
+    count = len(transcript.tokens)
+    rate = f", {count / t.decode:.0f} tokens/s" if t.decode and count else ""
+    return (
+        f"{t.audio:.2f} s of audio in {t.total:.2f} s (real-time factor {t.real_time_factor:.3f}): "
+        f"encode {t.encode:.3f} s, prefill {t.prefill:.3f} s, decode {t.decode:.3f} s ({count} tokens{rate}); "
+        f"first token after {t.first_token:.3f} s; {transcript.engine}, ended by {transcript.finish_reason}"
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", help="a directory made by `prunella export` or `prunella build`"
+    )
+    parser.add_argument(
+        "files", metavar="FILE", nargs="+", help="wav, flac, ogg, opus or mp3, any rate and length"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object per file, with segments and timings"
+    )
+    parser.add_argument("--no-guards", action="store_true", help="no silence gate and no repeat stop")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="0: one per physical core (default: the bundle's)"
+    )
+    parser.add_argument(
+        "--engine", metavar="NAME", help=f"{' or '.join(ENGINES)} (default: the bundle's first)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
+    if args.no_guards:
+        transcriber.options = replace(transcriber.options, guards=False)
+    failed = False
+    for path, outcome in transcribe_files(transcriber, args.files):
+        if isinstance(outcome, AudioError):
+            failed = True
+            sys.stderr.write(f"prunella: {' '.join(str(outcome).split())}\n")
+            if not args.json:
+                continue
+            line = json.dumps({"file": path, "error": str(outcome)}, ensure_ascii=False)
+        else:
+            sys.stderr.write(f"{path}: {timing_summary(outcome)}\n")
+            if args.json:
+                line = json.dumps({"file": path, **outcome.to_json()}, ensure_ascii=False)
+            else:
+                line = outcome.text if len(args.files) == 1 else f"{path}\t{outcome.text}"
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()  # a reader down the pipe gets each file's text when it is done
+    return int(failed)

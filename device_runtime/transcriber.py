@@ -1,0 +1,230 @@
+"""From samples to a `Transcript`, over any engine: split, gate, encode, prefill, decode greedily under the guards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from prunella.device_runtime.audio import check_samples, is_silent, split_at_quiet_points
+from prunella.device_runtime.bundle import AudioSpec, PromptSpec, open_bundle
+from prunella.device_runtime.engine import Engine, Float32
+from prunella.device_runtime.errors import AudioError, BundleError, EngineError, UsageError
+from prunella.device_runtime.guards import RepeatStop, strip_template
+from prunella.device_runtime.transcript import DecodeOptions, FinishReason, Segment, Timings, Transcript
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+ENGINES = ("onnx",)
+
+
+class Transcriber:
+    """Transcribes recordings of any length with one engine. Not thread-safe, as the engine is not.
+
+    Args:
+        engine: any `Engine`: ONNX Runtime on the device, PyTorch on the build machine.
+        tokenizer: the decoder's.
+        audio: how samples become audio tokens.
+        prompt: whose end-of-sequence tokens end a transcript.
+        options: limits and guards.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        audio: AudioSpec,
+        prompt: PromptSpec,
+        options: DecodeOptions | None = None,
+    ) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.audio = audio
+        self.prompt = prompt
+        self.options = options or DecodeOptions()
+
+    def transcribe(self, samples: npt.ArrayLike) -> Transcript:
+        """Transcribe (n,) mono samples at the bundle's rate (16 kHz), of any length.
+
+        What is longer than `audio.max_seconds` is split at quiet points and the texts joined with a space.
+
+        Raises:
+            AudioError: empty, NaN or infinite samples, or another shape.
+        """
+        steps = self.stream(samples)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                return done.value
+
+    def stream(self, samples: npt.ArrayLike) -> Generator[str, None, Transcript]:
+        """As `transcribe`, but yields the text so far whenever it has changed; the generator's value is the `Transcript`.
+
+        A text that was yielded can still lose its end: to a loop that was cut, or to template text. The timings include
+        what the consumer does between two texts.
+        """
+        checked = check_samples(samples, self.audio.sampling_rate)
+        segments: list[Segment] = []
+        shown = ""
+        for start, stop in split_at_quiet_points(checked, self.audio.max_seconds):
+            steps = self._segment(checked[start:stop], start)
+            while True:
+                try:
+                    text = _join([*(segment.text for segment in segments), next(steps)])
+                except StopIteration as done:
+                    segments.append(done.value)
+                    break
+                if text != shown:
+                    shown = text
+                    yield text
+        text = _join([segment.text for segment in segments])
+        if text != shown:
+            yield text
+        return Transcript(
+            text=text,
+            segments=tuple(segments),
+            timings=sum((segment.timings for segment in segments), Timings()),
+            engine=self.engine.name,
+            options=self.options,
+        )
+
+    def score(self, samples: npt.ArrayLike, text: str) -> tuple[float, int]:
+        """Cross-entropy of a given transcript.
+
+        Args:
+            samples: (n,) mono samples at 16 kHz, at most `audio.max_seconds`.
+            text: what was said, written as the model writes.
+
+        Returns:
+            Sum of the negative log-likelihoods (nats) of the text's tokens and the end token, and their number.
+
+        Raises:
+            AudioError: not usable, or longer than the model takes in one piece.
+        """
+        checked = check_samples(samples, self.audio.sampling_rate)
+        seconds = len(checked) / self.audio.sampling_rate
+        if seconds > self.audio.max_seconds:
+            raise AudioError(
+                f"{seconds:.1f} s of audio cannot be scored in one piece: cut it to {self.audio.max_seconds} s"
+            )
+        tokens = self.tokenizer.encode(text, add_special_tokens=False).ids
+        tokens.append(self.prompt.eos_ids[0])
+        losses = self.engine.score(self.engine.encode(checked), tokens)
+        return float(np.sum(losses, dtype=np.float64)), len(tokens)
+
+    def _segment(self, samples: Float32, offset: int) -> Generator[str, None, Segment]:
+        """Decode one piece; `offset` is its place in the recording, in samples."""
+        options = self.options
+        rate = self.audio.sampling_rate
+        began = time.perf_counter()
+        tokens: list[int] = []
+        audio_tokens = 0
+        encoded = prefilled = first = began
+        reason: FinishReason = "silence"
+        text = ""
+        if not (options.guards and is_silent(samples, options.silence_dbfs)):
+            embeddings = self.engine.encode(samples)
+            audio_tokens = len(embeddings)
+            encoded = time.perf_counter()
+            logits = self.engine.start(embeddings)
+            prefilled = time.perf_counter()
+            cap = options.token_cap(audio_tokens * self.audio.samples_per_token / rate)
+            guard = RepeatStop(options.repeat_max_words, options.repeat_times if options.guards else 0)
+            text, reason = yield from self._decode(logits, cap, guard, tokens)
+            first = prefilled
+        ended = time.perf_counter()
+        return Segment(
+            t0=offset / rate,
+            t1=(offset + len(samples)) / rate,
+            text=text,
+            tokens=tuple(tokens),
+            audio_tokens=audio_tokens,
+            finish_reason=reason,
+            timings=Timings(
+                audio=len(samples) / rate,
+                encode=encoded - began,
+                prefill=prefilled - encoded,
+                decode=ended - prefilled,
+                first_token=first - began,
+                total=ended - began,
+            ),
+        )
+
+    def _decode(
+        self, logits: Float32, cap: int, guard: RepeatStop, tokens: list[int]
+    ) -> Generator[str, None, tuple[str, FinishReason]]:
+        """Greedy decode into `tokens`, yielding the text so far; the value is the final text and why it ended."""
+        pieces = DecodeStream(skip_special_tokens=True)
+        reason: FinishReason = "length"
+        while len(tokens) < cap:
+            token = int(np.argmax(logits))
+            if token in self.prompt.eos_ids:
+                reason = "eos"
+                break
+            tokens.append(token)
+            piece = pieces.step(self.tokenizer, token)
+            if piece:
+                if guard.feed(piece):
+                    break
+                yield strip_template(guard.text)
+            if len(tokens) < cap:
+                logits = self.engine.step(token)
+        if not guard.looped:
+            # The stream holds back the bytes of an unfinished character; the whole text shows them.
+            whole = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            guard.feed(whole[len(guard.text) :] if whole.startswith(guard.text) else "")
+            guard.finish()
+        return strip_template(guard.text), "repeat" if guard.looped else reason
+
+
+def open_transcriber(
+    bundle_path: str | Path,
+    *,
+    engine: str | None = None,
+    threads: int | None = None,
+    options: DecodeOptions | None = None,
+) -> Transcriber:
+    """Open and verify a bundle, and load one of its engines.
+
+    Args:
+        bundle_path: the bundle's directory.
+        engine: one of `ENGINES`; by default the first that the bundle prefers and this prunella has.
+        threads: of the engine; by default the bundle's, 0 for one per physical core.
+        options: in place of the bundle's.
+
+    Raises:
+        BundleError: missing or corrupt.
+        EngineError: the bundle has no such engine, or it cannot run here.
+        UsageError: no engine of this name exists, or a negative number of threads.
+    """
+    if engine is not None and engine not in ENGINES:
+        raise UsageError(f"no engine '{engine}': choose one of {', '.join(ENGINES)}")
+    if threads is not None and threads < 0:
+        raise UsageError(
+            f"{threads} threads are not possible: give 1 or more, or 0 for one per physical core"
+        )
+    bundle = open_bundle(bundle_path)
+    manifest = bundle.manifest
+    usable = [name for name in manifest.engines if name in ENGINES]
+    if engine not in (None, *usable) or not usable:
+        has = ", ".join(manifest.engines) or "none"
+        raise EngineError(
+            f"{bundle_path} has no engine {engine or 'that this prunella runs'} (it has {has}): "
+            "export the model for a target that uses onnx"
+        )
+    tokenizer_file = bundle.file("tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise BundleError(f"{tokenizer_file} cannot be read ({error}): export the bundle again") from error
+    from prunella.device_runtime.onnx_engine import OnnxEngine  # brings in onnxruntime, an extra
+
+    chosen = OnnxEngine.open(bundle, threads=manifest.threads if threads is None else threads)
+    return Transcriber(chosen, tokenizer, manifest.audio, manifest.prompt, options or manifest.decode)
+
+
+def _join(texts: list[str]) -> str:
+    return " ".join(text for text in texts if text)
