@@ -39,6 +39,7 @@ class PromptSpec:
     before_ids: tuple[int, ...]
     after_ids: tuple[int, ...]
     eos_ids: tuple[int, ...]
+    text_style: str = "as-is"  # see text_style.py
 
 
 @dataclass(frozen=True)

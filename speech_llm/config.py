@@ -51,6 +51,7 @@ class SpeechLLMConfig:
     family: str = "ultravox"
     projector_norm_eps: float = 1e-6
     sampling_rate: int = 16_000
+    text_style: str = "as-is"  # how the model writes, see device_runtime/text_style.py
     extra_padding: int = 0  # samples of silence after the padding to whole stacks
     decode: DecodeOptions = field(default_factory=DecodeOptions)
     provenance: dict[str, Any] = field(default_factory=dict)

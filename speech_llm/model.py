@@ -37,6 +37,8 @@ class SpeechLLM(nn.Module):
         self.projector = PROJECTORS[config.family](config)
         self.decoder = decoder
         self.tokenizer = tokenizer
+        # As token ids. The prompt's own text decides: nothing is added by the tokenizer.
+        self.prompt: PromptSpec = tokenize_prompt(config, tokenizer)
 
     def embed_audio(self, log_mel: torch.Tensor, frames: torch.Tensor | None = None) -> torch.Tensor:
         """(batch, num_mel_bins, mel_frames) → (batch, audio_tokens, hidden) in the decoder's embedding space.
@@ -53,11 +55,6 @@ class SpeechLLM(nn.Module):
     def layers(self) -> nn.ModuleList:
         """The decoder's layers, in order."""
         return decoder_layers(self.decoder)
-
-    @property
-    def prompt(self) -> PromptSpec:
-        """The prompt as token ids. The prompt's own text decides: nothing is added by the tokenizer."""
-        return tokenize_prompt(self.config, self.tokenizer)
 
 
 def tokenize_prompt(config: SpeechLLMConfig, tokenizer: PreTrainedTokenizerBase) -> PromptSpec:
@@ -76,6 +73,7 @@ def tokenize_prompt(config: SpeechLLMConfig, tokenizer: PreTrainedTokenizerBase)
         before_ids=tuple(tokenizer(prompt.before_audio, add_special_tokens=False)["input_ids"]),
         after_ids=tuple(tokenizer(prompt.after_audio, add_special_tokens=False)["input_ids"]),
         eos_ids=(int(eos),),
+        text_style=config.text_style,
     )
 
 

@@ -22,7 +22,7 @@ from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConf
 from prunella.speech_llm.model import SpeechLLM
 
 REFERENCE_WEIGHTS = Path(__file__).parent / "reference"
-_RECIPE = 2  # raise when the conversion below changes, so that caches made by the old one are not used
+_RECIPE = 3  # raise when the conversion below changes, so that caches made by the old one are not used
 
 
 def reference_folder() -> Path:
@@ -62,6 +62,7 @@ def convert_reference(weights: Path) -> SpeechLLM:
         text_hidden_size=facts["text_hidden_size"],
         prompt=Prompt(facts["prompt_before_audio"], facts["prompt_after_audio"], facts["eos_token"]),
         sampling_rate=facts["sampling_rate"],
+        text_style="lower",
         extra_padding=1_600,
         provenance={"base_model": "reference", "decoder_base": facts["decoder_base"]},
     )

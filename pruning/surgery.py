@@ -1,0 +1,101 @@
+"""Taking layers out of a decoder so that every runtime can load what is left."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from prunella.device_runtime.errors import CheckpointError, UsageError
+from prunella.pruning.blocks import Block, check_blocks
+from prunella.speech_llm.checkpoint import load_decoder
+from prunella.speech_llm.model import SpeechLLM, decoder_layers
+
+RELOAD_TOLERANCE = 1e-4  # of logits between the model in memory and the one read back, both float32
+
+
+def drop_layers(decoder: PreTrainedModel, blocks: Sequence[Block]) -> PreTrainedModel:
+    """A decoder without the layers of `blocks`. It shares its weights with `decoder`, which is left as it was.
+
+    Cache slots (`layer_idx`) are renumbered and every per-layer list of the configuration is cut alike.
+
+    Raises:
+        UsageError: blocks that do not exist, or that shift a pattern which runtimes derive from a layer's number.
+    """
+    count = len(decoder_layers(decoder))
+    removed = {layer for block in check_blocks(blocks, count) for layer in block.layers}
+    kept = [layer for layer in range(count) if layer not in removed]
+    _refuse_shifted_pattern(decoder, kept)
+    pruned = share_weights(decoder)
+    layers = decoder_layers(pruned)
+    pruned.base_model.layers = nn.ModuleList([layers[index] for index in kept])
+    for index, layer in enumerate(pruned.base_model.layers):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
+    _slice_config(pruned, kept, count)
+    return pruned
+
+
+def share_weights(decoder: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the module tree around the same parameters."""
+    tensors = [*decoder.parameters(), *decoder.buffers()]
+    return copy.deepcopy(decoder, {id(tensor): tensor for tensor in tensors})
+
+
+def with_decoder(model: SpeechLLM, decoder: PreTrainedModel) -> SpeechLLM:
+    """The same speech LLM around another decoder; encoder and projector are shared."""
+    other = SpeechLLM(model.config, decoder, model.tokenizer)
+    other.audio_encoder, other.projector = model.audio_encoder, model.projector
+    return other.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class ReloadCheck:
+    """Largest difference of logits between the model in memory and the one read back."""
+
+    max_logit_difference: float
+
+
+@torch.inference_mode()
+def check_reload(decoder: PreTrainedModel, folder: str | Path) -> ReloadCheck:
+    """Load the decoder saved in `folder` and compare it logit by logit with `decoder`.
+
+    Raises:
+        CheckpointError: the logits differ by more than `RELOAD_TOLERANCE`, or it does not load.
+    """
+    reloaded, _ = load_decoder(folder)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(decoder.config.vocab_size, (2, 24), generator=generator)
+    difference = float((decoder(tokens).logits - reloaded(tokens).logits).abs().max())
+    # Not `>`: a NaN must fail too.
+    if not difference <= RELOAD_TOLERANCE:
+        raise CheckpointError(f"{folder} read back differs by {difference:.2g} in its logits from the model in memory")
+    return ReloadCheck(difference)
+
+
+def _slice_config(decoder: PreTrainedModel, kept: Sequence[int], count: int) -> None:
+    config = decoder.config
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list | tuple) and len(value) == count:
+            setattr(config, name, [value[index] for index in kept])
+    config.num_hidden_layers = len(kept)
+
+
+def _refuse_shifted_pattern(decoder: PreTrainedModel, kept: Sequence[int]) -> None:
+    # llama.cpp computes SmolLM3's layers without rotary embedding from the layer's number (every fourth).
+    pattern = getattr(decoder.config, "no_rope_layers", None)
+    if not pattern:
+        return
+    left = [pattern[index] for index in kept]
+    if left != list(pattern[: len(kept)]):
+        interval = getattr(decoder.config, "no_rope_layer_interval", 4)
+        raise UsageError(
+            f"this cut shifts {decoder.config.model_type}'s pattern of layers without rotary embedding, which runtimes "
+            f"derive from the layer's number: cut whole groups of {interval} layers"
+        )

@@ -1,0 +1,147 @@
+"""Teacher-forced batches: prompt, audio and transcript as one padded sequence of embeddings for the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+
+from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.text_style import style_text
+from prunella.evaluation.manifest import Utterance
+from prunella.speech_llm.engine import model_features
+from prunella.speech_llm.model import SpeechLLM
+
+IGNORE = -100  # label of a position that is not scored
+
+
+class PositionClass(IntEnum):
+    """What stands at a position of the decoder's input."""
+
+    PROMPT = 0
+    AUDIO = 1
+    TEXT = 2
+
+
+@dataclass(frozen=True)
+class SpeechExample:
+    """One utterance: log-mel (num_mel_bins, frames) float32, and transcript token ids that end with the end token."""
+
+    log_mel: torch.Tensor
+    tokens: tuple[int, ...]
+
+    def length(self, model: SpeechLLM) -> int:
+        """Positions that the example takes in the decoder."""
+        prompt = model.prompt
+        audio = self.log_mel.shape[1] // (2 * model.config.stack_factor)
+        return len(prompt.before_ids) + audio + len(prompt.after_ids) + len(self.tokens)
+
+
+@dataclass(frozen=True)
+class DecoderBatch:
+    """Right-padded decoder inputs.
+
+    inputs_embeds (batch, length, hidden); attention_mask (batch, length) int64; labels (batch, length) int64, already
+    shifted: labels[t] is the token that position t predicts, `IGNORE` where nothing is scored; position_class
+    (batch, length) int64, -1 at padding.
+    """
+
+    inputs_embeds: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+    position_class: torch.Tensor
+
+    @property
+    def is_token(self) -> torch.Tensor:
+        """(batch, length) bool, False at padding."""
+        return self.position_class >= 0
+
+
+def speech_example(model: SpeechLLM, utterance: Utterance) -> SpeechExample:
+    """Read one utterance's audio and tokenise its transcript as the model writes.
+
+    Raises:
+        AudioError: the file cannot be read.
+    """
+    features = model_features(model, load_audio(utterance.audio))
+    text = style_text(utterance.text, model.config.text_style)
+    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return SpeechExample(features, (*ids, model.prompt.eos_ids[0]))
+
+
+def batches_by_length(
+    model: SpeechLLM, examples: Iterable[SpeechExample], max_positions: int = 2_048
+) -> Iterator[DecoderBatch]:
+    """Batches of similar lengths with at most `max_positions` positions, padding included."""
+    ordered = sorted(examples, key=lambda example: example.length(model))
+    group: list[SpeechExample] = []
+    for example in ordered:
+        if group and (len(group) + 1) * example.length(model) > max_positions:
+            yield speech_batch(model, group)
+            group = []
+        group.append(example)
+    if group:
+        yield speech_batch(model, group)
+
+
+def speech_batch(model: SpeechLLM, examples: Sequence[SpeechExample]) -> DecoderBatch:
+    """Encode the audio of `examples` together and lay the decoder's inputs out."""
+    lengths = torch.tensor([example.log_mel.shape[1] for example in examples])
+    log_mel = torch.zeros(len(examples), examples[0].log_mel.shape[0], int(lengths.max()))
+    for row, example in zip(log_mel, examples, strict=True):
+        row[:, : example.log_mel.shape[1]] = example.log_mel
+    frames = lengths // 2
+    audio = model.embed_audio(log_mel, frames if len(examples) > 1 else None)
+    audio_tokens = frames // model.config.stack_factor
+    rows = [row[:count] for row, count in zip(audio, audio_tokens.tolist(), strict=True)]
+    return layout_batch(model, rows, [example.tokens for example in examples])
+
+
+def layout_batch(
+    model: SpeechLLM, audio: Sequence[torch.Tensor], tokens: Sequence[Sequence[int]]
+) -> DecoderBatch:
+    """Lay out audio embeddings [(audio_tokens, hidden), ...] with the prompt around and the transcripts behind them."""
+    prompt = model.prompt
+    before = model.embed_tokens(torch.tensor(prompt.before_ids, dtype=torch.long))
+    after = model.embed_tokens(torch.tensor(prompt.after_ids, dtype=torch.long))
+    rows, labels, classes = [], [], []
+    for embeddings, ids in zip(audio, tokens, strict=True):
+        target = torch.tensor(ids, dtype=torch.long)
+        # The end token is predicted, never read.
+        rows.append(torch.cat([before, embeddings, after, model.embed_tokens(target[:-1])]))
+        parts = [(len(before), 0), (len(embeddings), 1), (len(after), 0), (len(ids) - 1, 2)]
+        classes.append(torch.cat([torch.full((count,), kind) for count, kind in parts]))
+        label = torch.full((len(rows[-1]),), IGNORE)
+        label[len(label) - len(ids) :] = target
+        labels.append(label)
+    pad = torch.nn.utils.rnn.pad_sequence
+    position_class = pad(classes, batch_first=True, padding_value=-1)
+    return DecoderBatch(
+        inputs_embeds=pad(rows, batch_first=True),
+        attention_mask=(position_class >= 0).long(),
+        labels=pad(labels, batch_first=True, padding_value=IGNORE),
+        position_class=position_class,
+    )
+
+
+def batch_loss(model: SpeechLLM, batch: DecoderBatch) -> tuple[float, int]:
+    """Summed cross-entropy (nats) over the scored positions, and their number. The head runs on those alone."""
+    hidden = model.decoder.base_model(
+        inputs_embeds=batch.inputs_embeds, attention_mask=batch.attention_mask, use_cache=False
+    ).last_hidden_state
+    scored = batch.labels != IGNORE
+    logits = model.decoder.get_output_embeddings()(hidden[scored])
+    loss = torch.nn.functional.cross_entropy(logits.float(), batch.labels[scored], reduction="sum")
+    return float(loss), int(scored.sum())
+
+
+@torch.inference_mode()
+def cross_entropy(model: SpeechLLM, batches: Iterable[DecoderBatch]) -> float:
+    """Mean negative log-likelihood (nats a token) of the transcripts, end token included."""
+    total, count = 0.0, 0
+    for batch in batches:
+        loss, tokens = batch_loss(model, batch)
+        total, count = total + loss, count + tokens
+    return total / max(count, 1)
