@@ -1,0 +1,1 @@
+"""Manifests, word error rates with intervals, over anything that has `transcribe(samples) -> Transcript`. No torch."""

@@ -1,0 +1,161 @@
+"""Word error rates of a bundle or a model on real speech, by source, with intervals; of two systems also the difference."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tqdm
+from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.errors import AudioError
+from prunella.evaluation.manifest import SpeechManifest, read_manifest
+from prunella.evaluation.records import ClipRecord, RecordsFile, clip_record
+from prunella.evaluation.report import (
+    EvaluationReport,
+    compare_reports,
+    render_report,
+    summarise,
+)
+from prunella.evaluation.systems import BASELINE, System, open_system
+
+_SAMPLING_RATE = 16_000
+Scorer = Callable[[npt.NDArray[np.float32], str], tuple[float, int]]
+
+
+def evaluate(
+    system: System,
+    manifest: SpeechManifest,
+    *,
+    score: bool = True,
+    name: str = "system",
+    fingerprint: str | None = None,
+    records: str | Path | None = None,
+    progress: bool = False,
+) -> EvaluationReport:
+    """Transcribe every clip of a manifest and count the errors.
+
+    Args:
+        system: anything with `transcribe(samples) -> Transcript`.
+        manifest: the clips.
+        score: also the cross-entropy of the reference texts, if the system has `score(samples, text)`.
+        name: how the report calls the system.
+        fingerprint: identity of the system in the records file (default: its name).
+        records: JSONL file; clips that it holds for this system are not transcribed again, new ones are appended.
+        progress: a bar on stderr, if stderr is a terminal.
+
+    Raises:
+        ManifestError: no clip could be evaluated.
+    """
+    scorer = getattr(system, "score", None) if score else None
+    kept = RecordsFile(records, name, fingerprint or name) if records is not None else None
+    results: list[ClipRecord] = []
+    skipped: list[str] = []
+    # disable=None: tqdm shows nothing where stderr is not a terminal.
+    for utterance in tqdm.tqdm(
+        manifest.utterances, desc=name, unit="clip", file=sys.stderr, disable=None if progress else True
+    ):
+        known = kept.find(utterance) if kept else None
+        if known is not None and (scorer is None or known.scored):
+            results.append(known)
+            continue
+        try:
+            samples = load_audio(utterance.audio)
+            start = time.perf_counter()
+            transcript = system.transcribe(samples)
+            elapsed = time.perf_counter() - start
+        except AudioError as error:
+            skipped.append(str(error))
+            sys.stderr.write(f"skipped {utterance.id}: {error}\n")
+            continue
+        if not transcript.timings.total:
+            transcript = replace(transcript, timings=replace(transcript.timings, total=elapsed))
+        record = clip_record(
+            utterance,
+            transcript,
+            seconds=len(samples) / _SAMPLING_RATE,
+            scored=scorer is not None,
+            score=_score(scorer, samples, utterance.text),
+        )
+        results.append(record)
+        if kept is not None:
+            kept.append(utterance, record)
+    return summarise(name, results, skipped)
+
+
+def _score(scorer: Scorer | None, samples: npt.NDArray[np.float32], text: str) -> tuple[float, int] | None:
+    if scorer is None:
+        return None
+    try:
+        return scorer(samples, text)
+    except AudioError:
+        return None  # too long to be scored in one piece: it still counts for the WER
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `prunella eval`."""
+    parser.add_argument(
+        "system", metavar="SYSTEM", help=f"a bundle, a model folder, 'reference', a Hub id or '{BASELINE}'"
+    )
+    parser.add_argument(
+        "system_b", metavar="SYSTEM_B", nargs="?", help="a second one: adds the paired difference"
+    )
+    parser.add_argument(
+        "--speech", required=True, type=Path, metavar="MANIFEST", help="JSONL: audio_filepath, duration, text"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N clips of every source")
+    parser.add_argument("--max-seconds", type=float, metavar="S", help="only clips of at most S seconds")
+    parser.add_argument(
+        "--source", action="append", default=[], metavar="NAME", help="only this source (may be repeated)"
+    )
+    parser.add_argument("--no-guards", action="store_true", help="no repeat stop and no silence gate")
+    parser.add_argument("--no-score", action="store_true", help="no cross-entropy of the reference texts")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the system's own)")
+    parser.add_argument(
+        "--records", type=Path, metavar="FILE", help="JSONL of every clip; an interrupted run goes on from it"
+    )
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    parser.add_argument("--json", action="store_true", help="JSON on stdout: overall and one entry a source")
+
+
+def run(args: argparse.Namespace) -> int:
+    """`prunella eval`: evaluate one or two systems and write the result to stdout."""
+    manifest = read_manifest(args.speech).select(
+        sources=args.source, max_seconds=args.max_seconds, limit=args.limit
+    )
+    names = [args.system] + ([args.system_b] if args.system_b else [])
+    reports = [_evaluate_named(name, manifest, args) for name in names]
+    paired = compare_reports(*reports) if len(reports) == 2 else None
+    if args.json:
+        if paired is None:
+            result = reports[0].to_json()
+        else:
+            a, b = (report.to_json() for report in reports)
+            result = {"systems": names, "a": a, "b": b, "paired": paired.to_json()}
+        sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        return 0
+    parts = [render_report(report) for report in reports]
+    if paired is not None:
+        parts.append(paired.verdict())
+    sys.stdout.write("\n\n".join(parts) + "\n")
+    return 0
+
+
+def _evaluate_named(name: str, manifest: SpeechManifest, args: argparse.Namespace) -> EvaluationReport:
+    # Opened here so that the first system's memory is free before the second one is loaded.
+    opened = open_system(name, guards=not args.no_guards, threads=args.threads)
+    return evaluate(
+        opened.system,
+        manifest,
+        score=not args.no_score,
+        name=name,
+        fingerprint=opened.fingerprint,
+        records=args.records,
+        progress=not args.no_progress,
+    )

@@ -1,0 +1,193 @@
+"""Speech manifests in the form of the Open ASR Leaderboard: one JSON object a line, audio beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TextIO
+
+from prunella.device_runtime.errors import ManifestError, UsageError
+
+UNKNOWN_SOURCE = "unknown"
+_SHOWN_PROBLEMS = 10
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One clip and what is said in it. `id` is its `audio_filepath` as the manifest writes it."""
+
+    id: str
+    audio: Path
+    duration: float  # seconds, as the manifest says
+    text: str
+    source: str = UNKNOWN_SOURCE
+    speaker: str = ""
+
+
+@dataclass(frozen=True)
+class SpeechManifest:
+    """The usable rows of a manifest, in file order, and what was wrong with the others (`file:line: why`)."""
+
+    path: Path
+    utterances: tuple[Utterance, ...]
+    problems: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the sources, in order of appearance."""
+        return tuple(dict.fromkeys(utterance.source for utterance in self.utterances))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of audio in all."""
+        return sum(utterance.duration for utterance in self.utterances)
+
+    def only(self, sources: Collection[str]) -> SpeechManifest:
+        """Rows of the named sources.
+
+        Raises:
+            UsageError: a source that no row has.
+        """
+        for source in sources:
+            if source not in self.sources:
+                raise UsageError(f"{self.path} has no source '{source}': it has {', '.join(self.sources)}")
+        return self._keep([u for u in self.utterances if u.source in sources])
+
+    def at_most(self, seconds: float) -> SpeechManifest:
+        """Rows whose audio is no longer than `seconds`."""
+        return self._keep([u for u in self.utterances if u.duration <= seconds])
+
+    def limit(self, per_source: int) -> SpeechManifest:
+        """The first `per_source` rows of every source."""
+        counts: dict[str, int] = {}
+        kept = []
+        for utterance in self.utterances:
+            counts[utterance.source] = counts.get(utterance.source, 0) + 1
+            if counts[utterance.source] <= per_source:
+                kept.append(utterance)
+        return self._keep(kept)
+
+    def sample(self, count: int, *, seed: int = 0) -> SpeechManifest:
+        """`count` rows drawn without replacement (all, if there are fewer), in file order; the seed decides which."""
+        if count >= len(self.utterances):
+            return self
+        chosen = random.Random(seed).sample(range(len(self.utterances)), count)  # noqa: S311
+        return self._keep([self.utterances[i] for i in sorted(chosen)])
+
+    def select(
+        self,
+        *,
+        sources: Collection[str] = (),
+        max_seconds: float | None = None,
+        limit: int | None = None,
+    ) -> SpeechManifest:
+        """What `--source`, `--max-seconds` and `--limit` ask for, in this order.
+
+        Raises:
+            UsageError: an unknown source, or a number that is not positive.
+            ManifestError: nothing is left.
+        """
+        if limit is not None and limit < 1:
+            raise UsageError(f"a limit of {limit} clips leaves nothing: give 1 or more")
+        if max_seconds is not None and not max_seconds > 0:
+            raise UsageError(f"clips of at most {max_seconds} s leave nothing: give a positive number")
+        chosen = self.only(sources) if sources else self
+        if max_seconds is not None:
+            chosen = chosen.at_most(max_seconds)
+        if limit is not None:
+            chosen = chosen.limit(limit)
+        if not chosen.utterances:
+            shortest = min(u.duration for u in self.utterances)
+            raise ManifestError(
+                f"no clip of {self.path} is left after the selection (its shortest takes {shortest:.1f} s): raise --max-seconds"
+            )
+        return chosen
+
+    def _keep(self, utterances: list[Utterance]) -> SpeechManifest:
+        return replace(self, utterances=tuple(utterances))
+
+
+def read_manifest(path: str | Path, *, report: TextIO | None = None) -> SpeechManifest:
+    """Read a JSONL manifest; rows that cannot be used are reported and skipped.
+
+    A row needs `audio_filepath` (relative to the manifest's folder), `duration` (seconds) and `text`; `source` and
+    `speaker` are optional, other keys are ignored.
+
+    Args:
+        path: the manifest.
+        report: where problems are written (default stderr).
+
+    Raises:
+        ManifestError: unreadable, or no usable row.
+    """
+    path = Path(path)
+    form = 'one {"audio_filepath": ..., "duration": ..., "text": ...} a line'
+    if not path.is_file():
+        state = "is not a file" if path.exists() else "does not exist"
+        raise ManifestError(f"manifest {path} {state}: give a JSONL file, {form}")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"manifest {path} is not UTF-8 text: give a JSONL file, {form}") from error
+    utterances: list[Utterance] = []
+    problems: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            utterances.append(_parse(line, path.parent))
+        except ValueError as error:
+            problems.append(f"{path}:{number}: {error}")
+    if not utterances:
+        first = f" (first: {problems[0]})" if problems else ""
+        raise ManifestError(f"manifest {path} has no usable row{first}: write {form}")
+    stream = report if report is not None else sys.stderr
+    for problem in problems[:_SHOWN_PROBLEMS]:
+        stream.write(f"skipped {problem}\n")
+    if len(problems) > _SHOWN_PROBLEMS:
+        stream.write(f"skipped {len(problems) - _SHOWN_PROBLEMS} more rows of {path}\n")
+    return SpeechManifest(path, tuple(utterances), tuple(problems))
+
+
+def _parse(line: str, folder: Path) -> Utterance:
+    """One row.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")
+    missing = [key for key in ("audio_filepath", "duration", "text") if key not in row]
+    if missing:
+        raise ValueError(f"no {', '.join(missing)}")
+    name, duration, text = row["audio_filepath"], row["duration"], row["text"]
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ValueError("audio_filepath is not a file name")
+    if isinstance(duration, bool) or not isinstance(duration, int | float) or not 0 < duration < math.inf:
+        raise ValueError(f"duration {duration!r} is not a positive number of seconds")
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("text is empty")
+    audio = folder / name
+    if not audio.is_file():
+        raise ValueError(f"{audio} does not exist")
+    source, speaker = row.get("source"), row.get("speaker")
+    return Utterance(
+        id=name,
+        audio=audio,
+        duration=float(duration),
+        text=text.strip(),
+        source=str(source) if source else UNKNOWN_SOURCE,
+        speaker="" if speaker is None else str(speaker),
+    )

@@ -1,0 +1,120 @@
+"""Whatever can be evaluated: a bundle, a model folder, a Hub id or the native baseline, by one name.
+
+Openers are named as text and imported when asked for, so that a bundle is measured without loading torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from prunella._version import __version__
+from prunella.device_runtime.bundle import MANIFEST_NAME
+from prunella.device_runtime.errors import EngineError, UsageError
+from prunella.device_runtime.files import sha256
+from prunella.device_runtime.transcript import DecodeOptions, Transcript
+
+BASELINE = "whisper-tiny.en"
+
+# kind → (module:function, the extra of pip that brings what it needs)
+_OPENERS = {
+    "bundle": ("prunella.device_runtime.transcriber:open_transcriber", "cpu"),
+    "baseline": ("prunella.evaluation.whisper_baseline:open_whisper_tiny_en", "baseline"),
+    "model": ("prunella.speech_llm.engine:open_model_transcriber", "build"),
+}
+
+
+class System(Protocol):
+    """The one thing that evaluation asks for; `score(samples, text) -> (nll_sum, tokens)` is used where offered."""
+
+    def transcribe(self, samples: npt.NDArray[np.float32]) -> Transcript:
+        """(n,) mono float32 at 16 kHz → its text."""
+        ...
+
+
+@dataclass(frozen=True)
+class OpenedSystem:
+    """A system ready to transcribe. `fingerprint` changes whenever its files or options do."""
+
+    name: str
+    system: System
+    fingerprint: str
+    disk_bytes: int | None  # None where it is not a folder on this machine
+
+
+def open_system(name_or_path: str, *, guards: bool = True, threads: int | None = None) -> OpenedSystem:
+    """Open a system by name.
+
+    Args:
+        name_or_path: a bundle's folder, `whisper-tiny.en`, a checkpoint folder, `reference` or a Hub id.
+        guards: False switches the repeat stop and the silence gate off (Whisper has none of ours).
+        threads: CPU threads; by default the system's own choice.
+
+    Raises:
+        UsageError: a path that does not exist.
+        EngineError: what the system needs is not installed.
+        PrunellaError: what the opener itself raises.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"{threads} threads are not possible: give 1 or more, or leave it to the system")
+    kind = system_kind(name_or_path)
+    target, extra = _OPENERS[kind]
+    module_name, _, function = target.partition(":")
+    try:
+        opener = getattr(importlib.import_module(module_name), function)
+        system = opener(name_or_path, threads=threads)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("prunella"):
+            raise
+        raise EngineError(
+            f"'{name_or_path}' is a {kind} and needs {error.name}: pip install 'prunella[{extra}]', or name another "
+            f"system (a bundle needs prunella[cpu], {BASELINE} prunella[baseline])"
+        ) from error
+    if not guards and isinstance(options := getattr(system, "options", None), DecodeOptions):
+        system.options = replace(options, guards=False)
+    folder = getattr(system, "path", None) if kind == "baseline" else Path(name_or_path)
+    return OpenedSystem(name_or_path, system, _fingerprint(name_or_path, kind, guards), _disk_bytes(folder))
+
+
+def system_kind(name_or_path: str) -> str:
+    """`bundle`, `baseline` or `model`.
+
+    Raises:
+        UsageError: it looks like a path and nothing is there.
+    """
+    if name_or_path == BASELINE:
+        return "baseline"
+    path = Path(name_or_path)
+    if path.is_dir():
+        return "bundle" if (path / MANIFEST_NAME).exists() else "model"
+    # A Hub id is `name` or `owner/name`; anything else was meant as a path.
+    if path.exists() or name_or_path.startswith((".", "/", "~")) or len(path.parts) > 2:
+        raise UsageError(
+            f"no bundle or model folder at {name_or_path}: give a bundle, a checkpoint folder, 'reference', "
+            f"a Hub id or '{BASELINE}'"
+        )
+    return "model"
+
+
+def _fingerprint(name: str, kind: str, guards: bool) -> str:
+    path = Path(name)
+    if kind == "bundle":
+        content: Any = sha256(path / MANIFEST_NAME)
+    elif path.is_dir():
+        stats = {str(f.relative_to(path)): f.stat() for f in sorted(path.rglob("*")) if f.is_file()}
+        content = [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()]
+    else:
+        content = [name, __version__]
+    return hashlib.sha256(json.dumps([kind, content, guards]).encode()).hexdigest()[:16]
+
+
+def _disk_bytes(folder: Path | None) -> int | None:
+    if folder is None or not folder.is_dir():
+        return None
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
