@@ -103,16 +103,17 @@ def parse_manifest(text: str, where: Path) -> BundleManifest:
     version = body.get("schema_version")
     if version != SCHEMA_VERSION:
         raise BundleError(
-            f"{where} has schema version {version}, this prunella reads {SCHEMA_VERSION}: "
+            f"{where} has schema version {version!r}, this prunella reads {SCHEMA_VERSION}: "
             "export the bundle again, or install the prunella that made it"
         )
     body.pop("manifest_sha256", None)
     try:
+        prompt: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in body["prompt"].items()
+        }
         nested = {
             "audio": AudioSpec(**body["audio"]),
-            "prompt": PromptSpec(
-                **{k: tuple(v) if isinstance(v, list) else v for k, v in body["prompt"].items()}
-            ),
+            "prompt": PromptSpec(**prompt),
             "decoder": DecoderSpec(**body["decoder"]),
             "decode": DecodeOptions(**body["decode"]),
             "engines": tuple(body["engines"]),
@@ -121,7 +122,8 @@ def parse_manifest(text: str, where: Path) -> BundleManifest:
         manifest = BundleManifest(**{**body, **nested})
     except (KeyError, TypeError, AttributeError) as error:
         known = ", ".join(f.name for f in fields(BundleManifest))
-        raise BundleError(f"{where} does not fit the schema ({error}; keys: {known}): {remedy}") from error
+        reason = " ".join(str(error).split())
+        raise BundleError(f"{where} does not fit the schema ({reason}; keys: {known}): {remedy}") from error
     if manifest.dumps() != text:
         raise BundleError(f"{where} was changed after it was written (its checksum does not match): {remedy}")
     return manifest
@@ -142,7 +144,9 @@ class Bundle:
         """
         if name not in self.manifest.files:
             have = ", ".join(sorted(self.manifest.files)) or "nothing"
-            raise BundleError(f"{self.path} holds no {name} (it holds {have}): export it again for the engine you want")
+            raise BundleError(
+                f"{self.path} holds no {name} (it holds {have}): export it again for the engine you want"
+            )
         return self.path / name
 
     @property
@@ -164,10 +168,14 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     path = Path(path)
     if not path.is_dir():
         state = "is a file" if path.exists() else "does not exist"
-        raise BundleError(f"{path} {state}: a bundle is a directory made by `prunella export` or `prunella build`")
+        raise BundleError(
+            f"{path} {state}: a bundle is a directory made by `prunella export` or `prunella build`"
+        )
     manifest_path = path / MANIFEST_NAME
     if not manifest_path.is_file():
-        raise BundleError(f"{path} holds no {MANIFEST_NAME}: not a bundle; `prunella export MODEL --target ...` makes one")
+        raise BundleError(
+            f"{path} holds no {MANIFEST_NAME}: not a bundle; `prunella export MODEL --target ...` makes one"
+        )
     try:
         text = manifest_path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -176,13 +184,17 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     root = path.resolve()
     for name, entry in manifest.files.items():
         file = path / name
-        if not file.resolve().is_relative_to(root):
-            raise BundleError(f"{manifest_path} lists {name}, which is outside the bundle: do not trust it")
+        if "\0" in name or not file.resolve().is_relative_to(root):
+            raise BundleError(f"{manifest_path} lists {name!r}, which is outside the bundle: do not trust it")
         if not file.is_file():
             raise BundleError(f"{file} is missing: export the bundle again, or copy it again")
         size = file.stat().st_size
         if size != entry.bytes:
-            raise BundleError(f"{file} has {size} bytes, expected {entry.bytes}: it was cut short or changed; copy it again")
+            raise BundleError(
+                f"{file} has {size} bytes, expected {entry.bytes}: it was cut short or changed; copy it again"
+            )
         if verify and sha256(file) != entry.sha256:
-            raise BundleError(f"{file} is corrupt (its sha256 does not match): copy it again or export the bundle again")
+            raise BundleError(
+                f"{file} is corrupt (its sha256 does not match): copy it again or export the bundle again"
+            )
     return Bundle(path, manifest)

@@ -13,6 +13,7 @@ from prunella.device_runtime.bundle import AudioSpec, PromptSpec, open_bundle
 from prunella.device_runtime.engine import Engine, Float32
 from prunella.device_runtime.errors import AudioError, BundleError, EngineError, UsageError
 from prunella.device_runtime.guards import RepeatStop, strip_template
+from prunella.device_runtime.text_style import style_text
 from prunella.device_runtime.transcript import DecodeOptions, FinishReason, Segment, Timings, Transcript
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
@@ -96,7 +97,7 @@ class Transcriber:
 
         Args:
             samples: (n,) mono samples at 16 kHz, at most `audio.max_seconds`.
-            text: what was said, written as the model writes.
+            text: what was said; brought into the form that the model writes (`prompt.text_style`).
 
         Returns:
             Sum of the negative log-likelihoods (nats) of the text's tokens and the end token, and their number.
@@ -110,7 +111,7 @@ class Transcriber:
             raise AudioError(
                 f"{seconds:.1f} s of audio cannot be scored in one piece: cut it to {self.audio.max_seconds} s"
             )
-        tokens = self.tokenizer.encode(text, add_special_tokens=False).ids
+        tokens = self.tokenizer.encode(style_text(text, self.prompt.text_style), add_special_tokens=False).ids
         tokens.append(self.prompt.eos_ids[0])
         losses = self.engine.score(self.engine.encode(checked), tokens)
         return float(np.sum(losses, dtype=np.float64)), len(tokens)

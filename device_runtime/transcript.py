@@ -85,7 +85,7 @@ class Transcript:
         reasons = {segment.finish_reason for segment in self.segments}
         for reason in ("repeat", "length", "eos"):
             if reason in reasons:
-                return reason  # type: ignore[return-value]
+                return reason
         return "silence"
 
     def to_json(self) -> dict[str, Any]:
