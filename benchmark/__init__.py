@@ -1,0 +1,1 @@
+"""How fast and how large: every system in a process of its own, clips alternating between them."""

@@ -40,6 +40,11 @@ class GroupReport:
         """A JSON-ready dict, floats to six digits."""
         return _rounded(asdict(self))
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> GroupReport:
+        """Inverse of `to_json`, up to its rounding."""
+        return cls(**{key: values[key] for key in cls.__dataclass_fields__})
+
 
 @dataclass(frozen=True)
 class EvaluationReport:

@@ -1,0 +1,85 @@
+"""The process that is measured: load one system, transcribe the clips named on stdin, say what it took on stdout.
+
+    python -m prunella.benchmark.measure SYSTEM < paths        one JSON line when loaded, one a clip, one at the end
+
+A fresh process for every system, so that load time and peak memory are its own; it loads no more than the system needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from prunella.benchmark.conditions import peak_memory_bytes
+from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.errors import PrunellaError
+from prunella.evaluation.systems import OpenedSystem, open_system
+
+_SAMPLING_RATE = 16_000
+
+
+def serve(
+    system: str, paths: TextIO, results: TextIO, *, guards: bool = True, threads: int | None = None
+) -> None:
+    """Answer every line of `paths` (a path as JSON string) with one JSON line, until its end.
+
+    The first line of `results` has `disk_bytes`, the last `peak_memory_bytes`. A PrunellaError ends it with a line
+    `{"error": ..., "exit_code": ...}`.
+    """
+    try:
+        opened = open_system(system, guards=guards, threads=threads)
+        _write(results, {"disk_bytes": opened.disk_bytes})
+        for line in paths:
+            _write(results, _timed(opened, json.loads(line)))
+    except PrunellaError as error:
+        _write(results, {"error": str(error), "exit_code": error.exit_code})
+        return
+    _write(results, {"peak_memory_bytes": peak_memory_bytes()})
+
+
+def _timed(opened: OpenedSystem, path: str) -> dict[str, Any]:
+    samples = load_audio(path)
+    start = time.perf_counter()
+    transcript = opened.system.transcribe(samples)
+    elapsed = time.perf_counter() - start
+    timings = transcript.timings
+    return {
+        "audio_seconds": len(samples) / _SAMPLING_RATE,
+        "total": elapsed,  # by our own clock: what a caller waits, whatever the system says of itself
+        "encode": timings.encode,
+        "prefill": timings.prefill,
+        "decode": timings.decode,
+        "first_token": timings.first_token,
+        "tokens": len(transcript.tokens),
+        "text": transcript.text,
+        "engine": transcript.engine,
+    }
+
+
+def _write(results: TextIO, message: dict[str, Any]) -> None:
+    results.write(json.dumps(message) + "\n")
+    results.flush()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the measured process."""
+    parser = argparse.ArgumentParser(prog="python -m prunella.benchmark.measure", description=__doc__)
+    parser.add_argument("system")
+    parser.add_argument("--no-guards", action="store_true")
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args(argv)
+    # Native libraries print to file descriptor 1: they get stderr, the results keep the real stdout.
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as results, contextlib.suppress(KeyboardInterrupt):
+        os.dup2(2, 1)
+        serve(args.system, sys.stdin, results, guards=not args.no_guards, threads=args.threads)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
