@@ -61,8 +61,13 @@ def _normaliser() -> EnglishTextNormalizer:
 
 
 def normalise(text: str) -> str:
-    """Lower case, no punctuation, numbers and spellings made alike: the Whisper English normaliser."""
-    return _normaliser()(text).strip()
+    """Lower case, no punctuation, numbers and spellings made alike: the Whisper English normaliser.
+
+    It also joins spoken digits ("one two" becomes "12", one word). What has no letter or digit becomes "".
+    """
+    normalised = _normaliser()(text).strip()
+    # The normaliser keeps a lone "..." as if it were a word.
+    return normalised if any(map(str.isalnum, normalised)) else ""
 
 
 def count_errors(reference: str, hypothesis: str) -> ClipErrors:

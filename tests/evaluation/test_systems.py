@@ -1,0 +1,85 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.errors import AudioError, EngineError, UsageError
+from prunella.device_runtime.transcript import DecodeOptions
+from prunella.evaluation import systems
+from prunella.evaluation.manifest import read_manifest
+from prunella.evaluation.systems import open_system, system_kind
+from prunella.evaluation.word_errors import count_errors
+
+CLIPS = Path(__file__).parents[2] / "examples" / "clips"
+
+
+def test_kinds(tmp_path):
+    assert system_kind("whisper-tiny.en") == "baseline"
+    assert system_kind("reference") == "model"
+    assert system_kind("fixie-ai/ultravox-v0_5") == "model"
+    assert system_kind(str(tmp_path)) == "model"
+    (tmp_path / "bundle.json").write_text("{}")
+    assert system_kind(str(tmp_path)) == "bundle"
+    for path in ("./none", "/none", "a/b/c", str(tmp_path / "bundle.json")):
+        with pytest.raises(UsageError, match="no bundle or model folder"):
+            system_kind(path)
+
+
+def test_a_missing_extra_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(systems._OPENERS, "model", ("not_installed_anywhere:open", "build"))
+    with pytest.raises(EngineError, match=r"needs not_installed_anywhere: pip install 'prunella\[build\]'"):
+        open_system("reference")
+
+
+class Configurable:
+    def __init__(self, name, threads=None):
+        self.options = DecodeOptions()
+        self.threads = threads
+
+
+def test_options_reach_the_system_and_its_fingerprint(monkeypatch, tmp_path):
+    monkeypatch.setitem(systems._OPENERS, "model", (f"{__name__}:Configurable", "build"))
+    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or _this_module())
+    plain, unguarded = open_system(str(tmp_path)), open_system(str(tmp_path), guards=False, threads=3)
+    assert plain.system.options.guards and not unguarded.system.options.guards
+    assert unguarded.system.threads == 3
+    assert plain.fingerprint != unguarded.fingerprint
+    (tmp_path / "config.json").write_text(json.dumps({"changed": True}))
+    changed = open_system(str(tmp_path))
+    assert changed.fingerprint != plain.fingerprint
+    assert changed.disk_bytes == (tmp_path / "config.json").stat().st_size
+    with pytest.raises(UsageError, match="threads"):
+        open_system(str(tmp_path), threads=0)
+
+
+def _this_module():
+    module = type(sys)(__name__)
+    module.Configurable = Configurable
+    return module
+
+
+def test_evaluation_does_not_load_torch():
+    import subprocess
+
+    code = (
+        "import sys, prunella.evaluation.evaluate, prunella.benchmark.bench, prunella.benchmark.measure;"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_whisper_hears_a_clip():
+    opened = open_system("whisper-tiny.en")
+    utterance = next(u for u in read_manifest(CLIPS / "evaluation.jsonl").utterances if "0870" in u.id)
+    samples = load_audio(utterance.audio)
+    transcript = opened.system.transcribe(samples)
+    assert count_errors(utterance.text, transcript.text).words.errors <= 1
+    assert transcript.timings.audio == pytest.approx(len(samples) / 16_000)
+    assert transcript.timings.total > 0
+    assert transcript.finish_reason == "eos"
+    assert transcript.to_json()["engine"] == "faster-whisper-int8"
+    assert opened.disk_bytes > 75_000_000
+    with pytest.raises(AudioError):
+        opened.system.transcribe(samples[:0])
