@@ -110,6 +110,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--speech", required=True, type=Path, metavar="MANIFEST", help="JSONL: audio_filepath, duration, text"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="the first N clips of every source")
+    parser.add_argument(
+        "--seed", type=int, help="with --limit: N clips of every source drawn at random by this seed"
+    )
     parser.add_argument("--max-seconds", type=float, metavar="S", help="only clips of at most S seconds")
     parser.add_argument(
         "--source", action="append", default=[], metavar="NAME", help="only this source (may be repeated)"
@@ -127,7 +130,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`prunella eval`: evaluate one or two systems and write the result to stdout."""
     manifest = read_manifest(args.speech).select(
-        sources=args.source, max_seconds=args.max_seconds, limit=args.limit
+        sources=args.source, max_seconds=args.max_seconds, limit=args.limit, seed=args.seed
     )
     names = [args.system] + ([args.system_b] if args.system_b else [])
     reports = [_evaluate_named(name, manifest, args) for name in names]

@@ -65,15 +65,16 @@ class SpeechManifest:
         """Rows whose audio is no longer than `seconds`."""
         return self._keep([u for u in self.utterances if u.duration <= seconds])
 
-    def limit(self, per_source: int) -> SpeechManifest:
-        """The first `per_source` rows of every source."""
-        counts: dict[str, int] = {}
-        kept = []
-        for utterance in self.utterances:
-            counts[utterance.source] = counts.get(utterance.source, 0) + 1
-            if counts[utterance.source] <= per_source:
-                kept.append(utterance)
-        return self._keep(kept)
+    def limit(self, per_source: int, *, seed: int | None = None) -> SpeechManifest:
+        """`per_source` rows of every source, in file order: the first, or drawn at random where a seed is given."""
+        rows: dict[str, list[int]] = {}
+        for i, utterance in enumerate(self.utterances):
+            rows.setdefault(utterance.source, []).append(i)
+        if seed is not None:
+            for source, indices in rows.items():
+                random.Random(f"{seed} {source}").shuffle(indices)  # noqa: S311
+        kept = sorted(i for indices in rows.values() for i in indices[:per_source])
+        return self._keep([self.utterances[i] for i in kept])
 
     def sample(self, count: int, *, seed: int = 0) -> SpeechManifest:
         """`count` rows drawn without replacement (all, if there are fewer), in file order; the seed decides which."""
@@ -88,8 +89,9 @@ class SpeechManifest:
         sources: Collection[str] = (),
         max_seconds: float | None = None,
         limit: int | None = None,
+        seed: int | None = None,
     ) -> SpeechManifest:
-        """What `--source`, `--max-seconds` and `--limit` ask for, in this order.
+        """What `--source`, `--max-seconds` and `--limit` (with `--seed`) ask for, in this order.
 
         Raises:
             UsageError: an unknown source, or a number that is not positive.
@@ -103,7 +105,7 @@ class SpeechManifest:
         if max_seconds is not None:
             chosen = chosen.at_most(max_seconds)
         if limit is not None:
-            chosen = chosen.limit(limit)
+            chosen = chosen.limit(limit, seed=seed)
         if not chosen.utterances:
             shortest = min(u.duration for u in self.utterances)
             raise ManifestError(

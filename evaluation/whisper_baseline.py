@@ -13,11 +13,16 @@ from prunella.device_runtime.transcript import DecodeOptions, Segment, Timings, 
 from prunella.device_runtime.wheels import WHISPER_TINY_EN
 
 _SAMPLING_RATE = 16_000
+_WINDOW_SECONDS = 30.0
 _WINDOW_TOKENS = 1_500  # encoder positions of one 30 s window, whatever the audio's length
 
 
 class WhisperBaseline:
-    """Greedy (beam 1, temperature 0), int8, without timestamps, VAD or the text before."""
+    """Greedy (beam 1, temperature 0), int8, without timestamps, VAD or the text before.
+
+    Under the same token cap per second of audio as our own models (`DecodeOptions.token_cap`): without it, and without
+    Whisper's random temperature fallback, one babbled clip gives hundreds of insertions. Speech never reaches the cap.
+    """
 
     def __init__(self, path: Path, *, threads: int = 2) -> None:
         """Load a CTranslate2 Whisper.
@@ -27,6 +32,7 @@ class WhisperBaseline:
             threads: CPU threads.
         """
         self.path = path
+        self._options = DecodeOptions(guards=False)
         self._model = faster_whisper.WhisperModel(
             str(path), device="cpu", compute_type="int8", cpu_threads=threads, local_files_only=True
         )
@@ -42,6 +48,7 @@ class WhisperBaseline:
                 "the audio is empty, not mono, or has NaN in it: give (n,) finite samples at 16 kHz"
             )
         seconds = len(samples) / _SAMPLING_RATE
+        cap = self._options.token_cap(min(seconds, _WINDOW_SECONDS))
         start = time.perf_counter()
         pieces, _ = self._model.transcribe(
             np.ascontiguousarray(samples, dtype=np.float32),
@@ -51,6 +58,7 @@ class WhisperBaseline:
             without_timestamps=True,
             condition_on_previous_text=False,
             vad_filter=False,
+            max_new_tokens=cap,
         )
         heard = list(pieces)  # a generator: the work is done here
         total = time.perf_counter() - start
@@ -61,7 +69,7 @@ class WhisperBaseline:
                 text=piece.text.strip(),
                 tokens=tuple(piece.tokens),
                 audio_tokens=_WINDOW_TOKENS,
-                finish_reason="eos",
+                finish_reason="length" if len(piece.tokens) >= cap else "eos",
                 timings=Timings(audio=max(min(piece.end, seconds) - piece.start, 0.0)),
             )
             for piece in heard
@@ -71,7 +79,7 @@ class WhisperBaseline:
             segments=segments,
             timings=Timings(audio=seconds, total=total),
             engine="faster-whisper-int8",
-            options=DecodeOptions(guards=False),
+            options=self._options,
         )
 
 

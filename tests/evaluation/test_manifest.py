@@ -130,3 +130,14 @@ def test_a_sample_is_a_subset_in_file_order_that_the_seed_decides(size, count, s
 def test_seeds_differ():
     manifest = manifest_of(*[("a", 1.0)] * 100)
     assert ids(manifest.sample(10, seed=1)) != ids(manifest.sample(10, seed=2))
+
+
+def test_a_limit_with_a_seed_draws_from_every_source():
+    manifest = manifest_of(*[("a", 1.0), ("b", 1.0)] * 50)
+    drawn = ids(manifest.limit(5, seed=1))
+    assert sum(i % 2 == 0 for i in drawn) == sum(i % 2 for i in drawn) == 5
+    assert drawn == sorted(drawn) == ids(manifest.select(limit=5, seed=1))
+    assert drawn != ids(manifest.limit(5, seed=2)) != ids(manifest.limit(5))
+    assert ids(manifest.limit(5)) == list(range(10))
+    # A source's draw does not depend on which others are there.
+    assert ids(manifest.only(["a"]).limit(5, seed=1)) == [i for i in drawn if i % 2 == 0]

@@ -81,5 +81,9 @@ def test_whisper_hears_a_clip():
     assert transcript.finish_reason == "eos"
     assert transcript.to_json()["engine"] == "faster-whisper-int8"
     assert opened.disk_bytes > 75_000_000
+    opened.system._options = DecodeOptions(max_tokens_per_second=0, extra_tokens=3)
+    capped = opened.system.transcribe(samples)
+    assert capped.finish_reason == "length"
+    assert 0 < len(capped.tokens) <= 3
     with pytest.raises(AudioError):
         opened.system.transcribe(samples[:0])
