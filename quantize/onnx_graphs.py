@@ -1,0 +1,52 @@
+"""A recipe applied to the three float graphs of a speech LLM."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import onnx
+from prunella.device_runtime.errors import BundleError
+from prunella.quantize.graph_file import save_graph
+from prunella.quantize.onnx_passes import HEAD, quantize_embeddings, quantize_matmuls
+from prunella.quantize.recipes import Recipe
+
+GRAPHS = ("audio_encoder.onnx", "embed_tokens.onnx", "decoder_model_merged.onnx")
+_ENCODER_LAYERS = "audio_encoder.layers."
+
+
+def quantize_graphs(source: Path, recipe: Recipe, out: Path) -> None:
+    """Write the graphs of folder `source` (float32) to folder `out` as `recipe` says.
+
+    What a recipe leaves as it is is copied.
+
+    Raises:
+        BundleError: a graph is missing.
+    """
+    for name in GRAPHS:
+        if not (source / name).is_file():
+            raise BundleError(f"{source} holds no {name}: export the model again with `--recipe fp32`")
+    out.mkdir(parents=True, exist_ok=True)
+    for name in GRAPHS:
+        if _is_float(recipe, name):
+            for file in sorted(source.glob(f"{name}*")):
+                shutil.copyfile(file, out / file.name)
+            continue
+        model = onnx.load(str(source / name))
+        if name.startswith("decoder"):
+            quantize_matmuls(model, recipe.decoder, lambda node: node.name != HEAD)
+            quantize_matmuls(model, recipe.head, lambda node: node.name == HEAD)
+        elif name.startswith("audio_encoder"):
+            quantize_matmuls(model, recipe.audio_encoder, lambda node: node.name.startswith(_ENCODER_LAYERS))
+        else:
+            quantize_embeddings(model, recipe.embed_tokens)
+        save_graph(model, out / name)
+
+
+def _is_float(recipe: Recipe, name: str) -> bool:
+    formats = {
+        "decoder_model_merged.onnx": (recipe.decoder, recipe.head),
+        "audio_encoder.onnx": (recipe.audio_encoder,),
+        "embed_tokens.onnx": (recipe.embed_tokens,),
+    }[name]
+    return all(format_.method == "float" for format_ in formats)

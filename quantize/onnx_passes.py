@@ -1,0 +1,136 @@
+"""Passes from one ONNX graph to another: choose matrix products, store their weights another way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from prunella.quantize.recipes import WeightFormat
+
+HEAD = "/lm_head/MatMul"
+
+
+def quantize_matmuls(
+    model: onnx.ModelProto, format_: WeightFormat, chosen: Callable[[onnx.NodeProto], bool]
+) -> int:
+    """Store the constant weights of the chosen MatMul nodes in `format_`, in place.
+
+    Returns:
+        The number of nodes that were changed.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    names = {
+        node.name
+        for node in model.graph.node
+        if node.op_type == "MatMul" and node.input[1] in constants and chosen(node)
+    }
+    if format_.method == "float" or not names:
+        return 0
+    if format_.method == "blockwise":
+        _blockwise(model, format_, names)
+    else:
+        _channelwise(model, names)
+    return len(names)
+
+
+def quantize_embeddings(model: onnx.ModelProto, format_: WeightFormat) -> None:
+    """Store the table of the graph's one Gather as int8 with a float32 scale per row (token), in place."""
+    if format_.method == "float":
+        return
+    (gather,) = [node for node in model.graph.node if node.op_type == "Gather"]
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == gather.input[0])
+    table = numpy_helper.to_array(tensor)
+    scale = _symmetric_scale(table, axis=1)
+    rows = np.rint(table / scale).astype(np.int8)
+    ids, output, name = gather.input[1], gather.output[0], tensor.name
+    nodes = [
+        helper.make_node("Gather", [f"{name}_int8", ids], ["rows_int8"], "embed_tokens/Gather"),
+        helper.make_node("Cast", ["rows_int8"], ["rows"], "embed_tokens/Cast", to=TensorProto.FLOAT),
+        helper.make_node("Gather", [f"{name}_scale", ids], ["scales"], "embed_tokens/Gather_scale"),
+        helper.make_node("Mul", ["rows", "scales"], [output], "embed_tokens/Mul"),
+    ]
+    _replace(model, {gather.name: nodes})
+    model.graph.initializer.extend(
+        [numpy_helper.from_array(rows, f"{name}_int8"), numpy_helper.from_array(scale, f"{name}_scale")]
+    )
+    _drop_unused(model)
+
+
+def _blockwise(model: onnx.ModelProto, format_: WeightFormat, names: set[str]) -> None:
+    """MatMul → com.microsoft MatMulNBits, symmetric: a zero point decodes wrongly on AVX2 (onnxruntime #29853)."""
+    # Importing it sets up the root logger for the whole process, and it logs every node.
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
+    others = [node.name for node in model.graph.node if node.name not in names]
+    MatMulNBitsQuantizer(
+        model,
+        bits=format_.bits,
+        block_size=format_.block_size,
+        is_symmetric=True,
+        accuracy_level=format_.accuracy_level,
+        nodes_to_exclude=others,
+    ).process()
+
+
+def _channelwise(model: onnx.ModelProto, names: set[str]) -> None:
+    """MatMul → DynamicQuantizeLinear, MatMulInteger, Cast, Mul; onnxruntime runs the four as one kernel."""
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    replaced: dict[str, list[onnx.NodeProto]] = {}
+    stored: dict[str, tuple[str, str]] = {}
+    for node in model.graph.node:
+        if node.name not in names:
+            continue
+        name = node.input[1]
+        if name not in stored:
+            matrix = numpy_helper.to_array(weights[name])
+            scale = _symmetric_scale(matrix, axis=0)[0]
+            stored[name] = (f"{name}_int8", f"{name}_scale")
+            model.graph.initializer.extend(
+                [
+                    numpy_helper.from_array(np.rint(matrix / scale).astype(np.int8), f"{name}_int8"),
+                    numpy_helper.from_array(scale, f"{name}_scale"),
+                ]
+            )
+        integers, scales = stored[name]
+        p = node.name
+        replaced[p] = [
+            helper.make_node(
+                "DynamicQuantizeLinear",
+                [node.input[0]],
+                [f"{p}/x", f"{p}/x_scale", f"{p}/x_zero"],
+                f"{p}/quantize",
+            ),
+            helper.make_node("MatMulInteger", [f"{p}/x", integers, f"{p}/x_zero"], [f"{p}/sums"], p),
+            helper.make_node("Cast", [f"{p}/sums"], [f"{p}/floats"], f"{p}/cast", to=TensorProto.FLOAT),
+            helper.make_node("Mul", [f"{p}/x_scale", scales], [f"{p}/scale"], f"{p}/scales"),
+            helper.make_node("Mul", [f"{p}/floats", f"{p}/scale"], list(node.output), f"{p}/scaled"),
+        ]
+    _replace(model, replaced)
+    _drop_unused(model)
+
+
+def _symmetric_scale(matrix: np.ndarray, axis: int) -> np.ndarray:
+    """Scale that maps the largest magnitude along `axis` to 127; 1 where all are zero."""
+    largest = np.abs(matrix).max(axis=axis, keepdims=True).astype(np.float32)
+    return np.where(largest > 0, largest / 127, np.float32(1)).astype(np.float32)
+
+
+def _replace(model: onnx.ModelProto, replaced: dict[str, list[onnx.NodeProto]]) -> None:
+    nodes = [new for node in model.graph.node for new in replaced.get(node.name, [node])]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _drop_unused(model: onnx.ModelProto) -> None:
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)

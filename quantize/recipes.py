@@ -1,0 +1,70 @@
+"""Recipes: which part of a speech LLM is stored how. A new recipe is one entry of `RECIPES`."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal
+
+from prunella.device_runtime.errors import UsageError
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """How the constant matrices of a part are stored and multiplied.
+
+    - "float": as they are.
+    - "blockwise": symmetric integers with a scale for every `block_size` inputs of every output channel
+      (MatMulNBits). `accuracy_level` 4 quantises activations to int8, each row for itself and in blocks.
+    - "channelwise": int8 with a scale per output channel, activations to uint8 with one scale for the whole input
+      (MatMulInteger). Ruins decoders, whose attention sinks set that scale; audio encoders bear it.
+    """
+
+    method: Literal["float", "blockwise", "channelwise"]
+    bits: int = 32
+    block_size: int = 0
+    accuracy_level: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A way to store a whole bundle. The convolutions of the audio encoder and the projector always stay float."""
+
+    name: str
+    summary: str
+    decoder: WeightFormat  # all matrices of the decoder but its head
+    head: WeightFormat  # hidden state to vocabulary
+    audio_encoder: WeightFormat  # attention and feed-forward matrices
+    embed_tokens: WeightFormat  # "float", or "channelwise": int8 with a scale per token
+
+
+_FLOAT = WeightFormat("float")
+_INT8_ROWS = WeightFormat("channelwise", bits=8)
+_INT8_BLOCKS = WeightFormat("blockwise", bits=8, block_size=128, accuracy_level=4)
+_INT4_BLOCKS = WeightFormat("blockwise", bits=4, block_size=32, accuracy_level=4)
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "fp32", "everything in float32: what the other recipes start from", _FLOAT, _FLOAT, _FLOAT, _FLOAT
+        ),
+        Recipe(
+            "int8", "8-bit weights, close to float32", _INT8_BLOCKS, _INT8_BLOCKS, _INT8_BLOCKS, _INT8_ROWS
+        ),
+        Recipe("int4", "4-bit decoder, 8-bit encoder", _INT4_BLOCKS, _INT4_BLOCKS, _INT8_BLOCKS, _INT8_ROWS),
+    )
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of this name.
+
+    Raises:
+        UsageError: there is none; the message names the nearest.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    near = difflib.get_close_matches(name, RECIPES, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    raise UsageError(f"no recipe '{name}': {hint}there are {', '.join(RECIPES)}")
