@@ -1,0 +1,236 @@
+"""A bundle on ONNX Runtime: audio encoder, token embeddings and decoder, the caches bound in place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from prunella.device_runtime.bundle import Bundle
+from prunella.device_runtime.engine import Float32
+from prunella.device_runtime.errors import BundleError, EngineError
+from prunella.device_runtime.log_mel import log_mel, pad_to_stacks
+
+AUDIO_ENCODER = "onnx/audio_encoder.onnx"
+EMBED_TOKENS = "onnx/embed_tokens.onnx"
+DECODER = "onnx/decoder_model_merged.onnx"
+_SCORE_CHUNK = 64  # positions of logits held at once while scoring
+
+
+class OnnxEngine:
+    """`device_runtime.engine.Engine` over a bundle's `onnx/` graphs. Not thread-safe.
+
+    Past and present of every layer are one buffer, so that a token costs no copy of the cache, and what stands
+    before the audio is prefilled once: an utterance starts by winding the cache back to its end.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int = 0, providers: tuple[str, ...] = ()) -> None:
+        self._runtime = _import_onnxruntime()
+        manifest = bundle.manifest
+        self.name = f"onnx-{manifest.recipe}"
+        self.threads = threads or physical_cores()
+        self._audio = manifest.audio
+        self._spec = manifest.decoder
+        chosen = list(providers) or ["CPUExecutionProvider"]
+        self._encoder = self._session(bundle.file(AUDIO_ENCODER), chosen)
+        self._embedder = self._session(bundle.file(EMBED_TOKENS), chosen, threads=1)
+        self._decoder = self._session(bundle.file(DECODER), chosen)
+        self._check_shapes(bundle.path)
+
+        self._before = self._embed(manifest.prompt.before_ids)
+        self._after = self._embed(manifest.prompt.after_ids)
+        self._position = 0  # positions of the cache that are filled
+        self._prefix_filled = False
+        self._logits = np.empty((1, 1, self._spec.vocab_size), np.float32)
+        seconds = self._audio.max_seconds
+        audio_tokens = int(seconds * self._audio.sampling_rate / self._audio.samples_per_token) + 2
+        self._allocate(
+            len(self._before) + audio_tokens + len(self._after) + manifest.decode.token_cap(seconds)
+        )
+
+    @classmethod
+    def open(cls, bundle: Bundle, *, threads: int | None = None) -> OnnxEngine:
+        """Load the graphs of a verified bundle.
+
+        Args:
+            bundle: from `open_bundle`.
+            threads: of the CPU; 0 for one per physical core, None for what the bundle says.
+
+        Raises:
+            BundleError: a graph is missing, or is not what the manifest says.
+            EngineError: onnxruntime is not installed, or cannot run the graphs.
+        """
+        return cls(bundle, threads=bundle.manifest.threads if threads is None else threads)
+
+    def encode(self, samples: Float32) -> Float32:
+        """See `Engine.encode`."""
+        padded = pad_to_stacks(samples, self._audio.samples_per_token, self._audio.extra_padding)
+        features = log_mel(padded, self._audio.num_mel_bins)
+        return self._run(self._encoder, {"log_mel": features[None]})[0]
+
+    def start(self, audio_embeddings: Float32) -> Float32:
+        """See `Engine.start`.
+
+        Raises:
+            EngineError: prompt and audio are longer than the context.
+        """
+        self._rewind()
+        self._forward(np.concatenate([audio_embeddings, self._after]), keep=1)
+        return self._logits[0, 0]
+
+    def step(self, token: int) -> Float32:
+        """See `Engine.step`.
+
+        Raises:
+            EngineError: the context is full.
+        """
+        self._forward(self._embed((token,)), keep=1)
+        return self._logits[0, 0]
+
+    def score(self, audio_embeddings: Float32, tokens: list[int]) -> Float32:
+        """See `Engine.score`.
+
+        Raises:
+            EngineError: prompt, audio and text are longer than the context.
+        """
+        if not tokens:
+            return np.zeros(0, np.float32)
+        self._require(len(self._before) + len(audio_embeddings) + len(self._after) + len(tokens))
+        first = self.start(audio_embeddings)[None].copy()
+        losses = []
+        for at in range(0, len(tokens), _SCORE_CHUNK):
+            chunk = tokens[at : at + _SCORE_CHUNK]
+            # The logits of a chunk's first token are the last of what was before it.
+            following = self._forward(self._embed(tuple(chunk)), keep=len(chunk))[0]
+            losses.append(_negative_log_likelihood(np.concatenate([first, following[:-1]]), chunk))
+            first = following[-1:].copy()
+        return np.concatenate(losses)
+
+    def _rewind(self) -> None:
+        """Forget everything behind the prompt's first part; what lies beyond `_position` is overwritten."""
+        if not self._prefix_filled:
+            self._position = 0
+            if len(self._before):
+                self._forward(self._before, keep=1)
+            self._prefix_filled = True
+        self._position = len(self._before)
+
+    def _forward(self, embeddings: Float32, *, keep: int) -> Float32:
+        """Append (n, hidden) to the cache → (1, keep, vocab) logits; with `keep=1` they are in `self._logits`."""
+        end = self._position + len(embeddings)
+        self._require(end)
+        # Bound by address: these names keep the arrays alive until the run is over.
+        inputs = {
+            "inputs_embeds": np.ascontiguousarray(embeddings[None]),
+            "attention_mask": self._ones[:, :end],
+            "num_logits_to_keep": np.array(keep, np.int64),
+        }
+        for name, array in inputs.items():
+            self._binding.bind_cpu_input(name, array)
+        logits = self._logits if keep == 1 else np.empty((1, keep, self._spec.vocab_size), np.float32)
+        self._binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        self._decoder.run_with_iobinding(self._binding)
+        self._position = end
+        return logits
+
+    def _embed(self, ids: tuple[int, ...]) -> Float32:
+        """(n,) token ids → (n, hidden)."""
+        if not ids:
+            return np.empty((0, self._spec.hidden_size), np.float32)
+        return self._run(self._embedder, {"input_ids": np.array([ids], np.int64)})[0]
+
+    def _require(self, positions: int) -> None:
+        """Make room for so many positions."""
+        if positions <= self._capacity:
+            return
+        if positions > self._spec.max_context:
+            raise EngineError(
+                f"prompt, audio and text need {positions} positions, the bundle has {self._spec.max_context}: "
+                "cut the audio into shorter pieces"
+            )
+        before = self._cache
+        self._allocate(2 * positions)
+        for old, new in zip(before, self._cache, strict=True):
+            new[:, :, : self._position] = old[:, :, : self._position]
+
+    def _allocate(self, positions: int) -> None:
+        """One buffer for the keys and one for the values of each layer, bound as past and as present."""
+        self._capacity = min(positions, self._spec.max_context)
+        shape = (1, self._spec.num_kv_heads, self._capacity, self._spec.head_dim)
+        self._ones = np.ones((1, self._capacity), np.int64)
+        self._cache = [np.zeros(shape, np.float32) for _ in range(2 * self._spec.num_layers)]
+        self._binding = self._decoder.io_binding()
+        for index, array in enumerate(self._cache):
+            name = f"{index // 2}.{'value' if index % 2 else 'key'}"
+            buffer = self._runtime.OrtValue.ortvalue_from_numpy(array)  # the same memory
+            self._binding.bind_ortvalue_input(f"past_key_values.{name}", buffer)
+            self._binding.bind_ortvalue_output(f"present.{name}", buffer)
+
+    def _session(self, path: Path, providers: list[str], threads: int | None = None) -> Any:
+        options = self._runtime.SessionOptions()
+        options.intra_op_num_threads = threads or self.threads
+        options.log_severity_level = 3
+        try:
+            return self._runtime.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # onnxruntime's classes derive from nothing narrower
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise EngineError(
+                f"onnxruntime {self._runtime.__version__} cannot load {path} ({reason}): "
+                "pip install -U 'prunella[cpu]', or export the bundle again"
+            ) from error
+
+    def _run(self, session: Any, inputs: dict[str, npt.NDArray[Any]]) -> Float32:
+        return session.run(None, inputs)[0]
+
+    def _check_shapes(self, where: Path) -> None:
+        """The manifest sizes the buffers that native code writes into: it must agree with the graph."""
+        spec = self._spec
+        shapes = {value.name: value.shape for value in self._decoder.get_inputs()}
+        logits = next(
+            (value.shape for value in self._decoder.get_outputs() if value.name == "logits"), [None]
+        )
+        layers = sum(name.startswith("past_key_values.") and name.endswith(".key") for name in shapes)
+        cache = shapes.get("past_key_values.0.key", [None] * 4)
+        found = (layers, shapes.get("inputs_embeds", [None])[-1], cache[1], logits[-1])
+        expected = (spec.num_layers, spec.hidden_size, spec.num_kv_heads, spec.vocab_size)
+        if found != expected or "num_logits_to_keep" not in shapes:
+            raise BundleError(
+                f"{where}: the decoder's graph has (layers, hidden, kv heads, vocabulary) {found}, "
+                f"the manifest says {expected}: export the bundle again"
+            )
+
+
+def physical_cores() -> int:
+    """Number of physical CPU cores this process may use; at least 1."""
+    try:
+        allowed = os.sched_getaffinity(0)
+    except AttributeError:  # not Linux
+        return max(1, (os.cpu_count() or 1) // 2)
+    cores = set()
+    for cpu in allowed:
+        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+        try:
+            cores.add(((topology / "physical_package_id").read_text(), (topology / "core_id").read_text()))
+        except OSError:
+            return len(allowed)
+    return max(1, len(cores))
+
+
+def _negative_log_likelihood(logits: Float32, tokens: list[int]) -> Float32:
+    """(n, vocab) logits, n tokens → (n,), summed in float64."""
+    wide = logits.astype(np.float64)
+    largest = wide.max(axis=-1)
+    total = largest + np.log(np.exp(wide - largest[:, None]).sum(axis=-1))
+    return (total - wide[np.arange(len(tokens)), tokens]).astype(np.float32)
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError(
+            "onnxruntime is not installed: pip install 'prunella[cpu]' (or 'prunella[cuda]' for an NVIDIA GPU)"
+        ) from error
+    return onnxruntime
