@@ -1,0 +1,142 @@
+"""Write a bundle for one target: a folder with the model's ONNX graphs, its tokenizer, prompt and checksums.
+
+`prunella export reference --target x86-cpu -o out/reference`
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from prunella._version import __version__
+from prunella.device_runtime.bundle import Bundle, BundleManifest, DecoderSpec, open_bundle
+from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.files import whole_directory, write_text
+from prunella.export.audio_encoder import export_audio_encoder
+from prunella.export.decoder import export_decoder
+from prunella.export.embed_tokens import export_embed_tokens
+from prunella.quantize.bundle_writer import TOKENIZER_NAME, requantize, seal_bundle
+from prunella.quantize.recipes import find_recipe
+from prunella.speech_llm.checkpoint import save_decoder
+from prunella.speech_llm.load import load
+from prunella.speech_llm.model import SpeechLLM
+from prunella.targets.profile import TargetProfile, load_target
+
+
+def export(
+    model: SpeechLLM | str | Path,
+    target: TargetProfile | str,
+    out: str | Path,
+    *,
+    recipe: str | None = None,
+    provenance: dict[str, Any] | None = None,
+) -> Bundle:
+    """Export a model for a target, whole or not at all.
+
+    Args:
+        model: in memory, or anything `speech_llm.load` takes.
+        target: a profile, or the name or path of one.
+        out: folder of the bundle; what is there is replaced.
+        recipe: how the weights are stored; the target's own when None.
+        provenance: facts added to those of the model's config.
+
+    Raises:
+        TargetError, UsageError: unknown target, or a recipe that it does not take.
+        CheckpointError: the model cannot be loaded, or its decoder's family cannot be exported.
+    """
+    profile = target if isinstance(target, TargetProfile) else load_target(target)
+    name = _recipe_of(profile, recipe)
+    out = Path(out)
+    if name == "fp32":
+        return export_float(model, profile, out, provenance=provenance)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".prunella-float-", dir=out.parent) as work:
+        bundle = export_float(model, profile, Path(work) / "float", provenance=provenance)
+        return requantize(bundle, name, out)
+
+
+def export_float(
+    model: SpeechLLM | str | Path,
+    target: TargetProfile | str,
+    out: str | Path,
+    *,
+    provenance: dict[str, Any] | None = None,
+) -> Bundle:
+    """The float32 bundle that `quantize.bundle_writer.requantize` makes all others from."""
+    profile = target if isinstance(target, TargetProfile) else load_target(target)
+    if "onnx" not in profile.engines:
+        raise UsageError(
+            f"target '{profile.name}' has no engine that is exported so far: take one with 'onnx'"
+        )
+    speech_llm = model if isinstance(model, SpeechLLM) else load(model)
+    with whole_directory(out) as partial:
+        export_float_graphs(speech_llm, partial / "onnx", max_context=profile.max_context)
+        write_text(partial / TOKENIZER_NAME, speech_llm.tokenizer.backend_tokenizer.to_str())
+        seal_bundle(_manifest(speech_llm, profile, provenance or {}), partial)
+    return open_bundle(out, verify=False)
+
+
+def export_float_graphs(model: SpeechLLM, out: Path, *, max_context: int = 2_048) -> None:
+    """Write `audio_encoder.onnx`, `embed_tokens.onnx` and `decoder_model_merged.onnx` (+ `_data`), all float32."""
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".decoder-", dir=out) as work:
+        decoder = Path(work) / "decoder"
+        save_decoder(model.decoder, model.tokenizer, decoder)
+        export_decoder(decoder, out, max_context=max_context)
+    export_audio_encoder(model, out)
+    export_embed_tokens(model, out)
+
+
+def _recipe_of(profile: TargetProfile, recipe: str | None) -> str:
+    name = find_recipe(recipe or profile.recipe).name
+    if name not in profile.recipes:
+        raise UsageError(
+            f"target '{profile.name}' does not take the recipe '{name}': choose one of {', '.join(profile.recipes)}"
+        )
+    return name
+
+
+def _manifest(model: SpeechLLM, profile: TargetProfile, provenance: dict[str, Any]) -> BundleManifest:
+    text = model.decoder.config.get_text_config()
+    heads = text.num_attention_heads
+    facts = {**model.config.provenance, **provenance}
+    return BundleManifest(
+        name=str(facts.get("name") or facts.get("base_model") or model.config.family),
+        family=model.config.family,
+        target=profile.name,
+        engines=("onnx",),
+        recipe="fp32",
+        audio=model.config.audio,
+        prompt=model.prompt,
+        decoder=DecoderSpec(
+            num_layers=text.num_hidden_layers,
+            hidden_size=text.hidden_size,
+            num_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+            vocab_size=text.vocab_size,
+            max_context=min(profile.max_context, text.max_position_embeddings),
+        ),
+        decode=model.config.decode,
+        threads=profile.threads,
+        provenance=facts,
+        created_by=f"prunella {__version__}",
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `prunella export`."""
+    parser.add_argument("model", help="'reference', a checkpoint folder, or a Hugging Face id")
+    parser.add_argument("--target", required=True, help="a name of `prunella targets list`, or a .toml")
+    parser.add_argument("--recipe", help="fp32, int8 or int4 (default: the target's)")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the bundle")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Entry of `prunella export`."""
+    bundle = export(args.model, args.target, args.out, recipe=args.recipe)
+    megabytes = bundle.total_bytes / 1e6
+    sys.stderr.write(f"{bundle.manifest.recipe} bundle for {bundle.manifest.target}: {megabytes:.1f} MB\n")
+    sys.stdout.write(f"{bundle.path}\n")
