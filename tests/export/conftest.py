@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+import torch
+from prunella.device_runtime.bundle import Bundle
+from prunella.export.export import export_float
+from prunella.quantize.bundle_writer import requantize
+from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
+from prunella.speech_llm.model import SpeechLLM
+from prunella.targets.profile import load_target
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> SpeechLLM:
+    """A random speech LLM: grouped queries, tied head, weights large enough that logits differ."""
+    torch.manual_seed(3)
+    vocab = {
+        token: i
+        for i, token in enumerate(["<s>", "<pad>", "<|im_end|>", *pre_tokenizers.ByteLevel.alphabet()])
+    }
+    core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<pad>")
+    decoder = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=320,
+            hidden_size=64,
+            intermediate_size=160,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            max_position_embeddings=4096,
+            rope_theta=1e5,
+            initializer_range=0.2,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=2,
+            pad_token_id=1,
+        )
+    )
+    config = SpeechLLMConfig(
+        audio_encoder=AudioEncoderConfig(32, 2, 2, 64),
+        stack_factor=5,
+        projector_hidden_size=64,
+        text_hidden_size=64,
+        prompt=Prompt("user: ", " say it: ", "<|im_end|>"),
+        extra_padding=1_600,
+        provenance={"base_model": "tiny"},
+    )
+    model = SpeechLLM(config, decoder, tokenizer)
+    for name, parameter in model.audio_encoder.named_parameters():
+        if parameter.ndim > 1 and "embed_positions" not in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.float().eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def float_bundle(tiny_model, tmp_path_factory) -> Bundle:
+    return export_float(tiny_model, load_target("x86-cpu"), tmp_path_factory.mktemp("float") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def bundles(float_bundle, tmp_path_factory) -> dict[str, Bundle]:
+    """The tiny model in every recipe."""
+    folder = tmp_path_factory.mktemp("recipes")
+    made = {recipe: requantize(float_bundle, recipe, folder / recipe) for recipe in ("int8", "int4")}
+    return {"fp32": float_bundle, **made}
+
+
+@pytest.fixture
+def noise() -> np.ndarray:
+    """1.3 s of noise at 16 kHz."""
+    return np.random.default_rng(5).normal(0, 0.1, 20_800).astype(np.float32)

@@ -1,0 +1,118 @@
+"""Passes on graphs of one matrix product or one lookup, against numpy."""
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from prunella.device_runtime.errors import UsageError
+from prunella.quantize.onnx_passes import quantize_embeddings, quantize_matmuls
+from prunella.quantize.recipes import RECIPES, WeightFormat, find_recipe
+
+
+def run(model, **inputs):
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, inputs)[0]
+
+
+def make_model(nodes, inputs, weights, width):
+    graph = helper.make_graph(
+        nodes, "g", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, "n", width])], weights
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.fixture
+def weight():
+    return np.random.default_rng(1).normal(0, 1, (160, 96)).astype(np.float32)
+
+
+@pytest.fixture
+def two_products(weight):
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, "n", 160])
+    second = np.random.default_rng(2).normal(0, 1, (96, 96)).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["h"], "layer/MatMul"),
+        helper.make_node("MatMul", ["h", "w2"], ["y"], "/lm_head/MatMul"),
+    ]
+    weights = [numpy_helper.from_array(weight, "w1"), numpy_helper.from_array(second, "w2")]
+    return make_model(nodes, [x], weights, 96), weight @ second
+
+
+@pytest.mark.parametrize(
+    ("format_", "largest_error"),
+    [
+        (WeightFormat("blockwise", 8, 32, 4), 0.02),
+        (WeightFormat("blockwise", 8, 128, 4), 0.02),
+        (WeightFormat("blockwise", 4, 32, 4), 0.15),
+        (WeightFormat("channelwise", 8), 0.03),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 7])  # decode and prefill take different kernels
+def test_a_product_stays_close(two_products, format_, largest_error, rows):
+    model, product = two_products
+    assert quantize_matmuls(model, format_, lambda node: True) == 2
+    assert not {"w1", "w2"} & {tensor.name for tensor in model.graph.initializer}
+    x = np.random.default_rng(rows).normal(0, 1, (1, rows, 160)).astype(np.float32)
+    expected = x @ product
+    error = np.linalg.norm(run(model, x=x) - expected) / np.linalg.norm(expected)
+    assert 0 < error < largest_error
+
+
+def test_only_what_was_chosen_changes(two_products):
+    model, _ = two_products
+    assert quantize_matmuls(model, RECIPES["int4"].head, lambda node: node.name == "/lm_head/MatMul") == 1
+    assert [node.op_type for node in model.graph.node] == ["MatMul", "MatMulNBits"]
+    assert quantize_matmuls(model, WeightFormat("float"), lambda node: True) == 0
+
+
+def test_int4_is_symmetric_level_4_in_blocks_of_32(two_products):
+    model, _ = two_products
+    quantize_matmuls(model, RECIPES["int4"].decoder, lambda node: True)
+    for node in model.graph.node:
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        assert len(node.input) == 3  # no zero points
+        assert (attributes["bits"], attributes["block_size"], attributes["accuracy_level"]) == (4, 32, 4)
+
+
+def test_a_channel_of_zeros_stays_zero(weight):
+    weight[:, 5] = 0
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, "n", 160])
+    model = make_model(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], "m")], [x], [numpy_helper.from_array(weight, "w")], 96
+    )
+    quantize_matmuls(model, WeightFormat("channelwise", 8), lambda node: True)
+    y = run(model, x=np.ones((1, 3, 160), np.float32))
+    assert np.isfinite(y).all()
+    assert (y[..., 5] == 0).all()
+
+
+def test_embeddings_per_row():
+    table = np.random.default_rng(0).normal(0, 1, (50, 24)).astype(np.float32)
+    table[7] *= 100  # one large row costs the others nothing
+    table[9] = 0
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, [1, "n"])
+    model = make_model(
+        [helper.make_node("Gather", ["t", "input_ids"], ["y"], "g")],
+        [ids],
+        [numpy_helper.from_array(table, "t")],
+        24,
+    )
+    quantize_embeddings(model, WeightFormat("channelwise", 8))
+    assert [tensor.name for tensor in model.graph.initializer] == ["t_int8", "t_scale"]
+    found = run(model, input_ids=np.arange(50)[None])[0]
+    steps = np.abs(table).max(axis=1, keepdims=True) / 127
+    assert (np.abs(found - table) <= steps * 0.501).all()
+
+
+def test_recipes_are_found_by_name():
+    assert find_recipe("int8").name == "int8"
+    with pytest.raises(UsageError, match="no recipe 'int44': did you mean 'int4'"):
+        find_recipe("int44")
+
+
+def test_no_recipe_breaks_what_the_field_learned():
+    for recipe in RECIPES.values():
+        for part in (recipe.decoder, recipe.head):
+            assert part.method != "channelwise"  # one activation scale for attention sinks and words alike
+            assert part.block_size < 512  # onnxruntime #28551: zeros
+            assert part.method == "float" or part.accuracy_level == 4
