@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -53,7 +54,9 @@ def export(
     if name == "fp32":
         return export_float(model, profile, out, provenance=provenance)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".prunella-float-", dir=out.parent) as work:
+    for stale in out.parent.glob(f".{out.name}.float-*"):  # of an export that was killed
+        shutil.rmtree(stale, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.float-", dir=out.parent) as work:
         bundle = export_float(model, profile, Path(work) / "float", provenance=provenance)
         return requantize(bundle, name, out)
 
