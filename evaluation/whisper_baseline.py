@@ -14,6 +14,10 @@ from prunella.device_runtime.wheels import WHISPER_TINY_EN
 
 _SAMPLING_RATE = 16_000
 _WINDOW_SECONDS = 30.0
+# CTranslate2 generates half of `max_length` (the other half is for a prompt); faster-whisper passes it the prompt's
+# length + max_new_tokens, at most 448.
+_MAX_LENGTH = 448
+_PROMPT_TOKENS = 2  # start of transcript, no timestamps
 _WINDOW_TOKENS = 1_500  # encoder positions of one 30 s window, whatever the audio's length
 
 
@@ -48,7 +52,7 @@ class WhisperBaseline:
                 "the audio is empty, not mono, or has NaN in it: give (n,) finite samples at 16 kHz"
             )
         seconds = len(samples) / _SAMPLING_RATE
-        cap = self._options.token_cap(min(seconds, _WINDOW_SECONDS))
+        cap = min(self._options.token_cap(min(seconds, _WINDOW_SECONDS)), _MAX_LENGTH // 2)
         start = time.perf_counter()
         pieces, _ = self._model.transcribe(
             np.ascontiguousarray(samples, dtype=np.float32),
@@ -58,7 +62,7 @@ class WhisperBaseline:
             without_timestamps=True,
             condition_on_previous_text=False,
             vad_filter=False,
-            max_new_tokens=cap,
+            max_new_tokens=2 * cap - _PROMPT_TOKENS,
         )
         heard = list(pieces)  # a generator: the work is done here
         total = time.perf_counter() - start
