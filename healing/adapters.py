@@ -1,0 +1,190 @@
+"""Which weights of the decoder are trained: LoRA through peft, over a base in float32, bfloat16 or 4 bits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from prunella.device_runtime.errors import EngineError, UsageError
+from prunella.healing.plan import HealingPlan
+from prunella.pruning.blocks import Block
+from prunella.speech_llm.model import SpeechLLM, decoder_layers
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+_ADAPTER = "default"
+
+
+def lora_layers(spec: str, model: SpeechLLM) -> list[int]:
+    """Decoder layers named by "all", "receiving" or a list such as "0,3:7", in order.
+
+    "receiving" are the layers that now get the input that a pruned block used to produce; `provenance["blocks"]` names
+    the blocks in the numbering before the cut.
+
+    Raises:
+        UsageError: not of this form, out of range, or "receiving" of a model that was not pruned.
+    """
+    count = len(model.layers)
+    if spec == "all":
+        return list(range(count))
+    if spec == "receiving":
+        blocks = pruned_blocks(model)
+        if not blocks:
+            raise UsageError(
+                "this model was not pruned, so no layer receives: use --lora all, or name layers (0,3:7)"
+            )
+        removed, layers = 0, []
+        for block in sorted(blocks):
+            layers.append(min(block.start - removed, count - 1))
+            removed += len(block)
+        return sorted(set(layers))
+    layers = set()
+    for part in spec.split(","):
+        if re.fullmatch(r"\s*\d+\s*", part):
+            layers.add(int(part))
+        elif re.fullmatch(r"\s*\d+\s*:\s*\d+\s*", part):
+            layers.update(Block.parse(part).layers)
+        else:
+            raise UsageError(f"no layers '{spec}': write all, receiving, or numbers and ranges such as 0,3:7")
+    if max(layers) >= count:
+        raise UsageError(f"there is no layer {max(layers)}: the decoder has layers 0 to {count - 1}")
+    return sorted(layers)
+
+
+def pruned_blocks(model: SpeechLLM) -> list[Block]:
+    """Blocks that the checkpoint's provenance says were taken out."""
+    named = model.config.provenance.get("blocks", model.config.provenance.get("block", []))
+    return [Block.parse(text) for text in ([named] if isinstance(named, str) else named)]
+
+
+class TrainableDecoder:
+    """Makes a decoder trainable in place, and an ordinary decoder again afterwards.
+
+    Frozen weights are held in the compute precision during training; their originals are kept in main memory, so that
+    the LoRA is merged into the exact weights and not into rounded ones.
+    """
+
+    def __init__(
+        self, decoder: PreTrainedModel, layers: Sequence[int], plan: HealingPlan, precision: str
+    ) -> None:
+        self.decoder = decoder
+        self.config: LoraConfig | None = None
+        self._originals: dict[nn.Parameter, torch.Tensor] = {}
+        self._linears: dict[str, nn.Linear] = {}
+        self._tied = decoder.config.tie_word_embeddings
+        decoder.requires_grad_(False)
+        decoder.config.use_cache = False
+        stack = decoder_layers(decoder)
+        chosen = [f".{name}" for name in _linear_names(decoder, [stack[index] for index in layers])]
+        if plan.base_bits == 4:
+            self._quantise(_linear_names(decoder, list(stack)))
+        if plan.rank:
+            names = [name.removeprefix(".") for name in chosen]
+            self.config = LoraConfig(
+                r=plan.rank,
+                lora_alpha=plan.scaling_alpha,
+                lora_dropout=plan.lora_dropout,
+                target_modules=names,
+            )
+            torch.manual_seed(plan.seed)
+            inject_adapter_in_model(self.config, decoder, _ADAPTER)
+            for module in self._tuned().values():
+                # Under autocast the products cast anyway; peft's own cast would copy each input once more.
+                module.cast_input_dtype_enabled = False
+        else:
+            for index in layers:
+                stack[index].requires_grad_(True)
+        for name, parameter in decoder.named_parameters():
+            if "lora_" in name:
+                parameter.requires_grad_(True)
+            elif precision == "bf16" and not parameter.requires_grad and parameter.dtype == torch.float32:
+                self._originals[parameter] = parameter.data
+                parameter.data = parameter.data.to(torch.bfloat16)
+
+    def merge(self) -> None:
+        """Fold the LoRA into the original weights; the decoder is then what it was, with other numbers."""
+        for parameter, original in self._originals.items():
+            parameter.data = original
+        for name, module in self._tuned().items():
+            base = self._linears.get(name, module.get_base_layer())
+            delta = module.get_delta_weight(_ADAPTER).detach()
+            base.weight.data += delta.to(base.weight.device, base.weight.dtype)
+            _replace(self.decoder, name, base)
+        for name, linear in self._linears.items():
+            _replace(self.decoder, name, linear)
+        for attribute in ("is_loaded_in_4bit", "peft_config", "_hf_peft_config_loaded"):
+            self.decoder.__dict__.pop(attribute, None)
+        self.decoder.to(torch.float32)
+        if self._tied:
+            self.decoder.tie_weights()
+        self.decoder.config.use_cache = True
+        self.decoder.eval().requires_grad_(False)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the LoRA alone, as stock peft loads it on the decoder that training began with."""
+        if self.config is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {}
+        for name, module in self._tuned().items():
+            for part in ("lora_A", "lora_B"):
+                weight = getattr(module, part)[_ADAPTER].weight
+                tensors[f"base_model.model.{name}.{part}.weight"] = weight.detach().cpu().contiguous()
+        save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+        self.config.save_pretrained(str(folder))
+
+    def _tuned(self) -> dict[str, Any]:
+        return {
+            name: module
+            for name, module in self.decoder.named_modules()
+            if isinstance(module, BaseTunerLayer)
+        }
+
+    def _quantise(self, names: Sequence[str]) -> None:
+        bits = _bitsandbytes()
+        for name in names:
+            linear = self.decoder.get_submodule(name)
+            self._linears[name] = linear
+            small = bits.nn.Linear4bit(
+                linear.in_features,
+                linear.out_features,
+                linear.bias is not None,
+                compute_dtype=torch.bfloat16,
+                quant_type="nf4",
+            )
+            small.weight = bits.nn.Params4bit(
+                linear.weight.data.clone(), requires_grad=False, quant_type="nf4"
+            )
+            small.bias = linear.bias
+            _replace(self.decoder, name, small)
+        self.decoder.is_loaded_in_4bit = True
+
+
+def _bitsandbytes() -> Any:
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise EngineError(
+            "4-bit base weights need bitsandbytes: pip install bitsandbytes, or train without --base-bits"
+        ) from error
+    if not torch.cuda.is_available() and "cpu" not in getattr(bitsandbytes, "supported_torch_devices", ()):
+        raise EngineError(
+            "this bitsandbytes has no 4-bit kernels for the CPU: update it, or train without --base-bits"
+        )
+    return bitsandbytes
+
+
+def _linear_names(decoder: PreTrainedModel, layers: Sequence[nn.Module]) -> list[str]:
+    inside = {id(module) for layer in layers for module in layer.modules() if isinstance(module, nn.Linear)}
+    return [name for name, module in decoder.named_modules() if id(module) in inside]
+
+
+def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(root.get_submodule(parent), child, module)

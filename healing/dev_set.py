@@ -1,0 +1,117 @@
+"""Word errors of the model in training, on some dev clips, decoded in batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from prunella.device_runtime.guards import RepeatStop, strip_template
+from prunella.evaluation.word_errors import ErrorCounts, count_errors
+from prunella.healing.features import CLEAN, FeatureStore
+from prunella.healing.learner import Learner, PassInputs, pass_inputs
+from prunella.healing.order import pack
+from prunella.speech_llm.model import SpeechLLM
+
+
+@dataclass(frozen=True)
+class DevScore:
+    """Word errors, and the objective summed over `tokens`."""
+
+    words: ErrorCounts = field(default_factory=ErrorCounts)
+    loss: float = 0.0
+    tokens: int = 0
+
+    def __add__(self, other: DevScore) -> DevScore:
+        return DevScore(self.words + other.words, self.loss + other.loss, self.tokens + other.tokens)
+
+
+class DevSet:
+    """Dev clips, decoded with the learner's current weights.
+
+    Args:
+        model: whose tokenizer, prompt and decode limits hold.
+        store: the dev clips.
+        positions: decoder positions of one batch, padding included.
+    """
+
+    def __init__(self, model: SpeechLLM, store: FeatureStore, positions: int) -> None:
+        self._model, self._store = model, store
+        lengths = store.positions(0)
+        ordered = sorted(range(len(store)), key=lambda index: int(lengths[index]))
+        self._groups = pack(ordered, lengths, positions)
+
+    @torch.no_grad()
+    def score(self, learner: Learner, process: int = 0, processes: int = 1) -> DevScore:
+        """This process's share of the clips."""
+        device = next(learner.projector.parameters()).device
+        was_training = learner.training
+        learner.eval()
+        total = DevScore()
+        for group in self._groups[process::processes]:
+            loaded = [self._store.finish(self._store.load(index, CLEAN), index, CLEAN) for index in group]
+            tokens = [self._store.tokens(index) for index in group]
+            inputs = pass_inputs(self._model, loaded, tokens, encoded=self._store.encode).to(device)
+            loss = float(learner(inputs)[0])
+            for index, text in zip(group, self.transcribe(learner, inputs), strict=True):
+                words = count_errors(self._store.clips[index].clip.text, text).words
+                total += DevScore(words, 0.0, len(self._store.tokens(index)))
+            total += DevScore(loss=loss)
+        learner.train(was_training)
+        return total
+
+    @torch.no_grad()
+    def transcribe(self, learner: Learner, inputs: PassInputs) -> list[str]:
+        """Greedy transcripts under the model's own limits and guards."""
+        with torch.autocast(inputs.features.device.type, torch.bfloat16, enabled=learner.precision == "bf16"):
+            audio = learner.audio_embeddings(inputs)
+            steps = inputs.frames // learner.stack_factor
+            if learner.alignment is not None:
+                ids = learner.alignment.read(learner.alignment(audio), steps.tolist())
+            else:
+                ids = self._generate(learner, audio, steps)
+        return [self._text(row) for row in ids]
+
+    def _generate(self, learner: Learner, audio: torch.Tensor, steps: torch.Tensor) -> list[list[int]]:
+        model, decoder = self._model, learner.decoder
+        eos = list(model.prompt.eos_ids)
+        embed = decoder.get_input_embeddings()
+        before, after = (
+            embed(torch.tensor(ids, device=audio.device))
+            for ids in (model.prompt.before_ids, model.prompt.after_ids)
+        )
+        rows = [
+            torch.cat([before, row[:count].to(before.dtype), after])
+            for row, count in zip(audio, steps.tolist(), strict=True)
+        ]
+        longest = max(map(len, rows))
+        # Padding on the left, so that all rows go on at the same place.
+        padded = torch.stack([torch.nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
+        lengths = torch.tensor([len(row) for row in rows], device=audio.device)
+        mask = (torch.arange(longest, device=audio.device) >= longest - lengths[:, None]).long()
+        seconds = model.config.samples_per_token / model.config.sampling_rate
+        caps = [model.config.decode.token_cap(count * seconds) for count in steps.tolist()]
+        output = decoder.generate(
+            inputs_embeds=padded,
+            attention_mask=mask,
+            max_new_tokens=max(caps),
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            eos_token_id=eos,
+            pad_token_id=eos[0],
+        )
+        return [_until(row.tolist(), eos, cap) for row, cap in zip(output, caps, strict=True)]
+
+    def _text(self, ids: list[int]) -> str:
+        options = self._model.config.decode
+        guard = RepeatStop(options.repeat_max_words, options.repeat_times if options.guards else 0)
+        guard.feed(self._model.tokenizer.decode(ids, skip_special_tokens=True))
+        guard.finish()
+        return strip_template(guard.text)
+
+
+def _until(ids: list[int], eos: list[int], cap: int) -> list[int]:
+    for place, token in enumerate(ids):
+        if token in eos:
+            return ids[: min(place, cap)]
+    return ids[:cap]

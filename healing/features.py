@@ -1,0 +1,216 @@
+"""What the trained part of the model hears: encoder frames (frozen encoder) or log-mel, varied, cached on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from prunella.device_runtime.engine import Float32
+from prunella.device_runtime.log_mel import SAMPLE_RATE
+from prunella.healing.augment import (
+    LONGEST_SECONDS,
+    Variation,
+    noise_clip,
+    noise_seconds,
+    time_masks,
+    variation,
+    vary,
+)
+from prunella.healing.clips import TokenClip
+from prunella.healing.order import Lengths
+from prunella.healing.plan import Augmentation, fingerprint
+from prunella.speech_llm.engine import model_features
+from prunella.speech_llm.model import SpeechLLM
+
+CLEAN = -1  # the variant that evaluation hears
+_KEEP_FREE = 2 << 30  # bytes of disk that the cache leaves to others
+_LOOK_EVERY = 64
+
+
+class FeatureStore:
+    """Features of the training clips and of the noise-only clips behind them, by (clip, variant).
+
+    Frozen encoder: (encoder_frames, d_model); trained encoder: (mel_frames, num_mel_bins). Both float16, time first.
+    What is not cached yet is computed; when the disk gets full, caching stops and training goes on.
+
+    Args:
+        model: whose features they are.
+        clips: the training clips.
+        augmentation: how they are varied.
+        seed: of the variations.
+        encode: whether to cache encoder frames.
+        folder: of the cache; None: compute always.
+    """
+
+    def __init__(
+        self,
+        model: SpeechLLM,
+        clips: Sequence[TokenClip],
+        augmentation: Augmentation,
+        seed: int,
+        *,
+        encode: bool,
+        folder: Path | None = None,
+    ) -> None:
+        self.model, self.clips, self.augmentation, self.seed, self.encode = (
+            model,
+            clips,
+            augmentation,
+            seed,
+            encode,
+        )
+        noise = augmentation.noise_only
+        self.noise_clips = max(1, round(len(clips) * noise)) if noise > 0 else 0
+        weights = module_digest(model.audio_encoder) if encode else ""
+        self._facts = (
+            model.config.audio_encoder.__dict__,
+            model.config.extra_padding,
+            weights,
+            augmentation,
+            seed,
+        )
+        self._folder = folder
+        self._writes = 0
+        # The whole model pads to stacks and then some: what is longer than this would not fit into 30 s.
+        self._longest = LONGEST_SECONDS - model.config.extra_padding / SAMPLE_RATE
+
+    def __len__(self) -> int:
+        return len(self.clips) + self.noise_clips
+
+    def tokens(self, index: int) -> tuple[int, ...]:
+        """Token ids to be learned, ending with the end token."""
+        return self.clips[index].tokens if index < len(self.clips) else (self.model.prompt.eos_ids[0],)
+
+    def seconds(self, index: int, variant: int) -> float:
+        """Seconds of audio after the variation."""
+        if index >= len(self.clips):
+            return noise_seconds(self.seed, index)
+        return self._variation(index, variant).seconds(self.clips[index].clip.seconds)
+
+    def variant(self, index: int, epoch: int) -> int:
+        """Which variant an epoch hears: all in turn, beginning anywhere, so that an epoch has some of each."""
+        return (index * 7 + epoch) % self.augmentation.variants
+
+    def positions(self, epoch: int) -> Lengths:
+        """(clips,) decoder positions of every clip in this epoch, known before any audio is read."""
+        prompt = len(self.model.prompt.before_ids) + len(self.model.prompt.after_ids)
+        step = self.model.config.samples_per_token / SAMPLE_RATE
+        extra = self.model.config.extra_padding // self.model.config.samples_per_token
+        return np.array(
+            [
+                prompt
+                + int(np.ceil(self.seconds(i, self.variant(i, epoch)) / step))
+                + extra
+                + len(self.tokens(i))
+                for i in range(len(self))
+            ],
+            np.int64,
+        )
+
+    def load(self, index: int, variant: int) -> torch.Tensor:
+        """What the cache holds, else log-mel (mel_frames, num_mel_bins) float32 that `finish` turns into it.
+
+        Raises:
+            AudioError: the recording cannot be read.
+        """
+        path = self._path(index, variant)
+        if path is not None:
+            try:
+                return torch.from_numpy(np.load(path, allow_pickle=False))
+            except (OSError, ValueError, EOFError):
+                pass  # not there yet, or cut off by a crash: it is made again
+        return model_features(self.model, self._samples(index, variant)).T
+
+    def blank(self) -> torch.Tensor:
+        """Features of one audio token of nothing, in place of a recording that cannot be read."""
+        config = self.model.config
+        if self.encode:
+            return torch.zeros(config.stack_factor, config.audio_encoder.d_model)
+        return torch.zeros(2 * config.stack_factor, config.audio_encoder.num_mel_bins)
+
+    @torch.no_grad()
+    def finish(self, loaded: torch.Tensor, index: int, variant: int) -> torch.Tensor:
+        """Complete what `load` gave, and cache it."""
+        if loaded.dtype == torch.float16:
+            return loaded
+        result = loaded
+        if self.encode:
+            encoder = self.model.audio_encoder
+            device = next(encoder.parameters()).device
+            result = encoder(loaded.T[None].to(device))[0].cpu()
+        result = result.to(torch.float16)
+        self._write(self._path(index, variant), result)
+        return result
+
+    def masked(self, features: torch.Tensor, index: int, epoch: int) -> torch.Tensor:
+        """A copy with spans of time hidden; which ones depends on the epoch and the clip."""
+        rng = np.random.default_rng((self.seed, epoch, index, 5))
+        features = features.float()
+        rate = 50.0 if self.encode else 100.0
+        spans = time_masks(len(features), rate, self.augmentation.masks, rng)
+        fill = features.mean() if not self.encode else 0.0
+        for span in spans:
+            features[span] = fill
+        if spans and not self.encode:
+            low = int(rng.integers(features.shape[1]))
+            features[:, low : low + int(rng.integers(1, 14))] = fill
+        return features
+
+    def _samples(self, index: int, variant: int) -> Float32:
+        if index >= len(self.clips):
+            return noise_clip(self.seed, index)
+        samples = self.clips[index].clip.read()
+        if variant == CLEAN:
+            return samples
+        return vary(samples, self._variation(index, variant))[: int(self._longest * SAMPLE_RATE)]
+
+    def _variation(self, index: int, variant: int) -> Variation:
+        seconds = self.clips[index].clip.seconds
+        return variation(self.augmentation, self.seed, index, variant, seconds, self._longest)
+
+    def _path(self, index: int, variant: int) -> Path | None:
+        if self._folder is None:
+            return None
+        key = self.clips[index].clip.key if index < len(self.clips) else "noise"
+        # A clean clip is the same whatever the augmentation.
+        facts = self._facts if variant != CLEAN else self._facts[:3]
+        name = fingerprint(facts, key, None if variant == CLEAN else index, variant)
+        return self._folder / name[:2] / f"{name}.npy"
+
+    def _write(self, path: Path | None, features: torch.Tensor) -> None:
+        if path is None or self._folder is None:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._writes += 1
+            if self._writes % _LOOK_EVERY == 1 and shutil.disk_usage(self._folder).free < _KEEP_FREE:
+                raise OSError("less than 2 GB of disk are free")
+            # Not fsynced as other files are: a torn one is noticed and made again.
+            handle, name = tempfile.mkstemp(suffix=".tmp", dir=path.parent)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    np.save(file, features.numpy(), allow_pickle=False)
+                Path(name).replace(path)
+            finally:
+                Path(name).unlink(missing_ok=True)
+        except OSError as error:
+            sys.stderr.write(
+                f"features are no longer cached in {self._folder} ({error}): epochs will be slower\n"
+            )
+            self._folder = None
+
+
+def module_digest(module: torch.nn.Module) -> str:
+    """Hash of a module's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

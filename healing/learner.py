@@ -1,0 +1,246 @@
+"""What one forward pass of training computes: the loss of some clips, as sums that add up over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from prunella.device_runtime.errors import UsageError
+from prunella.healing.plan import HealingPlan
+from prunella.speech_llm.batches import IGNORE
+from prunella.speech_llm.model import SpeechLLM
+from torch import nn
+
+_PLACEHOLDER = 0  # token id where audio goes; its embedding is overwritten
+
+
+@dataclass(frozen=True)
+class PassInputs:
+    """Padded inputs of one forward pass over `batch` clips.
+
+    features (batch, frames, d_model), or (batch, mel_frames, num_mel_bins) where the encoder is trained; frames (batch,)
+    encoder frames; input_ids, labels (batch, length) int64 and is_audio (batch, length) bool as the decoder sees them,
+    labels already shifted; targets (batch, tokens) int64 without the end token, target_lengths (batch,);
+    weights (batch,) 0 for a filler.
+    """
+
+    features: torch.Tensor
+    frames: torch.Tensor
+    input_ids: torch.Tensor
+    is_audio: torch.Tensor
+    labels: torch.Tensor
+    targets: torch.Tensor
+    target_lengths: torch.Tensor
+    weights: torch.Tensor
+
+    def to(self, device: torch.device) -> PassInputs:
+        """A copy on `device`."""
+        return PassInputs(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def pass_inputs(
+    model: SpeechLLM,
+    features: Sequence[torch.Tensor],
+    tokens: Sequence[Sequence[int]],
+    *,
+    encoded: bool,
+    weights: Sequence[float] | None = None,
+) -> PassInputs:
+    """Lay out clips for the learner: features [(time, width), ...] and tokens that end with the end token.
+
+    `encoded`: features are encoder frames, not log-mel. `weights`: 0 for a clip that is not to count (default: all do).
+    """
+    pad = nn.utils.rnn.pad_sequence
+    frames = torch.tensor([len(rows) if encoded else len(rows) // 2 for rows in features])
+    before, after = list(model.prompt.before_ids), list(model.prompt.after_ids)
+    ids, audio, labels = [], [], []
+    for count, row in zip((frames // model.config.stack_factor).tolist(), tokens, strict=True):
+        # The end token is predicted, never read.
+        text = list(row)
+        ids.append(torch.tensor(before + [_PLACEHOLDER] * count + after + text[:-1]))
+        place = torch.zeros(len(ids[-1]), dtype=torch.bool)
+        place[len(before) : len(before) + count] = True
+        audio.append(place)
+        label = torch.full((len(ids[-1]),), IGNORE)
+        label[-len(text) :] = torch.tensor(text)
+        labels.append(label)
+    return PassInputs(
+        features=pad([rows.float() for rows in features], batch_first=True),
+        frames=frames,
+        input_ids=pad(ids, batch_first=True),
+        is_audio=pad(audio, batch_first=True),
+        labels=pad(labels, batch_first=True, padding_value=IGNORE),
+        # One column at least: CTC takes no empty matrix.
+        targets=pad([torch.tensor(list(row[:-1]) or [0]) for row in tokens], batch_first=True),
+        target_lengths=torch.tensor([len(row) - 1 for row in tokens]),
+        weights=torch.tensor(list(weights) if weights is not None else [1.0] * len(features)),
+    )
+
+
+class Learner(nn.Module):
+    """The trained parts of a `SpeechLLM` behind one forward, which is what accelerate wraps.
+
+    Args:
+        model: trained in place.
+        plan: what is trained and how.
+        vocabulary: token ids that the CTC stage tells apart: those of the training text.
+        teacher: a larger model whose distribution over the transcript is learned too.
+        precision: "fp32" or "bf16" (autocast).
+    """
+
+    def __init__(
+        self,
+        model: SpeechLLM,
+        plan: HealingPlan,
+        *,
+        vocabulary: Sequence[int] = (),
+        teacher: SpeechLLM | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__()
+        self.plan, self.precision = plan, precision
+        self.stack_factor = model.config.stack_factor
+        self.projector = model.projector
+        self.encoder = model.audio_encoder if "encoder" in plan.train else None
+        embeddings = model.decoder.get_input_embeddings().weight.detach().float()
+        self.embedding_rms = float(embeddings.square().mean().sqrt())
+        # In tuples, so that they are not parameters of this module.
+        self._teacher = (teacher,)
+        self.decoder: Any = None
+        if plan.stage == "ctc":
+            self.alignment: TokenAlignment | None = TokenAlignment(embeddings, vocabulary)
+        else:
+            self.alignment, self.decoder = None, model.decoder
+        if teacher is not None:
+            _check_teacher(teacher, model, frozen_encoder=self.encoder is None)
+
+    def forward(self, inputs: PassInputs) -> torch.Tensor:
+        """(2,) float32: the objective summed over tokens, and the scale penalty summed over clips."""
+        with torch.autocast(inputs.features.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            audio = self.audio_embeddings(inputs)
+            steps = inputs.frames // self.stack_factor
+            if self.alignment is not None:
+                logits = self.alignment(audio)
+                objective = self.alignment.loss(logits, steps, inputs)
+            else:
+                objective = self._transcript_loss(audio, steps, inputs)
+            return torch.stack([objective, self._scale_penalty(audio, steps, inputs.weights)])
+
+    def audio_embeddings(self, inputs: PassInputs) -> torch.Tensor:
+        """(batch, audio_tokens, hidden)"""
+        if self.encoder is None:
+            return self.projector(inputs.features)
+        return self.projector(self.encoder(inputs.features.transpose(1, 2), inputs.frames))
+
+    def decoder_inputs(self, audio: torch.Tensor, steps: torch.Tensor, inputs: PassInputs) -> torch.Tensor:
+        """(batch, length, hidden): token embeddings with the audio in its place."""
+        return _fill(self.decoder, audio, steps, inputs)
+
+    def _transcript_loss(self, audio: torch.Tensor, steps: torch.Tensor, inputs: PassInputs) -> torch.Tensor:
+        scored = inputs.labels != IGNORE
+        labels = inputs.labels[scored]
+        weights = inputs.weights[:, None].expand_as(inputs.labels)[scored]
+        logits = _scored_logits(self.decoder, self.decoder_inputs(audio, steps, inputs), scored)
+        losses = nn.functional.cross_entropy(
+            logits, labels, reduction="none", label_smoothing=self.plan.label_smoothing
+        )
+        (teacher,) = self._teacher
+        if teacher is not None:
+            with torch.no_grad():
+                heard = inputs.features if self.encoder is None else None
+                if heard is None:
+                    heard = teacher.audio_encoder(inputs.features.transpose(1, 2), inputs.frames)
+                taught = _fill(teacher.decoder, teacher.projector(heard), steps, inputs)
+                wanted = _scored_logits(teacher.decoder, taught, scored).log_softmax(-1)
+            known = nn.functional.kl_div(
+                logits.log_softmax(-1), wanted, reduction="none", log_target=True
+            ).sum(-1)
+            losses = torch.lerp(losses, known, self.plan.kl_weight)
+        return (losses * weights).sum()
+
+    def _scale_penalty(self, audio: torch.Tensor, steps: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        inside = torch.arange(audio.shape[1], device=audio.device) < steps[:, None]
+        # eps: a silent clip's embeddings may be tiny, whose logarithm has a huge gradient.
+        rms = (audio.float().square().mean(-1) + 1e-6).sqrt()
+        penalty = (rms / self.embedding_rms).log().square() * inside
+        return (penalty.sum(1) / steps.clamp(min=1) * weights).sum()
+
+
+class TokenAlignment(nn.Module):
+    """CTC between audio embeddings and the decoder's own token embeddings: cosine logits, and a learned blank.
+
+    Only tokens of the training text are told apart: the others could never be the answer, and the 49,000 of a full
+    vocabulary would cost more than the projector.
+    """
+
+    def __init__(self, embeddings: torch.Tensor, vocabulary: Sequence[int]) -> None:
+        super().__init__()
+        if not vocabulary:
+            raise UsageError("the CTC stage needs the tokens of the training text: give speech with a text")
+        ids = torch.tensor(sorted(set(vocabulary)))
+        place = torch.zeros(len(embeddings), dtype=torch.long)
+        place[ids] = torch.arange(1, len(ids) + 1)
+        self.register_buffer("token_ids", ids, persistent=False)
+        self.register_buffer("place", place, persistent=False)
+        self.register_buffer("rows", nn.functional.normalize(embeddings[ids], dim=-1), persistent=False)
+        self.blank = nn.Parameter(embeddings.mean(0))
+        self.log_scale = nn.Parameter(torch.tensor(20.0).log())
+
+    def forward(self, audio: torch.Tensor) -> torch.Tensor:
+        """(batch, steps, hidden) → (batch, steps, 1 + tokens) logits; class 0 is the blank."""
+        rows = torch.cat([nn.functional.normalize(self.blank, dim=-1)[None], self.rows])
+        heard = nn.functional.normalize(audio.float(), dim=-1)
+        return (self.log_scale.exp() * nn.functional.linear(heard, rows)).float()
+
+    def loss(self, logits: torch.Tensor, steps: torch.Tensor, inputs: PassInputs) -> torch.Tensor:
+        """Summed negative log-likelihood of the targets. A token that never occurred in the text counts as blank's."""
+        losses = nn.functional.ctc_loss(
+            logits.log_softmax(-1).transpose(0, 1),
+            self.place[inputs.targets],
+            steps,
+            inputs.target_lengths,
+            reduction="none",
+            zero_infinity=True,
+        )
+        return (losses * inputs.weights).sum()
+
+    def read(self, logits: torch.Tensor, steps: Sequence[int]) -> list[list[int]]:
+        """Greedy token ids of each row: repeats joined, blanks dropped."""
+        texts = []
+        for row, count in zip(logits.argmax(-1), steps, strict=True):
+            places = torch.unique_consecutive(row[:count])
+            texts.append(self.token_ids[places[places > 0] - 1].tolist())
+        return texts
+
+
+def _fill(decoder: Any, audio: torch.Tensor, steps: torch.Tensor, inputs: PassInputs) -> torch.Tensor:
+    embedded = decoder.get_input_embeddings()(inputs.input_ids)
+    inside = torch.arange(audio.shape[1], device=audio.device) < steps[:, None]
+    return embedded.masked_scatter(inputs.is_audio[..., None], audio[inside].to(embedded.dtype))
+
+
+def _scored_logits(decoder: Any, embeddings: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+    """(scored positions, vocabulary) float32: the head, as large as many layers, runs nowhere else.
+
+    No attention mask: padding is on the right, where a causal decoder's real positions never look.
+    """
+    hidden = decoder.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+    return decoder.get_output_embeddings()(hidden[scored]).float()
+
+
+def _check_teacher(teacher: SpeechLLM, model: SpeechLLM, *, frozen_encoder: bool) -> None:
+    if teacher.decoder.config.vocab_size != model.decoder.config.vocab_size or teacher.prompt != model.prompt:
+        raise UsageError(
+            "the teacher has another vocabulary or prompt: use the model that this one was pruned from"
+        )
+    if frozen_encoder:
+        mine, its = model.audio_encoder.state_dict(), teacher.audio_encoder.state_dict()
+        if mine.keys() != its.keys() or not all(
+            torch.equal(mine[key], its[key].to(mine[key])) for key in mine
+        ):
+            raise UsageError(
+                "the teacher has another audio encoder, but encoder features are shared: train the encoder too "
+                "(--train projector,decoder,encoder), or use the model that this one was pruned from"
+            )
