@@ -61,7 +61,7 @@ def test_unknown_targets(tmp_path):
     with pytest.raises(TargetError, match="did you mean 'x86-cpu'"):
         load_target("x86cpu")
     with pytest.raises(TargetError, match=r"cannot read the target .*none\.toml"):
-        load_target(tmp_path / "none\.toml")
+        load_target(tmp_path / "none.toml")
 
 
 def test_the_verb(capsys):
