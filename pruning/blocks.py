@@ -22,7 +22,9 @@ class Block:
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop:
-            raise UsageError(f"no block {self.start}:{self.stop}: write START:STOP, 0-based, STOP not included (14:23 is 9 layers)")
+            raise UsageError(
+                f"no block {self.start}:{self.stop}: write START:STOP, 0-based, STOP not included (14:23 is 9 layers)"
+            )
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -43,7 +45,9 @@ class Block:
         """
         match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text)
         if not match:
-            raise UsageError(f"no block '{text}': write START:STOP, 0-based, STOP not included (14:23 is 9 layers)")
+            raise UsageError(
+                f"no block '{text}': write START:STOP, 0-based, STOP not included (14:23 is 9 layers)"
+            )
         return Block(int(match[1]), int(match[2]))
 
 
@@ -72,7 +76,9 @@ def check_blocks(blocks: Iterable[Block], num_layers: int) -> tuple[Block, ...]:
     if not layers:
         raise UsageError("nothing to prune: give --drop N, --keep SHARE or --block START:STOP")
     if max(layers) >= num_layers:
-        raise UsageError(f"no layer {max(layers)}: the decoder has {num_layers} layers, numbered 0 to {num_layers - 1}")
+        raise UsageError(
+            f"no layer {max(layers)}: the decoder has {num_layers} layers, numbered 0 to {num_layers - 1}"
+        )
     if len(layers) >= num_layers:
         raise UsageError(f"cannot prune all {num_layers} layers: keep at least one")
     return blocks_of(layers)

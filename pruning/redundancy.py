@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.stats import spearmanr
-from transformers import PreTrainedModel
-
 from prunella.device_runtime.errors import CheckpointError, UsageError
 from prunella.device_runtime.files import write_json
 from prunella.pruning.blocks import Block
 from prunella.speech_llm.batches import DecoderBatch, PositionClass
 from prunella.speech_llm.model import decoder_layers
+from scipy.stats import spearmanr
+from transformers import PreTrainedModel
 
 CLASSES = tuple(kind.name.lower() for kind in PositionClass)
 _POSITIONS_AT_ONCE = 512  # bounds the memory of the pairwise cosines, whatever the batch
@@ -53,7 +52,9 @@ class RedundancyMap:
         """
         count = sum(self.counts.get(name, 0) for name in classes)
         if not count:
-            raise UsageError(f"no position of class {', '.join(classes)} was measured: there are {self.counts}")
+            raise UsageError(
+                f"no position of class {', '.join(classes)} was measured: there are {self.counts}"
+            )
         mean = sum(self.sums[name] for name in classes if name in self.sums) / count
         result = np.full((self.num_layers, self.num_layers + 1), np.nan)
         for start in range(self.num_layers):
@@ -135,7 +136,9 @@ class RedundancyMeter:
             self._counts[kind.name.lower()] += count
             if not count:
                 continue
-            rows = torch.stack([state[chosen] for state in states], dim=1).float()  # (positions, L + 1, hidden)
+            rows = torch.stack(
+                [state[chosen] for state in states], dim=1
+            ).float()  # (positions, L + 1, hidden)
             for part in rows.split(_POSITIONS_AT_ONCE):
                 unit = torch.nn.functional.normalize(part, dim=-1, eps=1e-12)
                 cosine = torch.bmm(unit, unit.transpose(1, 2))[:, self._starts, self._stops]
@@ -202,7 +205,9 @@ def measure_redundancy(decoder: PreTrainedModel, batches: Iterable[DecoderBatch]
     if not sum(result.counts.values()):
         raise UsageError("nothing to measure: the calibration data is empty")
     if not all(np.isfinite(matrix).all() for matrix in result.sums.values()):
-        raise CheckpointError("the decoder yields NaN: its weights are broken, load it in float32 and look at them")
+        raise CheckpointError(
+            "the decoder yields NaN: its weights are broken, load it in float32 and look at them"
+        )
     return result
 
 
@@ -221,4 +226,6 @@ def load_maps(path: str | Path) -> dict[str, RedundancyMap]:
         body = json.loads(Path(path).read_text(encoding="utf-8"))
         return {name: RedundancyMap.from_json(one) for name, one in body["maps"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is no redundancy map ({error}): `prunella analyze MODEL -o DIR` makes one") from error
+        raise UsageError(
+            f"{path} is no redundancy map ({error}): `prunella analyze MODEL -o DIR` makes one"
+        ) from error

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel
-
 from prunella.device_runtime.errors import CheckpointError, UsageError
 from prunella.pruning.blocks import Block, check_blocks
 from prunella.speech_llm.checkpoint import load_decoder
 from prunella.speech_llm.model import SpeechLLM, decoder_layers
+from torch import nn
+from transformers import PreTrainedModel
 
 RELOAD_TOLERANCE = 1e-4  # of logits between the model in memory and the one read back, both float32
 
@@ -75,7 +74,9 @@ def check_reload(decoder: PreTrainedModel, folder: str | Path) -> ReloadCheck:
     difference = float((decoder(tokens).logits - reloaded(tokens).logits).abs().max())
     # Not `>`: a NaN must fail too.
     if not difference <= RELOAD_TOLERANCE:
-        raise CheckpointError(f"{folder} read back differs by {difference:.2g} in its logits from the model in memory")
+        raise CheckpointError(
+            f"{folder} read back differs by {difference:.2g} in its logits from the model in memory"
+        )
     return ReloadCheck(difference)
 
 

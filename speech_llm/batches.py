@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
-
 from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.text_style import style_text
 from prunella.evaluation.manifest import Utterance
 from prunella.speech_llm.engine import model_features
 from prunella.speech_llm.model import SpeechLLM
+from transformers import PreTrainedModel
 
 IGNORE = -100  # label of a position that is not scored
 
@@ -126,22 +126,32 @@ def layout_batch(
     )
 
 
-def batch_loss(model: SpeechLLM, batch: DecoderBatch) -> tuple[float, int]:
+def text_batch(decoder: PreTrainedModel, tokens: Sequence[Sequence[int]]) -> DecoderBatch:
+    """A batch of plain text for a decoder: every position is TEXT and predicts the next token."""
+    rows = [torch.tensor(ids, dtype=torch.long) for ids in tokens]
+    pad = torch.nn.utils.rnn.pad_sequence
+    labels = pad([torch.cat([row[1:], torch.tensor([IGNORE])]) for row in rows], True, IGNORE)
+    classes = pad([torch.full_like(row, PositionClass.TEXT) for row in rows], True, -1)
+    ids = pad(rows, True, 0)
+    return DecoderBatch(decoder.get_input_embeddings()(ids), (classes >= 0).long(), labels, classes)
+
+
+def batch_loss(decoder: PreTrainedModel, batch: DecoderBatch) -> tuple[float, int]:
     """Summed cross-entropy (nats) over the scored positions, and their number. The head runs on those alone."""
-    hidden = model.decoder.base_model(
+    hidden = decoder.base_model(
         inputs_embeds=batch.inputs_embeds, attention_mask=batch.attention_mask, use_cache=False
     ).last_hidden_state
     scored = batch.labels != IGNORE
-    logits = model.decoder.get_output_embeddings()(hidden[scored])
+    logits = decoder.get_output_embeddings()(hidden[scored])
     loss = torch.nn.functional.cross_entropy(logits.float(), batch.labels[scored], reduction="sum")
     return float(loss), int(scored.sum())
 
 
 @torch.inference_mode()
-def cross_entropy(model: SpeechLLM, batches: Iterable[DecoderBatch]) -> float:
+def cross_entropy(decoder: PreTrainedModel, batches: Iterable[DecoderBatch]) -> float:
     """Mean negative log-likelihood (nats a token) of the transcripts, end token included."""
     total, count = 0.0, 0
     for batch in batches:
-        loss, tokens = batch_loss(model, batch)
+        loss, tokens = batch_loss(decoder, batch)
         total, count = total + loss, count + tokens
     return total / max(count, 1)

@@ -11,14 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-
 from prunella.device_runtime.errors import CheckpointError
 from prunella.device_runtime.files import whole_directory
 from prunella.speech_llm.config import CONFIG_NAME, SpeechLLMConfig
 from prunella.speech_llm.model import SpeechLLM
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 ENCODER_NAME = "audio_encoder.safetensors"
 PROJECTOR_NAME = "projector.safetensors"
@@ -104,8 +103,12 @@ def copy_checkpoint(source: Path, folder: Path) -> None:
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
-    except Exception as error:  # safetensors raises its own class for a corrupt file, OSError for a missing one
-        raise CheckpointError(f"cannot read {path} ({error}): save or download the checkpoint again") from error
+    except (
+        Exception
+    ) as error:  # safetensors raises its own class for a corrupt file, OSError for a missing one
+        raise CheckpointError(
+            f"cannot read {path} ({error}): save or download the checkpoint again"
+        ) from error
 
 
 def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

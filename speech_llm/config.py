@@ -96,4 +96,6 @@ class SpeechLLMConfig:
             }
             return SpeechLLMConfig(**{**body, **nested})
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is not a prunella checkpoint's config ({error}): save the model again") from error
+            raise CheckpointError(
+                f"{path} is not a prunella checkpoint's config ({error}): save the model again"
+            ) from error

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import safe_open
-from transformers import AutoConfig, WhisperForConditionalGeneration
-
 from prunella.device_runtime.errors import CheckpointError
 from prunella.speech_llm.checkpoint import load_decoder, load_weights
 from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
 from prunella.speech_llm.model import SpeechLLM
+from safetensors import safe_open
+from transformers import AutoConfig, WhisperForConditionalGeneration
 
 AUDIO_PLACEHOLDER = "<|audio|>"
 TRANSCRIBE = "Transcribe the speech."
@@ -50,9 +49,13 @@ def load_ultravox(folder: Path) -> SpeechLLM:
     """
     facts = _config(folder)
     if not facts.get("projector_ln_mid", False):
-        raise CheckpointError(f"{folder} has the projector layout before Ultravox v0.5 (ln_post): use v0.5 or newer")
+        raise CheckpointError(
+            f"{folder} has the projector layout before Ultravox v0.5 (ln_post): use v0.5 or newer"
+        )
     if facts.get("projector_act", "swiglu") != "swiglu":
-        raise CheckpointError(f"{folder} has a '{facts['projector_act']}' projector: only swiglu is supported")
+        raise CheckpointError(
+            f"{folder} has a '{facts['projector_act']}' projector: only swiglu is supported"
+        )
     tensors = _tensors(folder)
     decoder, tokenizer = load_decoder(facts["text_model_id"])
     audio_config = AutoConfig.from_pretrained(facts["audio_model_id"])
@@ -83,7 +86,9 @@ def _split_prompt(tokenizer: Any) -> tuple[str, str]:
     text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
     before, found, after = text.partition(AUDIO_PLACEHOLDER)
     if not found:
-        raise CheckpointError("the decoder's chat template drops the audio placeholder: it cannot be used for speech")
+        raise CheckpointError(
+            "the decoder's chat template drops the audio placeholder: it cannot be used for speech"
+        )
     return before, after
 
 
@@ -91,7 +96,9 @@ def _config(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} has no readable config.json ({error}): not a model folder") from error
+        raise CheckpointError(
+            f"{folder} has no readable config.json ({error}): not a model folder"
+        ) from error
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -102,7 +109,9 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
                 if name.startswith(("audio_tower.", "multi_modal_projector.")):
                     found[name] = file.get_tensor(name).float()
     if not found:
-        raise CheckpointError(f"{folder} holds no projector weights in safetensors: not an Ultravox checkpoint")
+        raise CheckpointError(
+            f"{folder} holds no projector weights in safetensors: not an Ultravox checkpoint"
+        )
     return found
 
 

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 from prunella.device_runtime.errors import CheckpointError
 from prunella.speech_llm import hub
 from prunella.speech_llm.checkpoint import is_checkpoint, load_checkpoint, load_decoder
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.reference import reference_folder
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED: dict[str, Callable[[], Path]] = {"reference": reference_folder}
 
@@ -41,7 +40,9 @@ def load(name: str | Path) -> SpeechLLM:
     """
     model = load_any(name)
     if isinstance(model, TextLLM):
-        raise CheckpointError(f"'{name}' is a text LLM without an audio encoder: only `analyze` and `prune` take those")
+        raise CheckpointError(
+            f"'{name}' is a text LLM without an audio encoder: only `analyze` and `prune` take those"
+        )
     return model
 
 

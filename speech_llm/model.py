@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 from prunella.device_runtime.bundle import PromptSpec
 from prunella.device_runtime.errors import CheckpointError
 from prunella.speech_llm.config import SpeechLLMConfig
 from prunella.speech_llm.ultravox import UltravoxProjector
 from prunella.speech_llm.whisper_encoder import TrueLengthWhisperEncoder
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # One line a family: what builds the projector from the configuration. All have a Whisper encoder so far.
 PROJECTORS: dict[str, Any] = {"ultravox": UltravoxProjector}
@@ -66,7 +65,9 @@ def tokenize_prompt(config: SpeechLLMConfig, tokenizer: PreTrainedTokenizerBase)
     prompt = config.prompt
     eos = tokenizer.convert_tokens_to_ids(prompt.eos_token)
     if eos is None or tokenizer.convert_ids_to_tokens(eos) != prompt.eos_token:
-        raise CheckpointError(f"the tokenizer has no token {prompt.eos_token!r}: set prompt.eos_token in config.json")
+        raise CheckpointError(
+            f"the tokenizer has no token {prompt.eos_token!r}: set prompt.eos_token in config.json"
+        )
     return PromptSpec(
         before_audio=prompt.before_audio,
         after_audio=prompt.after_audio,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
-
 from prunella.speech_llm.config import SpeechLLMConfig
+from torch import nn
 
 
 class UltravoxProjector(nn.Module):

@@ -1,0 +1,232 @@
+"""Cut decoder layers, bridge the gap, and save what is left as an ordinary checkpoint that was read back and compared.
+
+prunella prune reference --drop 3 --speech calibration.jsonl -o out/pruned
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.files import whole_directory, write_json
+from prunella.evaluation.manifest import read_manifest
+from prunella.pruning.blocks import Block, check_blocks
+from prunella.pruning.bridge import BridgeReport, Method, bridge_blocks
+from prunella.pruning.calibration import Calibration, speech_calibration, text_calibration
+from prunella.pruning.redundancy import RedundancyMap, load_maps, measure_redundancy
+from prunella.pruning.selection import NEEDS_MAP, STRATEGIES, Evidence, choose_blocks
+from prunella.pruning.surgery import check_reload, drop_layers, with_decoder
+from prunella.speech_llm import SpeechLLM, TextLLM, load_any, save_checkpoint
+from prunella.speech_llm.batches import cross_entropy
+from prunella.speech_llm.checkpoint import DECODER_NAME, save_decoder
+from prunella.speech_llm.model import decoder_layers
+
+REPORT_NAME = "pruning.json"
+Model = TypeVar("Model", SpeechLLM, TextLLM)
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What was cut and what it did to the cross-entropy (nats a token) of the held-out part; None where not measured."""
+
+    strategy: str
+    blocks: tuple[str, ...]
+    layers_before: int
+    layers_after: int
+    loss_full: float | None = None
+    loss_cut: float | None = None
+    loss_pruned: float | None = None
+    bridges: tuple[BridgeReport, ...] = ()
+    max_logit_difference: float | None = None
+
+    @property
+    def recovered(self) -> float | None:
+        """Share of the loss that the cut cost which the bridge gave back."""
+        if self.loss_full is None or self.loss_cut is None or self.loss_pruned is None:
+            return None
+        cost = self.loss_cut - self.loss_full
+        return (self.loss_cut - self.loss_pruned) / cost if cost > 0 else None
+
+
+def prune(
+    model: Model,
+    blocks: Sequence[Block],
+    *,
+    calibration: Calibration | None = None,
+    bridge: bool = True,
+    method: Method = Method.REFIT,
+    strategy: str = "block",
+) -> tuple[Model, PruneReport]:
+    """The model without `blocks`; the one given is left as it was and shares its weights.
+
+    Args:
+        model: a speech LLM or a text LLM.
+        blocks: what to cut.
+        calibration: fits the bridges and measures the losses; without it there is no bridge.
+        bridge: heal every gap in closed form, see `bridge.py`.
+        method: what a bridge fits.
+        strategy: how the blocks were chosen, for the report.
+
+    Raises:
+        UsageError: blocks that do not exist or cannot be cut.
+    """
+    decoder = model.decoder
+    merged = check_blocks(blocks, len(decoder_layers(decoder)))
+    pruned = drop_layers(decoder, merged)
+    losses: dict[str, float] = {}
+    reports: list[BridgeReport] = []
+    if calibration is not None:
+        losses["loss_full"] = cross_entropy(decoder, calibration.held_out)
+        losses["loss_cut"] = losses["loss_pruned"] = cross_entropy(pruned, calibration.held_out)
+        if bridge:
+            pruned, reports = bridge_blocks(decoder, merged, calibration, method=method)
+            losses["loss_pruned"] = reports[-1].loss_after
+    report = PruneReport(
+        strategy=strategy,
+        blocks=tuple(map(str, merged)),
+        layers_before=len(decoder_layers(decoder)),
+        layers_after=len(decoder_layers(pruned)),
+        bridges=tuple(reports),
+        **losses,
+    )
+    if isinstance(model, TextLLM):
+        return replace(model, decoder=pruned), report
+    result = with_decoder(model, pruned)
+    result.config = model.config.with_provenance(pruning=asdict(report))
+    return result, report
+
+
+def save_pruned(model: SpeechLLM | TextLLM, report: PruneReport, folder: str | Path) -> PruneReport:
+    """Save a pruned model, read its decoder back, compare the logits, and only then let `folder` appear.
+
+    Raises:
+        CheckpointError: what was read back differs.
+    """
+    with whole_directory(folder) as partial:
+        if isinstance(model, TextLLM):
+            decoder_folder = partial
+            save_decoder(model.decoder, model.tokenizer, partial)
+        else:
+            save_checkpoint(model, partial)
+            decoder_folder = partial / DECODER_NAME
+        check = check_reload(model.decoder, decoder_folder)
+        report = replace(report, max_logit_difference=check.max_logit_difference)
+        write_json(partial / REPORT_NAME, asdict(report))
+    return report
+
+
+def layers_to_drop(num_layers: int, *, drop: int | None = None, keep: float | None = None) -> int:
+    """Number of layers for `--drop N` or `--keep SHARE`.
+
+    Raises:
+        UsageError: out of range.
+    """
+    if keep is not None:
+        if not 0 < keep < 1:
+            raise UsageError(
+                f"--keep {keep} is no share of the layers: give a number between 0 and 1, such as 0.7"
+            )
+        drop = num_layers - max(1, round(num_layers * keep))
+    if drop is None or not 0 < drop < num_layers:
+        raise UsageError(f"cannot drop {drop} of {num_layers} layers: drop 1 to {num_layers - 1}")
+    return drop
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `prunella prune`."""
+    parser.add_argument("model", help="'reference', a checkpoint folder, or a Hugging Face id")
+    amount = parser.add_mutually_exclusive_group(required=True)
+    amount.add_argument("--drop", type=int, metavar="N", help="number of layers to cut")
+    amount.add_argument(
+        "--keep", type=float, metavar="SHARE", help="share of the layers to keep, such as 0.7"
+    )
+    amount.add_argument(
+        "--block", action="append", metavar="START:STOP", help="cut these layers (0-based, STOP not included)"
+    )
+    parser.add_argument("--strategy", default="bridged", choices=STRATEGIES, help="how layers are chosen")
+    parser.add_argument("--speech", metavar="MANIFEST", help="calibration speech (JSONL with transcripts)")
+    parser.add_argument("--text", metavar="FILE", help="calibration text, for a text LLM")
+    parser.add_argument(
+        "--map", metavar="FILE", help="redundancy.json of `prunella analyze`, not to measure it again"
+    )
+    parser.add_argument(
+        "--clips", type=int, default=200, metavar="N", help="calibration clips used (default 200)"
+    )
+    parser.add_argument("--no-bridge", action="store_true", help="leave the gap as it is")
+    parser.add_argument(
+        "--bridge-method", default="refit", choices=[one.value for one in Method], help="what the bridge fits"
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="checkpoint folder to write")
+
+
+def run(args: argparse.Namespace) -> int:
+    """`prunella prune`."""
+    model = load_any(args.model)
+    count = len(decoder_layers(model.decoder))
+    blocks = tuple(Block.parse(text) for text in args.block or ())
+    size = (
+        len(check_blocks(blocks, count)) if blocks else layers_to_drop(count, drop=args.drop, keep=args.keep)
+    )
+    calibration = _calibration(model, args)
+    strategy = "block" if blocks else args.strategy
+    if not blocks:
+        evidence = Evidence(model.decoder, _map(model, args, calibration), calibration)
+        blocks = choose_blocks(evidence, size, strategy)
+    elif calibration is None and not args.no_bridge:
+        raise UsageError("the bridge needs calibration data: give --speech MANIFEST (or --no-bridge)")
+    pruned, report = prune(
+        model,
+        blocks,
+        calibration=calibration,
+        bridge=not args.no_bridge,
+        method=Method(args.bridge_method),
+        strategy=strategy,
+    )
+    report = save_pruned(pruned, report, args.output)
+    sys.stdout.write(render_report(report) + f"\nsaved     {args.output}\n")
+    return 0
+
+
+def render_report(report: PruneReport) -> str:
+    """The report as a few lines for a terminal."""
+    lines = [
+        f"cut       {' '.join(report.blocks)} ({report.strategy}): {report.layers_before} → {report.layers_after} layers"
+    ]
+    if report.loss_full is not None:
+        lines.append(
+            f"loss      full {report.loss_full:.3f}, cut {report.loss_cut:.3f}, now {report.loss_pruned:.3f} nats a token (held out)"
+        )
+    for one in report.bridges:
+        what = (
+            f"ridge {one.ridge:g}: {one.loss_before:.3f} → {one.loss_after:.3f}"
+            if one.applied
+            else f"none: {one.reason}"
+        )
+        lines.append(f"bridge    {one.block} {what}")
+    if report.recovered is not None and report.bridges:
+        lines.append(f"recovered {100 * report.recovered:.0f} % of what the cut cost")
+    return "\n".join(lines)
+
+
+def _calibration(model: SpeechLLM | TextLLM, args: argparse.Namespace) -> Calibration | None:
+    if args.speech and isinstance(model, SpeechLLM):
+        return speech_calibration(model, read_manifest(args.speech).sample(args.clips))
+    if args.speech:
+        raise UsageError(f"'{args.model}' is a text LLM: calibrate it with --text FILE")
+    return text_calibration(model, Path(args.text)) if args.text else None
+
+
+def _map(
+    model: SpeechLLM | TextLLM, args: argparse.Namespace, calibration: Calibration | None
+) -> RedundancyMap | None:
+    if args.strategy not in NEEDS_MAP:
+        return None
+    if args.map:
+        maps = load_maps(args.map)
+        return maps.get("speech") or maps["text"]
+    return measure_redundancy(model.decoder, calibration.fit) if calibration else None

@@ -1,0 +1,124 @@
+"""Which layers to cut: strategies from a redundancy map alone, and those that measure the loss on calibration speech."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from prunella.device_runtime.errors import UsageError
+from prunella.pruning.blocks import Block, blocks_of
+from prunella.pruning.bridge import (
+    DEFAULT_RIDGE,
+    collect_candidates,
+    why_no_bridge,
+    with_down_projection,
+)
+from prunella.pruning.calibration import Calibration
+from prunella.pruning.redundancy import RedundancyMap
+from prunella.pruning.surgery import drop_layers
+from prunella.speech_llm.batches import cross_entropy
+from prunella.speech_llm.model import decoder_layers
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+CANDIDATES = 6  # blocks of the least angle that `bridged` tries
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a strategy may look at. A strategy that needs more than there is says so."""
+
+    decoder: PreTrainedModel
+    redundancy: RedundancyMap | None = None
+    calibration: Calibration | None = None
+
+
+def angular(evidence: Evidence, size: int) -> tuple[Block, ...]:
+    """The contiguous block of the least angular distance (arXiv 2603.05121)."""
+    return (_map(evidence, "angular").ranked(size)[0][0],)
+
+
+def bridged(evidence: Evidence, size: int) -> tuple[Block, ...]:
+    """Of the blocks of least angle the one with the lowest held-out loss after its bridge."""
+    ranked = [block for block, _ in _map(evidence, "bridged").ranked(size)]
+    calibration = _calibration(evidence, "bridged")
+    decoder = evidence.decoder
+    blocks = [block for block in ranked if not why_no_bridge(decoder, block)][:CANDIDATES]
+    if not blocks:
+        return (ranked[0],)
+    losses = []
+    sums = collect_candidates(decoder, blocks, calibration.fit)
+    for block, one in zip(blocks, sums, strict=True):
+        pruned = with_down_projection(
+            drop_layers(decoder, [block]), block.start - 1, one.solve(DEFAULT_RIDGE)
+        )
+        losses.append(cross_entropy(pruned, calibration.held_out))
+    return (blocks[int(np.argmin(losses))],)
+
+
+def block_influence(evidence: Evidence, size: int) -> tuple[Block, ...]:
+    """The layers that turn the hidden state least, each for itself, contiguous or not (ShortGPT, arXiv 2403.03853)."""
+    influence = _map(evidence, "block-influence").block_influence()
+    return blocks_of(int(layer) for layer in np.argsort(influence, kind="stable")[:size])
+
+
+def deepest(evidence: Evidence, size: int) -> tuple[Block, ...]:
+    """The control of Gromov et al. (arXiv 2403.17887): the deepest layers, but keep the last."""
+    last = len(decoder_layers(evidence.decoder)) - 1
+    if size > last:
+        raise UsageError(f"'deepest' keeps the last layer: it can drop at most {last}")
+    return (Block(last - size, last),)
+
+
+def greedy(evidence: Evidence, size: int) -> tuple[Block, ...]:
+    """One layer at a time, the one whose loss hurts least on the calibration speech, measured anew after each."""
+    calibration = _calibration(evidence, "greedy")
+    count = len(decoder_layers(evidence.decoder))
+    removed: set[int] = set()
+    with tqdm(total=sum(count - i for i in range(size)), desc="greedy", file=sys.stderr, disable=None) as bar:
+        for _ in range(size):
+            losses = {}
+            for layer in sorted(set(range(count)) - removed):
+                pruned = drop_layers(evidence.decoder, blocks_of([*removed, layer]))
+                losses[layer] = cross_entropy(pruned, calibration.held_out)
+                bar.update()
+            removed.add(min(losses, key=lambda layer: losses[layer]))
+    return blocks_of(removed)
+
+
+STRATEGIES: dict[str, Callable[[Evidence, int], tuple[Block, ...]]] = {
+    "bridged": bridged,
+    "angular": angular,
+    "block-influence": block_influence,
+    "deepest": deepest,
+    "greedy": greedy,
+}
+NEEDS_MAP = ("bridged", "angular", "block-influence")
+
+
+def choose_blocks(evidence: Evidence, size: int, strategy: str = "bridged") -> tuple[Block, ...]:
+    """The blocks that `strategy` cuts to take `size` layers away.
+
+    Raises:
+        UsageError: no such strategy, too many layers, or evidence that the strategy needs is not there.
+    """
+    if strategy not in STRATEGIES:
+        raise UsageError(f"no strategy '{strategy}': choose one of {', '.join(STRATEGIES)}")
+    count = len(decoder_layers(evidence.decoder))
+    if not 0 < size < count:
+        raise UsageError(f"cannot drop {size} of {count} layers: drop 1 to {count - 1}")
+    return STRATEGIES[strategy](evidence, size)
+
+
+def _map(evidence: Evidence, strategy: str) -> RedundancyMap:
+    if evidence.redundancy is None:
+        raise UsageError(f"'{strategy}' needs a redundancy map: give --speech, --text or --map")
+    return evidence.redundancy
+
+
+def _calibration(evidence: Evidence, strategy: str) -> Calibration:
+    if evidence.calibration is None:
+        raise UsageError(f"'{strategy}' needs calibration data: give --speech (or --text for a text LLM)")
+    return evidence.calibration
