@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+
 from prunella.device_runtime.errors import EngineError, UsageError
 from prunella.healing.plan import HealingPlan
 from prunella.pruning.blocks import Block
 from prunella.speech_llm.model import SpeechLLM, decoder_layers
-from safetensors.torch import save_file
-from torch import nn
-from transformers import PreTrainedModel
 
 _ADAPTER = "default"
 

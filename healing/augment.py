@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import soxr
+
 from prunella.device_runtime.engine import Float32
 from prunella.device_runtime.log_mel import SAMPLE_RATE
 from prunella.healing.plan import Augmentation

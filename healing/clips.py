@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import soundfile
+
 from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.engine import Float32
 from prunella.device_runtime.errors import AudioError, ManifestError, UsageError
@@ -174,7 +175,10 @@ def _load_dataset(name: str, config: str | None, split: str) -> Any:
             return load_from_disk(name)
         return load_dataset(name, config, split=split)
     except Exception as error:  # datasets raises a dozen classes: no network, no such id, split or config
-        reason = " ".join(str(error).split())[:200]
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # "an error occurred while generating the dataset" helps nobody
+            cause = cause.__cause__
+        reason = " ".join(str(cause).split())[:200]
         raise ManifestError(f"cannot load the dataset '{name}', split '{split}': {reason}") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+
 from prunella.device_runtime.guards import RepeatStop, strip_template
 from prunella.evaluation.word_errors import ErrorCounts, count_errors
 from prunella.healing.features import CLEAN, FeatureStore

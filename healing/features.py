@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from prunella.device_runtime.engine import Float32
 from prunella.device_runtime.log_mel import SAMPLE_RATE
 from prunella.healing.augment import (

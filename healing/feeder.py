@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
+
 from prunella.device_runtime.errors import AudioError
 from prunella.healing.features import FeatureStore
 from prunella.healing.learner import PassInputs, pass_inputs

@@ -11,13 +11,14 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import DistributedType, broadcast_object_list
+
 from prunella.device_runtime.errors import UsageError
 from prunella.healing.adapters import TrainableDecoder, lora_layers
 from prunella.healing.clips import Clip, open_speech, tokenise
@@ -51,6 +52,7 @@ def heal(
     work: str | Path | None = None,
     cache: str | Path | None = None,
     progress: bool = False,
+    on_step: Callable[[int, float], None] | None = None,
 ) -> SpeechLLM:
     """Train `model` in place.
 
@@ -63,6 +65,7 @@ def heal(
         work: folder of the run's checkpoints; a run found there goes on, and counts its time and steps.
         cache: folder of the features (default: in `work`); runs may share it.
         progress: a bar on stderr.
+        on_step: called after every step with its number and its loss (nats a token, over the whole global batch).
 
     Returns:
         `model`, with an entry added to `provenance["healing"]`.
@@ -108,7 +111,9 @@ def heal(
             module.to(accelerator.device)
     learner = Learner(model, plan, vocabulary=vocabulary, teacher=teacher, precision=state.precision)
     try:
-        trainer = Trainer(accelerator, learner, plan, store, dev_set, state, work, progress=progress)
+        trainer = Trainer(
+            accelerator, learner, plan, store, dev_set, state, work, progress=progress, on_step=on_step
+        )
         state = trainer.run()
     finally:
         accelerator.free_memory()

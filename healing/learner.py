@@ -7,11 +7,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from torch import nn
+
 from prunella.device_runtime.errors import UsageError
 from prunella.healing.plan import HealingPlan
 from prunella.speech_llm.batches import IGNORE
 from prunella.speech_llm.model import SpeechLLM
-from torch import nn
 
 _PLACEHOLDER = 0  # token id where audio goes; its embedding is overwritten
 

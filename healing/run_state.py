@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from prunella.device_runtime.files import whole_directory, write_json
-from prunella.healing.plan import HealingError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -25,6 +23,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+
+from prunella.device_runtime.files import whole_directory, write_json
+from prunella.healing.plan import HealingError
 
 LAST, BEST = "last", "best"
 _WEIGHTS, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.safetensors", "state.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 import tqdm
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
+
 from prunella.healing.dev_set import DevScore, DevSet
 from prunella.healing.features import FeatureStore
 from prunella.healing.feeder import Feeder, Step
@@ -47,6 +49,7 @@ class Trainer:
         state: where the run is.
         work: folder of its checkpoints; None keeps none.
         progress: a bar on stderr.
+        on_step: called with the number and the loss of every step.
     """
 
     def __init__(
@@ -60,10 +63,12 @@ class Trainer:
         work: Path | None,
         *,
         progress: bool = False,
+        on_step: Callable[[int, float], None] | None = None,
     ) -> None:
         self.accelerator, self.plan = accelerator, plan
         self.dev, self.state, self.work, self.progress = dev, state, work, progress
         self.losses: list[float] = []
+        self._on_step = on_step or (lambda step, loss: None)
         self.feeder = Feeder(store, plan, accelerator.process_index, accelerator.num_processes)
         optimizer = torch.optim.AdamW(
             _groups(learner, plan), betas=(0.9, plan.beta2), weight_decay=0.0, fused=True
@@ -97,6 +102,7 @@ class Trainer:
             while not state.finished and (done := self._agree(self._done(total))) < 1.0:
                 self._set_rates(done)
                 self.losses.append(self._step(next(steps)))
+                self._on_step(self.state.step, self.losses[-1])
                 if self.accelerator.is_main_process:
                     self._show(bar, total)
                 self._evaluate_and_save(final=False)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
-from prunella.speech_llm.model import SpeechLLM
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
+from prunella.speech_llm.model import SpeechLLM
 
 WORDS = {"go": 300, "stop": 500, "left": 800, "right": 1_200, "up": 1_800, "down": 2_600}
 RATE = 16_000
@@ -29,7 +31,9 @@ def make_model(*, layers: int = 3, seed: int = 0) -> SpeechLLM:
         show_progress=False,
     )
     tokenizer.train_from_iterator([f"{word} {word}" for word in WORDS], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
     torch.manual_seed(seed)
     decoder = LlamaForCausalLM(
         LlamaConfig(
@@ -71,10 +75,17 @@ def write_speech(folder: Path, count: int, *, seed: int = 0) -> Path:
             pieces += [0.3 * np.sin(2 * np.pi * WORDS[word] * time), np.zeros(int(0.1 * RATE))]
         samples = np.concatenate(pieces) + 0.003 * rng.standard_normal(len(pieces) // 2 * RATE // 2)
         soundfile.write(folder / f"{number}.wav", samples.astype(np.float32), RATE)
-        rows.append({"audio_filepath": f"{number}.wav", "duration": len(samples) / RATE, "text": " ".join(words)})
+        rows.append(
+            {"audio_filepath": f"{number}.wav", "duration": len(samples) / RATE, "text": " ".join(words)}
+        )
     manifest = folder / "speech.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return manifest
+
+
+@pytest.fixture(name="make_model")
+def make_model_fixture() -> Callable[..., SpeechLLM]:
+    return make_model
 
 
 @pytest.fixture

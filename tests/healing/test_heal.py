@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+
+from prunella.device_runtime.errors import ManifestError, UsageError
+from prunella.evaluation.manifest import read_manifest
+from prunella.healing import heal as verb
+from prunella.healing.adapters import TrainableDecoder, lora_layers
+from prunella.healing.clips import open_speech, tokenise
+from prunella.healing.dev_set import DevSet
+from prunella.healing.features import FeatureStore
+from prunella.healing.heal import heal
+from prunella.healing.learner import Learner, pass_inputs
+from prunella.healing.plan import Augmentation, HealingError, HealingPlan
+from prunella.healing.run_state import read_state
+from prunella.speech_llm.batches import batch_loss, speech_batch, speech_example
+from prunella.speech_llm.checkpoint import load_checkpoint, save_checkpoint
+from prunella.speech_llm.engine import model_transcriber
+
+PLAIN = Augmentation.none()
+PLAN = HealingPlan(
+    steps=3, rank=4, precision="fp32", batch_positions=300, micro_positions=150, augmentation=PLAIN
+)
+
+
+def inputs_of(model, clips, *, encode=True):
+    rows = tokenise(model, clips, ctc=False)
+    store = FeatureStore(model, rows, PLAIN, 0, encode=encode)
+    loaded = [store.finish(store.load(i, 0), i, 0) for i in range(len(rows))]
+    return pass_inputs(model, loaded, [row.tokens for row in rows], encoded=encode)
+
+
+@pytest.mark.parametrize("parts", [("projector", "decoder"), ("projector", "decoder", "encoder")])
+def test_loss_is_that_of_the_model(model, manifest, parts):
+    batch = speech_batch(
+        model, [speech_example(model, row) for row in read_manifest(manifest).utterances[:5]]
+    )
+    expected, tokens = batch_loss(model.decoder, batch)
+    inputs = inputs_of(model, open_speech([manifest])[:5], encode="encoder" not in parts)
+    loss = float(Learner(model, replace(PLAN, train=parts))(inputs)[0])
+    assert loss == pytest.approx(expected, rel=2e-3)  # features are kept in float16
+    assert int((inputs.labels >= 0).sum()) == tokens
+
+
+def test_filler_weighs_nothing(model, manifest):
+    clips = open_speech([manifest])[:3]
+    learner = Learner(model, PLAN)
+    one = inputs_of(model, clips)
+    rest = inputs_of(model, clips[:2])
+    dropped = replace(one, weights=torch.tensor([1.0, 1.0, 0.0]))
+    assert torch.allclose(learner(dropped), learner(rest), rtol=1e-4)
+
+
+def test_dev_texts_are_the_transcribers(manifest, make_model):
+    model = make_model(seed=3)
+    clips = open_speech([manifest])[:6]
+    learner = Learner(model, PLAN).eval()
+    store = FeatureStore(model, tokenise(model, clips, ctc=False), PLAIN, 0, encode=True)
+    texts = DevSet(model, store, 400).transcribe(learner, inputs_of(model, clips))
+    transcriber = model_transcriber(model)
+    expected = [transcriber.transcribe(clip.read()).text for clip in clips]
+    assert any(expected)
+    assert texts == expected
+
+
+def test_learns_and_stays_an_ordinary_checkpoint(manifest, tmp_path, make_model):
+    clips = open_speech([manifest])
+    plan = replace(
+        PLAN, train=("projector", "encoder"), projector_lr=1e-2, encoder_lr=3e-3, batch_positions=400
+    )
+    ctc = replace(plan, stage="ctc", steps=60, dev_steps=30)
+    model = heal(make_model(), ctc, clips, dev=clips)
+    assert model.config.provenance["healing"][-1]["dev_wer"] < 0.3
+    before = {name: tensor.clone() for name, tensor in model.decoder.state_dict().items()}
+    losses = []
+    model = heal(
+        model,
+        replace(PLAN, steps=60, decoder_lr=1e-2, batch_positions=400, dev_steps=30),
+        clips,
+        dev=clips,
+        work=tmp_path / "work",
+        on_step=lambda step, loss: losses.append(loss),
+    )
+    assert losses[-1] < 0.8 * losses[0]
+    assert model.config.provenance["healing"][-1]["dev_wer"] < 0.3
+    after = model.decoder.state_dict()
+    assert before.keys() == after.keys()
+    assert not torch.equal(
+        before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"]
+    )
+    assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
+    again = load_checkpoint(save_checkpoint(model, tmp_path / "out"))
+    samples = clips[0].read()
+    assert (
+        model_transcriber(again).transcribe(samples).text == model_transcriber(model).transcribe(samples).text
+    )
+    # The adapter alone, on the decoder that training began with, is the same model.
+    fresh = make_model().decoder
+    fresh.load_state_dict(before)
+    merged = PeftModel.from_pretrained(fresh, tmp_path / "work" / "adapter").merge_and_unload()
+    assert torch.allclose(
+        merged.model.layers[2].mlp.up_proj.weight, after["model.layers.2.mlp.up_proj.weight"], atol=1e-6
+    )
+
+
+def test_merges_into_exact_weights_after_bf16(make_model):
+    model = make_model()
+    before = {name: tensor.clone() for name, tensor in model.decoder.state_dict().items()}
+    trained = TrainableDecoder(model.decoder, [0, 1, 2], PLAN, "bf16")
+    assert model.layers[0].mlp.up_proj.get_base_layer().weight.dtype == torch.bfloat16
+    trained.merge()
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.decoder.state_dict().items())
+
+
+@pytest.mark.parametrize("change", [{"precision": "bf16"}, {"gradient_checkpointing": True}, {"rank": 0}])
+def test_variants_of_training_lower_the_loss(manifest, change, make_model):
+    losses = []
+    plan = replace(PLAN, steps=12, decoder_lr=1e-2, projector_lr=1e-2, **change)
+    model = heal(make_model(), plan, open_speech([manifest]), on_step=lambda step, loss: losses.append(loss))
+    assert losses[-1] < losses[0] - 0.5
+    assert all(tensor.dtype == torch.float32 for tensor in model.state_dict().values())
+
+
+def test_a_teacher_is_followed(manifest, make_model):
+    teacher, losses = make_model(), []
+    plan = replace(PLAN, kl_weight=1.0, decoder_lr=1e-3, steps=12)
+    clips = open_speech([manifest])
+    heal(
+        make_model(),
+        replace(plan, steps=1),
+        clips,
+        teacher=teacher,
+        on_step=lambda _, loss: losses.append(loss),
+    )
+    assert losses == [pytest.approx(0.0, abs=1e-4)]  # the student is the teacher
+    pruned = make_model()
+    pruned.layers[1].mlp.down_proj.weight.data.zero_()
+    losses.clear()
+    heal(pruned, plan, clips, teacher=teacher, on_step=lambda _, loss: losses.append(loss))
+    assert 0 < losses[-1] < losses[0]
+    with pytest.raises(UsageError, match="another audio encoder"):
+        heal(make_model(seed=5), plan, clips, teacher=teacher)
+
+
+def test_not_finite_stops_with_the_last_checkpoint_intact(manifest, tmp_path, make_model):
+    model = make_model()
+    work = tmp_path / "work"
+
+    def poison(step: int, loss: float) -> None:
+        if step == 4:
+            model.projector.linear_2.weight.data[0] = float("nan")
+
+    with pytest.raises(HealingError, match=r"not finite at step 5.*is intact"):
+        heal(
+            model,
+            replace(PLAN, steps=9, checkpoint_steps=2),
+            open_speech([manifest]),
+            work=work,
+            on_step=poison,
+        )
+    state = read_state(work)
+    assert state is not None and state.step == 4
+
+
+def test_other_settings_do_not_go_on_in_the_same_folder(manifest, tmp_path, make_model):
+    clips = open_speech([manifest])
+    heal(make_model(), PLAN, clips, work=tmp_path)
+    with pytest.raises(HealingError, match=r"other settings.*decoder_lr"):
+        heal(make_model(), replace(PLAN, decoder_lr=1e-3), clips, work=tmp_path)
+    longer = heal(make_model(), replace(PLAN, steps=5), clips, work=tmp_path)
+    assert longer.config.provenance["healing"][-1]["steps"] == 5
+
+
+def test_early_stop(manifest, tmp_path, make_model):
+    clips = open_speech([manifest])
+    plan = replace(PLAN, steps=50, decoder_lr=0.0, projector_lr=0.0, dev_steps=2, patience=2)
+    model = heal(make_model(), plan, clips, dev=clips[:4], work=tmp_path)
+    assert model.config.provenance["healing"][-1]["steps"] == 6
+
+
+def test_lora_layers(model):
+    assert lora_layers("all", model) == [0, 1, 2]
+    assert lora_layers("2,0:2", model) == [0, 1, 2]
+    with pytest.raises(UsageError, match="was not pruned"):
+        lora_layers("receiving", model)
+    with pytest.raises(UsageError, match="no layer 3"):
+        lora_layers("1:4", model)
+    with pytest.raises(UsageError, match="write all, receiving"):
+        lora_layers("some", model)
+    model.config = model.config.with_provenance(blocks=["1:4", "6:8"])
+    assert lora_layers("receiving", model) == [1, 2]  # 6 - 3 is behind the last layer, which stands in for it
+
+
+def test_bad_rows_are_reported_with_their_line(model, manifest, tmp_path, capsys):
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()[:3]]
+    for row in rows:
+        row["audio_filepath"] = str(manifest.parent / row["audio_filepath"])
+    rows[1]["text"] = "left " * 40
+    rows.append({**rows[0], "audio_filepath": "missing.wav"})
+    rows.append({**rows[0], "text": ""})
+    path = tmp_path / "speech.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kept = tokenise(model, open_speech([path]), ctc=True)
+    assert [one.clip.where for one in kept] == [f"{path}:1", f"{path}:3"]
+    errors = capsys.readouterr().err
+    assert f"{path}:2: " in errors and "too few for" in errors
+    assert f"{path}:4: " in errors and f"{path}:5: text is empty" in errors
+    assert len(tokenise(model, open_speech([path]), ctc=False)) == 3
+
+
+def test_an_unreadable_recording_is_skipped(manifest, tmp_path, capsys, make_model):
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF nonsense")
+    row = {"audio_filepath": str(broken), "duration": 1.0, "text": "go"}
+    path = tmp_path / "speech.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    heal(make_model(), replace(PLAN, epochs=1, steps=None), open_speech([manifest, path]))
+    assert f"skipped {path}:1" in capsys.readouterr().err
+
+
+def test_a_local_dataset(tmp_path, manifest, monkeypatch, capsys):
+    datasets = pytest.importorskip("datasets")
+    import pyarrow.parquet
+
+    rows = read_manifest(manifest).utterances[:4]
+    # As the Hub stores speech: parquet with the recordings inside.
+    features = datasets.Features({"audio": datasets.Audio(), "sentence": datasets.Value("string")})
+    table = pyarrow.Table.from_pydict(
+        {
+            "audio": [{"bytes": row.audio.read_bytes(), "path": row.audio.name} for row in rows],
+            "sentence": [row.text if place != 2 else " " for place, row in enumerate(rows)],
+        },
+        schema=features.arrow_schema,
+    )
+    (tmp_path / "data").mkdir()
+    pyarrow.parquet.write_table(table, tmp_path / "data" / "train.parquet")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    clips = open_speech([f"hf:{tmp_path / 'data'}:train"])
+    assert sorted(clip.text for clip in clips) == sorted(rows[place].text for place in (0, 1, 3))
+    assert "text is empty" in capsys.readouterr().err
+    assert sorted(clip.seconds for clip in clips) == pytest.approx(
+        sorted(rows[place].duration for place in (0, 1, 3))
+    )
+    assert np.abs(clips[1].read()).max() > 0.1
+    with pytest.raises(ManifestError, match="cannot load the dataset"):
+        open_speech([f"hf:{tmp_path / 'data'}:test"])
+    with pytest.raises(UsageError, match="hf:NAME:SPLIT"):
+        open_speech(["hf:only"])
+
+
+def test_the_verb(manifest, tmp_path, capsys, make_model):
+    import argparse
+
+    folder = save_checkpoint(make_model(), tmp_path / "model")
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    out = tmp_path / "out"
+    args = [
+        str(folder),
+        "--speech",
+        str(manifest),
+        "--dev",
+        str(manifest),
+        "--dev-clips",
+        "3",
+        "-o",
+        str(out),
+    ]
+    assert verb.run(parser.parse_args([*args, "--steps", "2", "--rank", "2", "--precision", "fp32"])) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["steps"] == 2 and said["out"] == str(out)
+    assert load_checkpoint(out).config.provenance["healing"][0]["rank"] == 2
+    with pytest.raises(UsageError, match="when to stop"):
+        verb.run(parser.parse_args(args))
