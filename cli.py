@@ -19,7 +19,10 @@ from prunella._version import __version__
 from prunella.device_runtime.errors import PrunellaError
 
 VERBS: dict[str, tuple[str, str]] = {
-    "analyze": ("prunella.pruning.analyze", "measure which decoder layers are redundant, for speech and for text"),
+    "analyze": (
+        "prunella.pruning.analyze",
+        "measure which decoder layers are redundant, for speech and for text",
+    ),
     "prune": ("prunella.pruning.prune", "cut decoder layers and bridge the gap"),
     "export": ("prunella.export.export", "write a bundle for one target"),
     "quantize": ("prunella.quantize.quantize", "re-quantise a float bundle without its model"),
@@ -46,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
-        print(_usage(), file=sys.stdout if argv else sys.stderr)  # noqa: T201
+        print(_usage(), file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
     if argv[0] in ("-V", "--version"):
         print(f"prunella {__version__}")  # noqa: T201
@@ -78,7 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            return _fail(f"the disk is full ({error.filename or 'while writing'}): free some space and run it again", 1)
+            return _fail(
+                f"the disk is full ({error.filename or 'while writing'}): free some space and run it again", 1
+            )
         return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
@@ -88,7 +93,13 @@ def _usage() -> str:
     width = max(map(len, VERBS))
     lines = [f"  {verb:<{width}}  {summary}" for verb, (_, summary) in VERBS.items()]
     return "\n".join(
-        ["usage: prunella VERB [options]", "", *lines, "", "`prunella VERB --help` explains a verb; `prunella --version`."]
+        [
+            "usage: prunella VERB [options]",
+            "",
+            *lines,
+            "",
+            "`prunella VERB --help` explains a verb; `prunella --version`.",
+        ]
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tqdm
+
 from prunella.benchmark.compare import Comparison, measure
 from prunella.benchmark.record import BenchRecord
 from prunella.evaluation.bootstrap import Interval

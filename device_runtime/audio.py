@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 import numpy.typing as npt
 import soxr
+
 from prunella.device_runtime.errors import AudioError
 from prunella.device_runtime.log_mel import SAMPLE_RATE
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
 from prunella.device_runtime.audio import check_samples, is_silent, split_at_quiet_points
 from prunella.device_runtime.bundle import AudioSpec, PromptSpec, open_bundle
 from prunella.device_runtime.engine import Engine, Float32
@@ -15,8 +18,6 @@ from prunella.device_runtime.errors import AudioError, BundleError, EngineError,
 from prunella.device_runtime.guards import RepeatStop, strip_template
 from prunella.device_runtime.text_style import style_text
 from prunella.device_runtime.transcript import DecodeOptions, FinishReason, Segment, Timings, Transcript
-from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 ENGINES = ("onnx",)
 

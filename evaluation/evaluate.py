@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import tqdm
+
 from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.errors import AudioError
 from prunella.evaluation.manifest import SpeechManifest, read_manifest

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
 from prunella._version import __version__
 from prunella.device_runtime.bundle import MANIFEST_NAME
 from prunella.device_runtime.errors import EngineError, UsageError

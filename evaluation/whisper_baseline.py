@@ -8,6 +8,7 @@ from pathlib import Path
 import faster_whisper
 import numpy as np
 import numpy.typing as npt
+
 from prunella.device_runtime.errors import AudioError
 from prunella.device_runtime.transcript import DecodeOptions, Segment, Timings, Transcript
 from prunella.device_runtime.wheels import WHISPER_TINY_EN

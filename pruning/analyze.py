@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from prunella.device_runtime.errors import UsageError
 from prunella.evaluation.manifest import read_manifest
 from prunella.pruning.calibration import read_lines, speech_batches, text_batches
 from prunella.pruning.redundancy import Agreement, RedundancyMap, agreement, measure_redundancy, save_maps
 from prunella.speech_llm import SpeechLLM, TextLLM, load_any
 from prunella.speech_llm.batches import DecoderBatch
-from tqdm import tqdm
 
 MAP_NAME, PICTURE_NAME = "redundancy.json", "redundancy.png"
 

@@ -18,13 +18,14 @@ from enum import Enum
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
+
 from prunella.pruning.blocks import Block
 from prunella.pruning.calibration import Calibration
 from prunella.pruning.surgery import drop_layers, share_weights
 from prunella.speech_llm.batches import DecoderBatch, cross_entropy
 from prunella.speech_llm.model import decoder_layers
-from torch import nn
-from transformers import PreTrainedModel
 
 RIDGES = (0.01, 0.1, 1.0)  # shares of the mean diagonal of the activations' second moments
 DEFAULT_RIDGE = 0.1

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from prunella.device_runtime.errors import UsageError
 from prunella.evaluation.manifest import SpeechManifest, Utterance
 from prunella.speech_llm.batches import DecoderBatch, batches_by_length, speech_example, text_batch
 from prunella.speech_llm.load import TextLLM
 from prunella.speech_llm.model import SpeechLLM
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HELD_OUT_SHARE = 0.2
 MAX_HELD_OUT = 40  # clips; more costs time and hardly changes a choice

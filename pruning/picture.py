@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
+
 from prunella.device_runtime.files import whole_file
 from prunella.pruning.redundancy import RedundancyMap, agreement
 

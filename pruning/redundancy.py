@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.stats import spearmanr
+from transformers import PreTrainedModel
+
 from prunella.device_runtime.errors import CheckpointError, UsageError
 from prunella.device_runtime.files import write_json
 from prunella.pruning.blocks import Block
 from prunella.speech_llm.batches import DecoderBatch, PositionClass
 from prunella.speech_llm.model import decoder_layers
-from scipy.stats import spearmanr
-from transformers import PreTrainedModel
 
 CLASSES = tuple(kind.name.lower() for kind in PositionClass)
 _POSITIONS_AT_ONCE = 512  # bounds the memory of the pairwise cosines, whatever the batch

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
 from prunella.device_runtime.errors import UsageError
 from prunella.pruning.blocks import Block, blocks_of
 from prunella.pruning.bridge import (
@@ -20,8 +23,6 @@ from prunella.pruning.redundancy import RedundancyMap
 from prunella.pruning.surgery import drop_layers
 from prunella.speech_llm.batches import cross_entropy
 from prunella.speech_llm.model import decoder_layers
-from tqdm import tqdm
-from transformers import PreTrainedModel
 
 CANDIDATES = 6  # blocks of the least angle that `bridged` tries
 

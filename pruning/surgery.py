@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
+
 from prunella.device_runtime.errors import CheckpointError, UsageError
 from prunella.pruning.blocks import Block, check_blocks
 from prunella.speech_llm.checkpoint import load_decoder
 from prunella.speech_llm.model import SpeechLLM, decoder_layers
-from torch import nn
-from transformers import PreTrainedModel
 
 RELOAD_TOLERANCE = 1e-4  # of logits between the model in memory and the one read back, both float32
 

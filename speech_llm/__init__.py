@@ -5,12 +5,7 @@
 >>> save_checkpoint(model, "out/reference")
 """
 
-from transformers.utils import logging as _transformers_logging
-
-# prunella shows its own progress; transformers' bars and advice would only bury it.
-_transformers_logging.set_verbosity_error()
-_transformers_logging.disable_progress_bar()
-
+from prunella.speech_llm import process as process
 from prunella.speech_llm.checkpoint import load_checkpoint as load_checkpoint
 from prunella.speech_llm.checkpoint import save_checkpoint as save_checkpoint
 from prunella.speech_llm.config import SpeechLLMConfig as SpeechLLMConfig

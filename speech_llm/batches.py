@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
+from transformers import PreTrainedModel
+
 from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.text_style import style_text
 from prunella.evaluation.manifest import Utterance
 from prunella.speech_llm.engine import model_features
 from prunella.speech_llm.model import SpeechLLM
-from transformers import PreTrainedModel
 
 IGNORE = -100  # label of a position that is not scored
 

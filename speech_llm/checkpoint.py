@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
 from prunella.device_runtime.errors import CheckpointError
 from prunella.device_runtime.files import whole_directory
 from prunella.speech_llm.config import CONFIG_NAME, SpeechLLMConfig
 from prunella.speech_llm.model import SpeechLLM
-from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 ENCODER_NAME = "audio_encoder.safetensors"
 PROJECTOR_NAME = "projector.safetensors"

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
+from transformers import DynamicCache
+
 from prunella.device_runtime.engine import Float32
 from prunella.device_runtime.log_mel import log_mel, pad_to_stacks
 from prunella.device_runtime.transcript import DecodeOptions
 from prunella.speech_llm.load import load
 from prunella.speech_llm.model import SpeechLLM
-from tokenizers import Tokenizer
-from transformers import DynamicCache
 
 if TYPE_CHECKING:
     from prunella.device_runtime.transcriber import Transcriber

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import safe_open
+from transformers import AutoConfig, WhisperForConditionalGeneration
+
 from prunella.device_runtime.errors import CheckpointError
 from prunella.speech_llm.checkpoint import load_decoder, load_weights
 from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
 from prunella.speech_llm.model import SpeechLLM
-from safetensors import safe_open
-from transformers import AutoConfig, WhisperForConditionalGeneration
 
 AUDIO_PLACEHOLDER = "<|audio|>"
 TRANSCRIBE = "Transcribe the speech."

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from prunella.device_runtime.errors import CheckpointError
 from prunella.speech_llm import hub
 from prunella.speech_llm.checkpoint import is_checkpoint, load_checkpoint, load_decoder
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.reference import reference_folder
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED: dict[str, Callable[[], Path]] = {"reference": reference_folder}
 

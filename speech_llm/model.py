@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from prunella.device_runtime.bundle import PromptSpec
 from prunella.device_runtime.errors import CheckpointError
 from prunella.speech_llm.config import SpeechLLMConfig
 from prunella.speech_llm.ultravox import UltravoxProjector
 from prunella.speech_llm.whisper_encoder import TrueLengthWhisperEncoder
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # One line a family: what builds the projector from the configuration. All have a Whisper encoder so far.
 PROJECTORS: dict[str, Any] = {"ultravox": UltravoxProjector}

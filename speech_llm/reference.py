@@ -12,13 +12,14 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
 from prunella.device_runtime.files import sha256
 from prunella.device_runtime.wheels import SMOLLM2_135M, cache_folder
 from prunella.speech_llm.checkpoint import is_checkpoint, load_weights, save_checkpoint
 from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
 from prunella.speech_llm.model import SpeechLLM
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 REFERENCE_WEIGHTS = Path(__file__).parent / "reference"
 _RECIPE = 3  # raise when the conversion below changes, so that caches made by the old one are not used

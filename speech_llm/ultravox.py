@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from prunella.speech_llm.config import SpeechLLMConfig
 from torch import nn
+
+from prunella.speech_llm.config import SpeechLLMConfig
 
 
 class UltravoxProjector(nn.Module):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from prunella.speech_llm.config import AudioEncoderConfig
 from torch import nn
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from prunella.speech_llm.config import AudioEncoderConfig
 
 
 class TrueLengthWhisperEncoder(WhisperEncoder):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from prunella.benchmark import compare, conditions, measure
 from prunella.benchmark.bench import render_comparison
 from prunella.benchmark.compare import Comparison

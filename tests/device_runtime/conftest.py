@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
 from prunella.device_runtime.bundle import (
     MANIFEST_NAME,
     AudioSpec,
@@ -20,7 +22,6 @@ from prunella.device_runtime.files import sha256
 from prunella.device_runtime.log_mel import pad_to_stacks
 from prunella.device_runtime.transcriber import Transcriber
 from prunella.device_runtime.transcript import DecodeOptions
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 EOS = 2
 AUDIO = AudioSpec()

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from prunella.device_runtime.audio import check_samples, is_silent, load_audio, split_at_quiet_points
 from prunella.device_runtime.errors import AudioError
 

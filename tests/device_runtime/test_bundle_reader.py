@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from prunella.device_runtime.bundle import MANIFEST_NAME, BundleManifest, FileEntry, open_bundle
 from prunella.device_runtime.errors import BundleError
 from prunella.device_runtime.files import sha256

@@ -8,8 +8,9 @@ import statistics
 import subprocess
 import sys
 
-import prunella.device_runtime
 import pytest
+
+import prunella.device_runtime
 
 HEAVY = ("torch", "transformers", "onnx", "scipy", "peft", "jiwer", "matplotlib")
 

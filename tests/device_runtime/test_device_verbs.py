@@ -6,6 +6,7 @@ import json
 
 import pytest
 import soundfile
+
 from prunella import cli
 from prunella.device_runtime import transcribe
 from prunella.device_runtime.bundle import MANIFEST_NAME

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.log_mel import log_mel, pad_to_stacks
 

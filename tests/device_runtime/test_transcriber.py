@@ -11,6 +11,7 @@ import types
 
 import numpy as np
 import pytest
+
 from prunella.device_runtime.errors import AudioError, BundleError, EngineError, UsageError
 from prunella.device_runtime.transcriber import open_transcriber
 from prunella.device_runtime.transcript import DecodeOptions

@@ -3,6 +3,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
 from prunella.device_runtime import wheels
 from prunella.device_runtime.errors import CheckpointError
 from prunella.device_runtime.wheels import wheel_files

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+
 from prunella.cli import main
 from prunella.device_runtime.errors import AudioError, ManifestError
 from prunella.device_runtime.transcript import Segment, Timings, Transcript

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from prunella.device_runtime.errors import ManifestError, UsageError
 from prunella.evaluation.manifest import SpeechManifest, Utterance, read_manifest
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.errors import AudioError, EngineError, UsageError
 from prunella.device_runtime.transcript import DecodeOptions

@@ -1,4 +1,5 @@
 import pytest
+
 from prunella.evaluation.table import megabytes, number, percent, render_table
 
 

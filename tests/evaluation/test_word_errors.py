@@ -2,6 +2,7 @@ import jiwer
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from prunella.evaluation.word_errors import ErrorCounts, count_errors, normalise, total
 
 WORDS = st.lists(
