@@ -1,0 +1,368 @@
+"""The whole path in one resumable command: measure, prune, bridge, export, quantise, evaluate, and one table at the end.
+
+    prunella build reference --target x86-cpu --drop 3 -o out/reference-3
+
+Every step leaves one artefact, whole or not at all; the same command goes on after the last one that is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from prunella._version import __version__
+from prunella.benchmark.compare import measure
+from prunella.device_runtime.bundle import open_bundle
+from prunella.device_runtime.errors import PrunellaError, UsageError
+from prunella.device_runtime.files import sha256, write_json, write_text
+from prunella.evaluation.evaluate import evaluate
+from prunella.evaluation.manifest import SpeechManifest, read_manifest
+from prunella.evaluation.systems import BASELINE, open_system
+from prunella.evaluation.table import render_table
+from prunella.export.export import export_float
+from prunella.pruning.analyze import MAP_NAME, analyze, save_analysis
+from prunella.pruning.blocks import Block, check_blocks
+from prunella.pruning.calibration import (
+    Calibration,
+    read_lines,
+    speech_batches,
+    speech_calibration,
+    text_batches,
+)
+from prunella.pruning.prune import REPORT_NAME, layers_to_drop, prune, save_pruned
+from prunella.pruning.redundancy import load_maps
+from prunella.pruning.selection import STRATEGIES, Evidence, choose_blocks
+from prunella.quantize.bundle_writer import requantize
+from prunella.speech_llm.load import load, resolve
+from prunella.speech_llm.model import SpeechLLM
+from prunella.targets.profile import TargetProfile, load_target
+
+_EXAMPLES = Path(__file__).parent / "examples"
+PLAN_NAME, REPORT_JSON, REPORT_TABLE = "plan.json", "report.json", "report.md"
+BENCH_CLIPS, BENCH_REPEATS = 5, 3
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """Everything that decides what a build makes."""
+
+    model: str
+    target: str
+    calibration: str
+    evaluation: str
+    text: str | None = None
+    drop: int | None = None
+    keep: float | None = None
+    blocks: tuple[str, ...] = ()
+    strategy: str = "bridged"
+    bridge: bool = True
+    clips: int = 200  # calibration clips used at most
+    baseline: bool = True  # Whisper tiny.en with its own decoder as a row
+
+    def fingerprint(self) -> str:
+        """Changes with the plan, the data it names and the version of prunella."""
+        files = [sha256(path) for path in (self.calibration, self.evaluation, self.text) if path]
+        body = json.dumps([asdict(self), files, str(resolve(self.model)), __version__])
+        return hashlib.sha256(body.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class BuildRow:
+    """One line of the final table. Rates are shares; memory and sizes in bytes; None where it does not apply."""
+
+    name: str
+    layers: int | None
+    disk_bytes: int | None
+    cross_entropy: float | None
+    wer: float
+    wer_low: float
+    wer_high: float
+    real_time_factor: float
+    decode_tokens_per_second: float | None
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """The rows, and the folder of the bundle that was asked for."""
+
+    rows: tuple[BuildRow, ...]
+    bundle: Path
+
+
+class Build:
+    """One build in one folder. `run` goes through the steps and skips those whose artefact is there."""
+
+    def __init__(self, plan: BuildPlan, out: Path) -> None:
+        self.plan, self.out = plan, out
+        self.target: TargetProfile = load_target(plan.target)
+        self.recipes = tuple(name for name in ("fp32", "int8", "int4") if name in self.target.recipes)
+        self._model: SpeechLLM | None = None
+        self._calibration: Calibration | None = None
+
+    @property
+    def model(self) -> SpeechLLM:
+        """The full model, loaded when a step first needs it."""
+        if self._model is None:
+            self._model = load(self.plan.model)
+        return self._model
+
+    @property
+    def calibration(self) -> Calibration:
+        """The calibration speech, read when a step first needs it."""
+        if self._calibration is None:
+            manifest = read_manifest(self.plan.calibration).sample(self.plan.clips)
+            self._calibration = speech_calibration(self.model, manifest)
+        return self._calibration
+
+    def run(self) -> BuildReport:
+        """Do what is left to do.
+
+        Raises:
+            UsageError: the folder holds another build.
+        """
+        self._claim_folder()
+        steps = self._steps()
+        with tqdm(steps, file=sys.stderr, disable=None, bar_format="{n}/{total} {desc} [{elapsed}]") as bar:
+            for artefact, what, step in bar:
+                bar.set_description(what)
+                if not artefact.exists():
+                    sys.stderr.write(f"{what} ...\n") if bar.disable else None
+                    step()
+        rows = tuple(BuildRow(**json.loads(path.read_text())) for path in self._row_files())
+        report = BuildReport(rows, self._bundle("pruned", self.target.recipe))
+        write_json(self.out / REPORT_JSON, {"plan": asdict(self.plan), "rows": [asdict(row) for row in rows]})
+        write_text(self.out / REPORT_TABLE, render_rows(rows, markdown=True) + "\n")
+        return report
+
+    def _claim_folder(self) -> None:
+        plan_file = self.out / PLAN_NAME
+        claim = {"fingerprint": self.plan.fingerprint(), "plan": json.loads(json.dumps(asdict(self.plan)))}
+        if plan_file.exists():
+            if json.loads(plan_file.read_text(encoding="utf-8")) != claim:
+                raise UsageError(f"{self.out} holds another build: choose another folder with -o, or remove it")
+        elif self.out.exists() and any(self.out.iterdir()):
+            raise UsageError(f"{self.out} is not empty and holds no build: choose another folder with -o")
+        else:
+            write_json(plan_file, claim)
+
+    def _steps(self) -> list[tuple[Path, str, Callable[[], Any]]]:
+        steps: list[tuple[Path, str, Callable[[], Any]]] = [
+            (self.out / "redundancy" / MAP_NAME, "measuring redundancy", self._analyze),
+            (self.out / "pruned", "choosing a block, cutting and bridging", self._prune),
+            (self.out / "cut", "saving the cut without its bridge", self._cut),
+        ]
+        for kind in ("full", "pruned"):
+            for recipe in self.recipes:
+                make = self._export if recipe == "fp32" else self._requantize
+                steps.append(
+                    (self._bundle(kind, recipe), f"exporting {kind} as {recipe}", _call(make, kind, recipe))
+                )
+        for name, system in self._systems().items():
+            steps.append((self._row_file(name), f"evaluating {name}", _call(self._evaluate, name, system)))
+        return steps
+
+    def _analyze(self) -> None:
+        manifest = read_manifest(self.plan.calibration).sample(self.plan.clips)
+        text = None
+        if self.plan.text:
+            text = text_batches(self.model.decoder, self.model.tokenizer, read_lines(self.plan.text))
+        analysis = analyze(self.model, speech=speech_batches(self.model, manifest.utterances), text=text)
+        save_analysis(analysis, self.out / "redundancy", Path(self.plan.model).name)
+
+    def _prune(self) -> None:
+        count = len(self.model.layers)
+        blocks: tuple[Block, ...] = tuple(Block.parse(text) for text in self.plan.blocks)
+        strategy = "block" if blocks else self.plan.strategy
+        if not blocks:
+            size = layers_to_drop(count, drop=self.plan.drop, keep=self.plan.keep)
+            maps = load_maps(self.out / "redundancy" / MAP_NAME)
+            evidence = Evidence(self.model.decoder, maps["speech"], self.calibration)
+            blocks = choose_blocks(evidence, size, strategy)
+        pruned, report = prune(
+            self.model, blocks, calibration=self.calibration, bridge=self.plan.bridge, strategy=strategy
+        )
+        save_pruned(pruned, report, self.out / "pruned")
+
+    def _cut(self) -> None:
+        cut, report = prune(self.model, self._blocks(), calibration=None, strategy=self.plan.strategy)
+        save_pruned(cut, report, self.out / "cut")
+
+    def _blocks(self) -> tuple[Block, ...]:
+        report = json.loads((self.out / "pruned" / REPORT_NAME).read_text(encoding="utf-8"))
+        return tuple(Block.parse(text) for text in report["blocks"])
+
+    def _export(self, kind: str, recipe: str) -> None:
+        model = self.model if kind == "full" else load(self.out / "pruned")
+        name = Path(self.plan.model).name
+        facts = {"name": name if kind == "full" else f"{name}-pruned"}
+        export_float(model, self.target, self._bundle(kind, recipe), provenance=facts)
+
+    def _requantize(self, kind: str, recipe: str) -> None:
+        requantize(open_bundle(self._bundle(kind, "fp32")), recipe, self._bundle(kind, recipe))
+
+    def _systems(self) -> dict[str, str]:
+        systems = {
+            "full, PyTorch": str(resolve(self.plan.model)),
+            "cut, PyTorch": str(self.out / "cut"),
+            "pruned, PyTorch": str(self.out / "pruned"),
+        }
+        for kind in ("full", "pruned"):
+            systems |= {f"{kind}, ONNX {recipe}": str(self._bundle(kind, recipe)) for recipe in self.recipes}
+        if self.plan.baseline:
+            systems["Whisper tiny.en, own decoder, int8"] = BASELINE
+        return systems
+
+    def _evaluate(self, name: str, system: str) -> None:
+        manifest = read_manifest(self.plan.evaluation)
+        opened = open_system(system)
+        report = evaluate(opened.system, manifest, name=name, fingerprint=opened.fingerprint, progress=True)
+        del opened
+        record = measure([system], shortest(manifest, BENCH_CLIPS), repeat=BENCH_REPEATS).records[0]
+        total = report.overall
+        row = BuildRow(
+            name=name,
+            layers=_layers(system),
+            disk_bytes=record.disk_bytes,
+            cross_entropy=total.cross_entropy,
+            wer=total.wer,
+            wer_low=total.wer_low,
+            wer_high=total.wer_high,
+            real_time_factor=record.real_time_factor,
+            decode_tokens_per_second=record.decode_tokens_per_second,
+            peak_memory_bytes=record.peak_memory_bytes,
+        )
+        write_json(self._row_file(name), asdict(row))
+
+    def _bundle(self, kind: str, recipe: str) -> Path:
+        return self.out / f"{kind}-{recipe}"
+
+    def _row_file(self, name: str) -> Path:
+        return self.out / "rows" / f"{name.replace(', ', '-').replace(' ', '-').lower()}.json"
+
+    def _row_files(self) -> list[Path]:
+        return [self._row_file(name) for name in self._systems()]
+
+
+def build(plan: BuildPlan, out: str | Path) -> BuildReport:
+    """Walk the whole path for a target, picking up where an earlier call stopped.
+
+    Raises:
+        PrunellaError: what a step raises; the artefacts of the steps before it stay.
+    """
+    return Build(plan, Path(out)).run()
+
+
+def shortest(manifest: SpeechManifest, count: int) -> SpeechManifest:
+    """The `count` shortest clips of at least 1.5 s: commands, which is what devices hear, timed in little time."""
+    clips = sorted((one for one in manifest.utterances if one.duration >= 1.5), key=lambda one: one.duration)
+    return SpeechManifest(manifest.path, tuple(clips[:count]) or manifest.utterances[:count])
+
+
+def render_rows(rows: tuple[BuildRow, ...], *, markdown: bool = False) -> str:
+    """The final table as text."""
+    header = ("system", "layers", "MB", "loss", "WER % (95 %)", "RTF", "tokens/s", "peak MB")
+    cells = [
+        (
+            row.name,
+            _cell(row.layers, "d"),
+            _cell(row.disk_bytes and row.disk_bytes / 1e6, ".0f"),
+            _cell(row.cross_entropy, ".3f"),
+            f"{100 * row.wer:.1f} ({100 * row.wer_low:.1f}-{100 * row.wer_high:.1f})",
+            _cell(row.real_time_factor, ".3f"),
+            _cell(row.decode_tokens_per_second, ".0f"),
+            _cell(row.peak_memory_bytes and row.peak_memory_bytes / 1e6, ".0f"),
+        )
+        for row in rows
+    ]
+    return render_table(header, cells, markdown=markdown)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `prunella build`."""
+    parser.add_argument("model", help="'reference', a checkpoint folder, or a Hugging Face id")
+    parser.add_argument("--target", required=True, help="a name of `prunella targets list`, or a .toml")
+    amount = parser.add_mutually_exclusive_group(required=True)
+    amount.add_argument("--drop", type=int, metavar="N", help="number of layers to cut")
+    amount.add_argument("--keep", type=float, metavar="SHARE", help="share of the layers to keep, such as 0.7")
+    amount.add_argument("--block", action="append", metavar="START:STOP", help="cut these layers")
+    parser.add_argument("--strategy", default="bridged", choices=STRATEGIES, help="how layers are chosen")
+    parser.add_argument("--no-bridge", action="store_true", help="leave the gap as it is")
+    parser.add_argument("--calibration", metavar="MANIFEST", help="speech to measure and fit on")
+    parser.add_argument("--evaluation", metavar="MANIFEST", help="speech to judge on")
+    parser.add_argument("--text", metavar="FILE", help="text for the second redundancy map")
+    parser.add_argument("--clips", type=int, default=200, metavar="N", help="calibration clips at most (default 200)")
+    parser.add_argument("--no-baseline", action="store_true", help="no row for Whisper tiny.en")
+    parser.add_argument("-o", "--output", metavar="DIR", help="folder (default: out/MODEL-TARGET)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """`prunella build`."""
+    plan = BuildPlan(
+        model=args.model,
+        target=args.target,
+        calibration=args.calibration or _example("clips/calibration.jsonl", "--calibration"),
+        evaluation=args.evaluation or _example("clips/evaluation.jsonl", "--evaluation"),
+        text=args.text or _optional_example("text/general.txt"),
+        drop=args.drop,
+        keep=args.keep,
+        blocks=tuple(args.block or ()),
+        strategy=args.strategy,
+        bridge=not args.no_bridge,
+        clips=args.clips,
+        baseline=not args.no_baseline,
+    )
+    out = Path(args.output or f"out/{Path(args.model).name}-{Path(args.target).stem}")
+    load_target(args.target)
+    count = len(load(args.model).layers)
+    if plan.blocks:
+        check_blocks([Block.parse(text) for text in plan.blocks], count)
+    else:
+        layers_to_drop(count, drop=plan.drop, keep=plan.keep)
+    report = build(plan, out)
+    cut = json.loads((out / "pruned" / REPORT_NAME).read_text(encoding="utf-8"))
+    sys.stdout.write(
+        f"cut layers {' '.join(cut['blocks'])} of {cut['layers_before']} ({cut['strategy']})\n\n"
+        f"{render_rows(report.rows)}\n\n"
+        f"bundle     {report.bundle}\n"
+        f"picture    {out / 'redundancy' / 'redundancy.png'}\n"
+        f"your own   prunella transcribe {report.bundle} recording.wav\n"
+    )
+    return 0
+
+
+def _example(name: str, option: str) -> str:
+    found = _optional_example(name)
+    if found is None:
+        raise UsageError(f"this install has no example clips: give {option} MANIFEST (JSONL: audio_filepath, duration, text)")
+    return found
+
+
+def _optional_example(name: str) -> str | None:
+    path = _EXAMPLES / name
+    return str(path) if path.is_file() else None
+
+
+def _layers(system: str) -> int | None:
+    path = Path(system)
+    try:
+        return open_bundle(path, verify=False).manifest.decoder.num_layers
+    except PrunellaError:
+        config = path / "decoder" / "config.json"
+        return json.loads(config.read_text())["num_hidden_layers"] if config.is_file() else None
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _call(function: Callable[..., None], *args: str) -> Callable[[], None]:
+    return lambda: function(*args)
