@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 import onnx
+
 from prunella.device_runtime.errors import BundleError
 from prunella.quantize.graph_file import save_graph
-from prunella.quantize.onnx_passes import HEAD, quantize_embeddings, quantize_matmuls
+from prunella.quantize.onnx_passes import DOWN_PROJECTION, HEAD, quantize_embeddings, quantize_matmuls
 from prunella.quantize.recipes import Recipe
 
 GRAPHS = ("audio_encoder.onnx", "embed_tokens.onnx", "decoder_model_merged.onnx")
@@ -34,8 +35,13 @@ def quantize_graphs(source: Path, recipe: Recipe, out: Path) -> None:
             continue
         model = onnx.load(str(source / name))
         if name.startswith("decoder"):
-            quantize_matmuls(model, recipe.decoder, lambda node: node.name != HEAD)
             quantize_matmuls(model, recipe.head, lambda node: node.name == HEAD)
+            quantize_matmuls(model, recipe.down_projection, lambda node: node.name.endswith(DOWN_PROJECTION))
+            quantize_matmuls(
+                model,
+                recipe.decoder,
+                lambda node: node.name != HEAD and not node.name.endswith(DOWN_PROJECTION),
+            )
         elif name.startswith("audio_encoder"):
             quantize_matmuls(model, recipe.audio_encoder, lambda node: node.name.startswith(_ENCODER_LAYERS))
         else:
@@ -45,7 +51,7 @@ def quantize_graphs(source: Path, recipe: Recipe, out: Path) -> None:
 
 def _is_float(recipe: Recipe, name: str) -> bool:
     formats = {
-        "decoder_model_merged.onnx": (recipe.decoder, recipe.head),
+        "decoder_model_merged.onnx": (recipe.decoder, recipe.down_projection, recipe.head),
         "audio_encoder.onnx": (recipe.audio_encoder,),
         "embed_tokens.onnx": (recipe.embed_tokens,),
     }[name]

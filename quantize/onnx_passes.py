@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from prunella.quantize.blockwise import quantize_blocks
 from prunella.quantize.recipes import WeightFormat
 
 HEAD = "/lm_head/MatMul"
+DOWN_PROJECTION = "/mlp/down_proj/MatMul"
+_LARGEST_INT8 = 127
+# Kernels for AVX2 and for AVX-512 without VNNI add pairs of products in 16 bits: 2 * 255 * 63 still fits.
+_LARGEST_PRODUCT_FACTOR = 63
 
 
 def quantize_matmuls(
@@ -43,7 +48,7 @@ def quantize_embeddings(model: onnx.ModelProto, format_: WeightFormat) -> None:
     (gather,) = [node for node in model.graph.node if node.op_type == "Gather"]
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == gather.input[0])
     table = numpy_helper.to_array(tensor)
-    scale = _symmetric_scale(table, axis=1)
+    scale = _symmetric_scale(table, axis=1, largest=_LARGEST_INT8)
     rows = np.rint(table / scale).astype(np.int8)
     ids, output, name = gather.input[1], gather.output[0], tensor.name
     nodes = [
@@ -61,23 +66,40 @@ def quantize_embeddings(model: onnx.ModelProto, format_: WeightFormat) -> None:
 
 def _blockwise(model: onnx.ModelProto, format_: WeightFormat, names: set[str]) -> None:
     """MatMul → com.microsoft MatMulNBits, symmetric: a zero point decodes wrongly on AVX2 (onnxruntime #29853)."""
-    # Importing it sets up the root logger for the whole process, and it logs every node.
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
-    others = [node.name for node in model.graph.node if node.name not in names]
-    MatMulNBitsQuantizer(
-        model,
-        bits=format_.bits,
-        block_size=format_.block_size,
-        is_symmetric=True,
-        accuracy_level=format_.accuracy_level,
-        nodes_to_exclude=others,
-    ).process()
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    replaced: dict[str, list[onnx.NodeProto]] = {}
+    done: set[str] = set()
+    for node in model.graph.node:
+        if node.name not in names:
+            continue
+        name = node.input[1]
+        integers, scales = f"{name}_Q{format_.bits}", f"{name}_scales"
+        if name not in done:
+            done.add(name)
+            packed, steps = quantize_blocks(
+                numpy_helper.to_array(weights[name]), format_.bits, format_.block_size
+            )
+            model.graph.initializer.extend(
+                [numpy_helper.from_array(packed, integers), numpy_helper.from_array(steps, scales)]
+            )
+        replaced[node.name] = [
+            helper.make_node(
+                "MatMulNBits",
+                [node.input[0], integers, scales],
+                list(node.output),
+                node.name,
+                domain="com.microsoft",
+                K=weights[name].dims[0],
+                N=weights[name].dims[1],
+                bits=format_.bits,
+                block_size=format_.block_size,
+                accuracy_level=format_.accuracy_level,
+            )
+        ]
+    _replace(model, replaced)
+    _drop_unused(model)
+    if all(opset.domain != "com.microsoft" for opset in model.opset_import):
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
 
 
 def _channelwise(model: onnx.ModelProto, names: set[str]) -> None:
@@ -91,7 +113,7 @@ def _channelwise(model: onnx.ModelProto, names: set[str]) -> None:
         name = node.input[1]
         if name not in stored:
             matrix = numpy_helper.to_array(weights[name])
-            scale = _symmetric_scale(matrix, axis=0)[0]
+            scale = _symmetric_scale(matrix, axis=0, largest=_LARGEST_PRODUCT_FACTOR)[0]
             stored[name] = (f"{name}_int8", f"{name}_scale")
             model.graph.initializer.extend(
                 [
@@ -117,10 +139,10 @@ def _channelwise(model: onnx.ModelProto, names: set[str]) -> None:
     _drop_unused(model)
 
 
-def _symmetric_scale(matrix: np.ndarray, axis: int) -> np.ndarray:
-    """Scale that maps the largest magnitude along `axis` to 127; 1 where all are zero."""
-    largest = np.abs(matrix).max(axis=axis, keepdims=True).astype(np.float32)
-    return np.where(largest > 0, largest / 127, np.float32(1)).astype(np.float32)
+def _symmetric_scale(matrix: np.ndarray, axis: int, largest: int) -> np.ndarray:
+    """Scale that maps the largest magnitude along `axis` to `largest`; 1 where all are zero."""
+    magnitude = np.abs(matrix).max(axis=axis, keepdims=True).astype(np.float32)
+    return np.where(magnitude > 0, magnitude / largest, np.float32(1)).astype(np.float32)
 
 
 def _replace(model: onnx.ModelProto, replaced: dict[str, list[onnx.NodeProto]]) -> None:

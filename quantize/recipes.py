@@ -17,7 +17,7 @@ class WeightFormat:
     - "blockwise": symmetric integers with a scale for every `block_size` inputs of every output channel
       (MatMulNBits). `accuracy_level` 4 quantises activations to int8, each row for itself and in blocks.
     - "channelwise": int8 with a scale per output channel, activations to uint8 with one scale for the whole input
-      (MatMulInteger). Ruins decoders, whose attention sinks set that scale; audio encoders bear it.
+      (MatMulInteger). Ruins decoders, whose attention sinks set that scale; audio encoders bear it and run twice as fast.
     """
 
     method: Literal["float", "blockwise", "channelwise"]
@@ -32,7 +32,10 @@ class Recipe:
 
     name: str
     summary: str
-    decoder: WeightFormat  # all matrices of the decoder but its head
+    decoder: WeightFormat  # all matrices of the decoder but those below
+    down_projection: (
+        WeightFormat  # feed-forward to residual stream: its input carries the massive activations
+    )
     head: WeightFormat  # hidden state to vocabulary
     audio_encoder: WeightFormat  # attention and feed-forward matrices
     embed_tokens: WeightFormat  # "float", or "channelwise": int8 with a scale per token
@@ -47,12 +50,32 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe(
-            "fp32", "everything in float32: what the other recipes start from", _FLOAT, _FLOAT, _FLOAT, _FLOAT
+            "fp32",
+            "everything in float32: what the other recipes start from",
+            decoder=_FLOAT,
+            down_projection=_FLOAT,
+            head=_FLOAT,
+            audio_encoder=_FLOAT,
+            embed_tokens=_FLOAT,
         ),
         Recipe(
-            "int8", "8-bit weights, close to float32", _INT8_BLOCKS, _INT8_BLOCKS, _INT8_BLOCKS, _INT8_ROWS
+            "int8",
+            "8-bit weights, close to float32",
+            decoder=_INT8_BLOCKS,
+            down_projection=_INT8_BLOCKS,
+            head=_INT8_BLOCKS,
+            audio_encoder=_INT8_ROWS,
+            embed_tokens=_INT8_ROWS,
         ),
-        Recipe("int4", "4-bit decoder, 8-bit encoder", _INT4_BLOCKS, _INT4_BLOCKS, _INT8_BLOCKS, _INT8_ROWS),
+        Recipe(
+            "int4",
+            "4-bit decoder with 8-bit down projections, 8-bit encoder",
+            decoder=_INT4_BLOCKS,
+            down_projection=_INT8_BLOCKS,
+            head=_INT4_BLOCKS,
+            audio_encoder=_INT8_ROWS,
+            embed_tokens=_INT8_ROWS,
+        ),
     )
 }
 

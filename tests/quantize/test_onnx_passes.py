@@ -4,7 +4,9 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
 from prunella.device_runtime.errors import UsageError
+from prunella.quantize.blockwise import quantize_blocks
 from prunella.quantize.onnx_passes import quantize_embeddings, quantize_matmuls
 from prunella.quantize.recipes import RECIPES, WeightFormat, find_recipe
 
@@ -74,6 +76,39 @@ def test_int4_is_symmetric_level_4_in_blocks_of_32(two_products):
         assert (attributes["bits"], attributes["block_size"], attributes["accuracy_level"]) == (4, 32, 4)
 
 
+@pytest.mark.parametrize(("bits", "block"), [(4, 32), (8, 32), (8, 128)])
+def test_blocks_are_laid_out_as_onnxruntimes_own_quantizer_does(weight, bits, block):
+    from onnxruntime.quantization.matmul_nbits_quantizer import (
+        DefaultWeightOnlyQuantConfig,
+        DefaultWeightOnlyQuantizer,
+    )
+
+    theirs = DefaultWeightOnlyQuantizer(
+        DefaultWeightOnlyQuantConfig(block_size=block, is_symmetric=True, bits=bits)
+    )
+    their_packed, their_scales, _ = theirs.qbits_block_quant(weight)
+    packed, scales = quantize_blocks(weight, bits, block)
+    assert packed.shape == their_packed.shape
+    assert scales.shape == their_scales.shape
+
+    def restored(packed, scales):
+        integers = (
+            packed
+            if bits == 8
+            else np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], -1)
+        )
+        rows = (integers.astype(np.float32) - 2 ** (bits - 1)) * scales[..., None]
+        return rows.reshape(len(rows), -1)[:, : len(weight)].T
+
+    error, their_error = (
+        np.square(restored(*pair) - weight).sum() for pair in ((packed, scales), (their_packed, their_scales))
+    )
+    if bits == 8:
+        assert error == pytest.approx(their_error, rel=0.05)
+    else:
+        assert 0.5 * their_error < error < 0.95 * their_error
+
+
 def test_a_channel_of_zeros_stays_zero(weight):
     weight[:, 5] = 0
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, "n", 160])
@@ -112,7 +147,7 @@ def test_recipes_are_found_by_name():
 
 def test_no_recipe_breaks_what_the_field_learned():
     for recipe in RECIPES.values():
-        for part in (recipe.decoder, recipe.head):
+        for part in (recipe.decoder, recipe.down_projection, recipe.head):
             assert part.method != "channelwise"  # one activation scale for attention sinks and words alike
             assert part.block_size < 512  # onnxruntime #28551: zeros
             assert part.method == "float" or part.accuracy_level == 4

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+
 from prunella.cli import main
 from prunella.device_runtime.bundle import (
     MANIFEST_NAME,
