@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from prunella.device_runtime.bundle import Bundle
 from prunella.device_runtime.engine import Float32
 from prunella.device_runtime.errors import BundleError, EngineError

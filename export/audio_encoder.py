@@ -8,9 +8,10 @@ from pathlib import Path
 
 import onnx
 import torch
+from torch import nn
+
 from prunella.quantize.graph_file import save_graph
 from prunella.speech_llm.model import SpeechLLM
-from torch import nn
 
 AUDIO_ENCODER_NAME = "audio_encoder.onnx"
 _OPSET = 20  # 23 has a fused Attention, 7 % faster here but unknown to the older runtimes that devices have

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import onnx
 from onnx import TensorProto, helper
+
 from prunella.device_runtime.errors import CheckpointError
 
 DECODER_NAME = "decoder_model_merged.onnx"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from onnx import TensorProto, helper, numpy_helper
+
 from prunella.device_runtime.errors import CheckpointError
 from prunella.quantize.graph_file import save_graph
 from prunella.speech_llm.model import SpeechLLM

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+
 from prunella.cli import main
 from prunella.device_runtime.bundle import open_bundle
 from prunella.device_runtime.errors import CheckpointError, TargetError, UsageError

@@ -3,6 +3,7 @@
 import numpy as np
 import onnxruntime
 import pytest
+
 from prunella.device_runtime.bundle import open_bundle
 from prunella.device_runtime.errors import BundleError, EngineError
 from prunella.device_runtime.onnx_engine import OnnxEngine, physical_cores

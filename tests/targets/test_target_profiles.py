@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from prunella.cli import main
 from prunella.device_runtime.errors import TargetError
 from prunella.targets.profile import PROFILES, list_targets, load_target
