@@ -1,0 +1,42 @@
+# make demo: real speech through the whole path.  make test: what CI runs.
+# TORCH_INDEX chooses torch's wheels, for example TORCH_INDEX=https://download.pytorch.org/whl/cpu (plain `torch` on
+# Linux brings gigabytes of CUDA). By default pip's own configuration decides.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+PIP_FLAGS = -q -c constraints.txt --disable-pip-version-check
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/prunella build reference --target x86-cpu --drop 3 -o out/demo
+	@echo; echo "prunella transcribe out/demo/pruned-int4 examples/clips/evaluation/librivox_0880.flac"
+	@$(BIN)/prunella transcribe out/demo/pruned-int4 examples/clips/evaluation/librivox_0880.flac
+
+test: $(VENV)/installed .venv-device/installed lint
+	PRUNELLA_DEVICE_PYTHON=$(CURDIR)/.venv-device/bin/python $(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@mkdir -p build/typecheck && ln -sfn ../.. build/typecheck/prunella
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p prunella
+	$(BIN)/lint-imports
+
+# torch goes first and alone, so that TORCH_INDEX decides where it comes from.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(PIP_FLAGS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(BIN)/pip install $(PIP_FLAGS) -e '.[dev]'
+	$(BIN)/prunella models fetch
+	@touch $@
+
+# What a device has: the runtime and one engine, no torch. A test runs `prunella transcribe` in it.
+.venv-device/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-device
+	.venv-device/bin/pip install $(PIP_FLAGS) -e '.[cpu]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .venv-device build out

@@ -1,0 +1,102 @@
+"""What several rooms' tests share: a tiny random speech LLM, and the real reference as a model and as a bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+ROOT = Path(__file__).parents[1]
+CLIPS = ROOT / "examples" / "clips"
+
+
+@pytest.fixture(scope="session")
+def reference():
+    from prunella.speech_llm import load
+
+    return load("reference")
+
+
+@pytest.fixture(scope="session")
+def reference_float_bundle(reference, tmp_path_factory) -> Path:
+    from prunella.export.export import export_float
+
+    out = tmp_path_factory.mktemp("reference") / "fp32"
+    export_float(reference, "x86-cpu", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def reference_bundle(reference_float_bundle, tmp_path_factory) -> Path:
+    from prunella.device_runtime.bundle import open_bundle
+    from prunella.quantize.bundle_writer import requantize
+
+    out = tmp_path_factory.mktemp("reference") / "int4"
+    requantize(open_bundle(reference_float_bundle), "int4", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def small_speech_llm():
+    """A random speech LLM of six layers whose logits differ by more than one."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
+    from prunella.speech_llm.model import SpeechLLM
+
+    torch.manual_seed(0)
+    tokens = ["<s>", "<pad>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<pad>")
+    decoder = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=320,
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=2048,
+            initializer_range=0.1,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=2,
+            pad_token_id=1,
+        )
+    )
+    config = SpeechLLMConfig(
+        audio_encoder=AudioEncoderConfig(32, 2, 2, 64),
+        stack_factor=5,
+        projector_hidden_size=64,
+        text_hidden_size=48,
+        prompt=Prompt("user: ", " say it: ", "<|im_end|>"),
+        text_style="lower",
+        extra_padding=1_600,
+        provenance={"base_model": "tiny"},
+    )
+    return SpeechLLM(config, decoder, tokenizer).float().eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def noise_manifest(tmp_path_factory) -> Path:
+    """Eight clips of noise of different lengths with different texts."""
+    folder = tmp_path_factory.mktemp("noise")
+    generator = np.random.default_rng(0)
+    rows = []
+    for index in range(8):
+        seconds = 0.4 + 0.25 * index
+        samples = 0.1 * generator.standard_normal(int(seconds * 16_000))
+        soundfile.write(folder / f"{index}.wav", samples, 16_000)
+        rows.append(
+            {"audio_filepath": f"{index}.wav", "duration": seconds, "text": f"Noise, number {index * 37}."}
+        )
+    path = folder / "manifest.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
