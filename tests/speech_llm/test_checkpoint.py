@@ -198,7 +198,7 @@ def test_an_ultravox_checkpoint_of_the_hub_layout_loads(small_speech_llm, tmp_pa
     assert torch.equal(loaded.embed_audio(_mel(60)[None]), model.embed_audio(_mel(60)[None]))
     assert loaded.config.prompt.before_audio.startswith("U:") and loaded.config.prompt.after_audio == "A:"
     (tmp_path / "ultravox" / "config.json").write_text(json.dumps({**facts, "projector_ln_mid": False}))
-    with pytest.raises(CheckpointError, match="v0.5"):
+    with pytest.raises(CheckpointError, match=r"v0\.5"):
         load(tmp_path / "ultravox")
 
 

@@ -1,0 +1,110 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from prunella.build import BuildPlan, build
+from prunella.cli import main
+from prunella.device_runtime.bundle import open_bundle
+from prunella.device_runtime.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def plan(small_speech_llm, noise_manifest, tmp_path_factory) -> BuildPlan:
+    from prunella.speech_llm import save_checkpoint
+
+    folder = save_checkpoint(small_speech_llm, tmp_path_factory.mktemp("model") / "tiny")
+    speech = str(noise_manifest)
+    return BuildPlan(str(folder), "x86-cpu", speech, speech, drop=2, baseline=False)
+
+
+@pytest.fixture(scope="module")
+def built(plan, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("build") / "out"
+    build(plan, out)
+    return out
+
+
+def test_a_build_ends_in_bundles_and_a_table(built):
+    rows = json.loads((built / "report.json").read_text())["rows"]
+    assert [row["layers"] for row in rows] == [6, 4, 4, 6, 6, 6, 4, 4, 4]
+    assert all(
+        row["cross_entropy"] > 0 and row["peak_memory_bytes"] > 0 and row["disk_bytes"] > 0 for row in rows
+    )
+    sizes = {row["name"]: row["disk_bytes"] for row in rows}
+    assert sizes["pruned, ONNX int4"] < sizes["pruned, ONNX int8"] < sizes["full, ONNX fp32"]
+    assert open_bundle(built / "pruned-int4").manifest.decoder.num_layers == 4
+    assert (built / "report.md").read_text().count("\n|") == 10
+
+
+def test_the_same_build_again_does_nothing(plan, built):
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in built.rglob("*")
+        if path.name not in ("report.json", "report.md")
+    }
+    build(plan, built)
+    after = {path: path.stat().st_mtime_ns for path in before}
+    changed = [path for path in before if before[path] != after[path] and path.is_file()]
+    assert changed == []
+
+
+def test_another_build_does_not_mix_in(plan, built, tmp_path):
+    from dataclasses import replace
+
+    with pytest.raises(UsageError, match="another build"):
+        build(replace(plan, drop=1), built)
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        build(plan, tmp_path)
+
+
+def test_a_killed_build_goes_on(plan, built, tmp_path):
+    """`kill -9` in the middle: nothing that looks complete is not, and the same command finishes."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "prunella", "build", plan.model, "--target", "x86-cpu", "--drop", "2",
+               "--calibration", plan.calibration, "--evaluation", plan.evaluation, "--no-baseline", "-o", str(out)]  # fmt: skip
+    process = subprocess.Popen(
+        command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "full-fp32").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (out / "full-fp32").exists() and not (out / "report.json").exists()
+    for folder in out.iterdir():
+        if (folder / "bundle.json").exists():
+            open_bundle(folder)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "pruned, ONNX int4" in done.stdout
+    assert not [path for path in out.iterdir() if ".partial" in path.name or ".float" in path.name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["build", "MODEL", "--target", "x86", "--drop", "2"], 2, "did you mean 'x86-cpu'"),
+        (["build", "MODEL", "--target", "x86-cpu", "--drop", "6"], 2, "drop 1 to 5"),
+        (["build", "MODEL", "--target", "x86-cpu", "--block", "4:9"], 2, "no layer 8"),
+        (["build", "/no/where", "--target", "x86-cpu", "--drop", "1"], 1, "neither a folder"),
+        (["buidl"], 2, "did you mean 'build'"),
+        (["export", "MODEL", "--target", "jetson", "-o", "OUT"], 2, "prunella targets list"),
+        (["transcribe", "OUT", "clip.wav"], 1, "does not exist"),
+    ],
+)
+def test_bad_usage_is_one_line_and_writes_nothing(plan, tmp_path, capsys, arguments, code, message):
+    out = tmp_path / "out"
+    words = [{"MODEL": plan.model, "OUT": str(out)}.get(word, word) for word in arguments]
+    if words[0] == "build":
+        words += ["-o", str(out)]
+    assert main(words) == code
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+    assert not out.exists()
