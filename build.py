@@ -48,6 +48,7 @@ from prunella.targets.profile import TargetProfile, load_target
 _EXAMPLES = Path(__file__).parent / "examples"
 PLAN_NAME, REPORT_JSON, REPORT_TABLE = "plan.json", "report.json", "report.md"
 BENCH_CLIPS, BENCH_REPEATS = 5, 3
+TEXT_LINES = 40  # of the text: about as many positions as 70 short clips
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,9 @@ class Build:
         claim = {"fingerprint": self.plan.fingerprint(), "plan": json.loads(json.dumps(asdict(self.plan)))}
         if plan_file.exists():
             if json.loads(plan_file.read_text(encoding="utf-8")) != claim:
-                raise UsageError(f"{self.out} holds another build: choose another folder with -o, or remove it")
+                raise UsageError(
+                    f"{self.out} holds another build: choose another folder with -o, or remove it"
+                )
         elif self.out.exists() and any(self.out.iterdir()):
             raise UsageError(f"{self.out} is not empty and holds no build: choose another folder with -o")
         else:
@@ -174,7 +177,9 @@ class Build:
         manifest = read_manifest(self.plan.calibration).sample(self.plan.clips)
         text = None
         if self.plan.text:
-            text = text_batches(self.model.decoder, self.model.tokenizer, read_lines(self.plan.text))
+            text = text_batches(
+                self.model.decoder, self.model.tokenizer, read_lines(self.plan.text)[:TEXT_LINES]
+            )
         analysis = analyze(self.model, speech=speech_batches(self.model, manifest.utterances), text=text)
         save_analysis(analysis, self.out / "redundancy", Path(self.plan.model).name)
 
@@ -292,14 +297,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", required=True, help="a name of `prunella targets list`, or a .toml")
     amount = parser.add_mutually_exclusive_group(required=True)
     amount.add_argument("--drop", type=int, metavar="N", help="number of layers to cut")
-    amount.add_argument("--keep", type=float, metavar="SHARE", help="share of the layers to keep, such as 0.7")
+    amount.add_argument(
+        "--keep", type=float, metavar="SHARE", help="share of the layers to keep, such as 0.7"
+    )
     amount.add_argument("--block", action="append", metavar="START:STOP", help="cut these layers")
     parser.add_argument("--strategy", default="bridged", choices=STRATEGIES, help="how layers are chosen")
     parser.add_argument("--no-bridge", action="store_true", help="leave the gap as it is")
     parser.add_argument("--calibration", metavar="MANIFEST", help="speech to measure and fit on")
     parser.add_argument("--evaluation", metavar="MANIFEST", help="speech to judge on")
     parser.add_argument("--text", metavar="FILE", help="text for the second redundancy map")
-    parser.add_argument("--clips", type=int, default=200, metavar="N", help="calibration clips at most (default 200)")
+    parser.add_argument(
+        "--clips", type=int, default=200, metavar="N", help="calibration clips at most (default 200)"
+    )
     parser.add_argument("--no-baseline", action="store_true", help="no row for Whisper tiny.en")
     parser.add_argument("-o", "--output", metavar="DIR", help="folder (default: out/MODEL-TARGET)")
 
@@ -342,7 +351,9 @@ def run(args: argparse.Namespace) -> int:
 def _example(name: str, option: str) -> str:
     found = _optional_example(name)
     if found is None:
-        raise UsageError(f"this install has no example clips: give {option} MANIFEST (JSONL: audio_filepath, duration, text)")
+        raise UsageError(
+            f"this install has no example clips: give {option} MANIFEST (JSONL: audio_filepath, duration, text)"
+        )
     return found
 
 

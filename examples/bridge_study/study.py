@@ -48,7 +48,7 @@ def collect(decoder, blocks, batches):
         seen = {}
         handles = [
             layers[block.start - 1].mlp.down_proj.register_forward_pre_hook(
-                lambda _module, args, block=block: seen.__setitem__(block, args[0])
+                lambda _module, args, block=block, seen=seen: seen.__setitem__(block, args[0])
             )
             for block in blocks
         ]
