@@ -44,6 +44,8 @@ class Recipe:
 _FLOAT = WeightFormat("float")
 _INT8_ROWS = WeightFormat("channelwise", bits=8)
 _INT8_BLOCKS = WeightFormat("blockwise", bits=8, block_size=128, accuracy_level=4)
+# Cross-entropy of the reference's transcripts (float32: 1.040) with a decoder that is all 4-bit: 1.138; with 8-bit down
+# projections: 1.091; with an 8-bit head as well: 1.057, for 110 MB instead of 85.
 _INT4_BLOCKS = WeightFormat("blockwise", bits=4, block_size=32, accuracy_level=4)
 
 RECIPES: dict[str, Recipe] = {
@@ -69,10 +71,10 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "int4",
-            "4-bit decoder with 8-bit down projections, 8-bit encoder",
+            "4-bit decoder with 8-bit down projections and head, 8-bit encoder",
             decoder=_INT4_BLOCKS,
             down_projection=_INT8_BLOCKS,
-            head=_INT4_BLOCKS,
+            head=_INT8_BLOCKS,
             audio_encoder=_INT8_ROWS,
             embed_tokens=_INT8_ROWS,
         ),

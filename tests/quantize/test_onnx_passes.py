@@ -62,7 +62,7 @@ def test_a_product_stays_close(two_products, format_, largest_error, rows):
 
 def test_only_what_was_chosen_changes(two_products):
     model, _ = two_products
-    assert quantize_matmuls(model, RECIPES["int4"].head, lambda node: node.name == "/lm_head/MatMul") == 1
+    assert quantize_matmuls(model, RECIPES["int4"].decoder, lambda node: node.name == "/lm_head/MatMul") == 1
     assert [node.op_type for node in model.graph.node] == ["MatMul", "MatMulNBits"]
     assert quantize_matmuls(model, WeightFormat("float"), lambda node: True) == 0
 
