@@ -81,6 +81,7 @@ class TrainableDecoder:
         self._tied = decoder.config.tie_word_embeddings
         decoder.requires_grad_(False)
         decoder.config.use_cache = False
+        self._attention = decoder.config._attn_implementation
         stack = decoder_layers(decoder)
         chosen = [f".{name}" for name in _linear_names(decoder, [stack[index] for index in layers])]
         if plan.base_bits == 4:
@@ -125,6 +126,7 @@ class TrainableDecoder:
         if self._tied:
             self.decoder.tie_weights()
         self.decoder.config.use_cache = True
+        self.decoder.set_attn_implementation(self._attention)
         self.decoder.eval().requires_grad_(False)
 
     def save_adapter(self, folder: Path) -> None:

@@ -105,7 +105,9 @@ class DevSet:
 
     def _text(self, ids: list[int]) -> str:
         options = self._model.config.decode
-        guard = RepeatStop(options.repeat_max_words, options.repeat_times if options.guards else 0)
+        guard = RepeatStop(
+            options.repeat_max_words, options.repeat_times if options.guards else 0, options.repeat_min_words
+        )
         guard.feed(self._model.tokenizer.decode(ids, skip_special_tokens=True))
         guard.finish()
         return strip_template(guard.text)

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from prunella.healing.clips import Clip, open_speech, tokenise
 from prunella.healing.dev_set import DevSet
 from prunella.healing.features import FeatureStore, module_digest
 from prunella.healing.learner import Learner
-from prunella.healing.machine import choose_precision, keep_freed_memory
+from prunella.healing.machine import choose_attention, choose_precision, keep_freed_memory
 from prunella.healing.plan import (
     PARTS,
     PRECISIONS,
@@ -103,6 +104,11 @@ def heal(
     if not ctc:
         whole = accelerator.distributed_type == DistributedType.FSDP  # which wants parameters of one dtype
         decoder = TrainableDecoder(model.decoder, layers, plan, "fp32" if whole else state.precision)
+        facts = model.decoder.config
+        heads, micro = facts.num_attention_heads, plan.micro_positions
+        model.decoder.set_attn_implementation(
+            choose_attention(facts.num_hidden_layers, heads, micro, accelerator.device)
+        )
     if plan.gradient_checkpointing and not ctc:
         model.decoder.gradient_checkpointing_enable({"use_reentrant": False})
     vocabulary = sorted({token for one in [*clips, *dev_clips] for token in one.tokens[:-1]}) if ctc else ()
@@ -110,6 +116,8 @@ def heal(
         if module is not None:
             module.to(accelerator.device)
     learner = Learner(model, plan, vocabulary=vocabulary, teacher=teacher, precision=state.precision)
+    # Under autocast the projector's norms see bf16 with float32 weights: slower than fused, and meant.
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     try:
         trainer = Trainer(
             accelerator, learner, plan, store, dev_set, state, work, progress=progress, on_step=on_step
