@@ -227,6 +227,7 @@ class Build:
         return systems
 
     def _evaluate(self, name: str, system: str) -> None:
+        self._model = self._calibration = None  # no longer needed, and memory is
         manifest = read_manifest(self.plan.evaluation)
         opened = open_system(system)
         report = evaluate(opened.system, manifest, name=name, fingerprint=opened.fingerprint, progress=True)

@@ -134,7 +134,11 @@ class Transcriber:
             logits = self.engine.start(embeddings)
             prefilled = time.perf_counter()
             cap = options.token_cap(audio_tokens * self.audio.samples_per_token / rate)
-            guard = RepeatStop(options.repeat_max_words, options.repeat_times if options.guards else 0)
+            guard = RepeatStop(
+                options.repeat_max_words,
+                options.repeat_times if options.guards else 0,
+                options.repeat_min_words,
+            )
             text, reason = yield from self._decode(logits, cap, guard, tokens)
             first = prefilled
         ended = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging as standard_logging
 import sys
 
 from transformers.utils import logging
@@ -29,3 +30,5 @@ keep_freed_memory()
 # prunella shows its own progress; transformers' bars and advice would only bury it.
 logging.set_verbosity_error()
 logging.disable_progress_bar()
+# The ONNX exporter warns about every torchvision operator that it does not know.
+standard_logging.getLogger("torch.onnx").setLevel(standard_logging.ERROR)

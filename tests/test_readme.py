@@ -1,0 +1,70 @@
+"""The README's commands are run, on a tiny model in place of `reference`."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from prunella.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+@pytest.fixture
+def desk(small_speech_llm, noise_manifest, tmp_path, monkeypatch) -> Path:
+    """A folder that looks like the repository with a tiny model saved in it."""
+    from prunella.speech_llm import save_checkpoint
+
+    save_checkpoint(small_speech_llm, tmp_path / "tiny")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_verbs_of_the_readme_run_in_order(desk, noise_manifest, capfd):
+    (commands,) = _blocks("sh")
+    lines = commands.strip().splitlines()
+    assert len(lines) == 8
+    for line in lines:
+        program, *words = shlex.split(line)
+        assert program == "prunella"
+        words = ["tiny" if word == "reference" else word for word in words]
+        if words[0] in ("analyze", "prune"):  # noise is as good as speech for a random model, and shorter
+            words = [str(noise_manifest) if word.endswith("calibration.jsonl") else word for word in words]
+        code = main(words)
+        output = capfd.readouterr()
+        # A random model may well write nothing on a clip, which `bench` rightly calls a failure.
+        assert code == 0 or (words[0] == "bench" and "empty" in output.out + output.err), (
+            f"{line}: {output.err}"
+        )
+    assert (desk / "out" / "redundancy" / "redundancy.png").exists()
+
+
+def test_the_python_of_the_readme_runs(desk, noise_manifest, capsys):
+    (code,) = _blocks("python")
+    code = code.replace('"reference"', '"tiny"').replace(
+        "examples/clips/calibration.jsonl", str(noise_manifest)
+    )
+    exec(compile(code, "README.md", "exec"), {})
+    assert (desk / "out" / "python" / "bundle.json").exists()
+
+
+def test_the_make_targets_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^    make (\w+)", README, re.M):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_every_figure_table_has_its_command():
+    measured = README.split("## Measured")[1].split("## What runs where")[0]
+    tables = re.findall(r"(?:^\|.*\n)+", measured, re.M)
+    assert tables
+    for table in tables:
+        around = measured[max(0, measured.index(table) - 600) : measured.index(table) + len(table) + 600]
+        assert re.search(r"`(?:prunella|python examples|make) [^`]+`", around), table.splitlines()[0]
