@@ -66,15 +66,15 @@ def test_a_loop_stops_the_decoder(scripted, tone):
 
 
 def test_a_loop_that_the_decoder_ends_itself_is_cut_too(scripted, tone):
-    transcript = scripted("go go go").transcribe(tone)
+    transcript = scripted("go go go go go go").transcribe(tone)
     assert (transcript.text, transcript.finish_reason) == ("go", "repeat")
 
 
 def test_guards_can_be_turned_off_or_tuned(scripted, tone):
     off = DecodeOptions(guards=False)
-    assert scripted("go go go", options=off).transcribe(tone).text == "go go go"
+    assert scripted("go go go go go go", options=off).transcribe(tone).text == "go go go go go go"
     assert scripted("go", options=off).transcribe(tone * 0).text == "go"
-    assert scripted("go go go", options=DecodeOptions(repeat_times=4)).transcribe(tone).text == "go go go"
+    assert scripted("go go go go go go", options=DecodeOptions(repeat_times=4)).transcribe(tone).text == "go go go go go go"
 
 
 def test_silence_never_reaches_the_engine(scripted):
