@@ -74,7 +74,10 @@ def test_guards_can_be_turned_off_or_tuned(scripted, tone):
     off = DecodeOptions(guards=False)
     assert scripted("go go go go go go", options=off).transcribe(tone).text == "go go go go go go"
     assert scripted("go", options=off).transcribe(tone * 0).text == "go"
-    assert scripted("go go go go go go", options=DecodeOptions(repeat_times=4)).transcribe(tone).text == "go go go go go go"
+    assert (
+        scripted("go go go go go go", options=DecodeOptions(repeat_times=7)).transcribe(tone).text
+        == "go go go go go go"
+    )
 
 
 def test_silence_never_reaches_the_engine(scripted):
