@@ -55,7 +55,7 @@ def export_audio_encoder(model: SpeechLLM, out: Path) -> Path:
             opset_version=_OPSET,
             verbose=False,
         )
-    graph = program.model_proto
+    graph = program.model_proto  # type: ignore[union-attr] - None only without dynamo
     _name_dimensions(graph)
     _name_after_layers(graph)
     return save_graph(graph, out / AUDIO_ENCODER_NAME)

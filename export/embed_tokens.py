@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from onnx import TensorProto, helper, numpy_helper
 
@@ -23,7 +24,8 @@ def export_embed_tokens(model: SpeechLLM, out: Path) -> Path:
         CheckpointError: the embedding layer is of a kind that may do more than look up.
     """
     layer = model.decoder.get_input_embeddings()
-    table = layer.weight.detach().float().cpu().numpy()
+    weight: Any = layer.weight
+    table = weight.detach().float().cpu().numpy()
     # Gemma's layer multiplies by sqrt(hidden); the factor goes into the table.
     scale = float(getattr(layer, "scalar_embed_scale", 1.0))
     if scale == 1.0 and type(layer).__name__ != "Embedding":

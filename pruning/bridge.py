@@ -158,7 +158,7 @@ def collect_candidates(
         states = {block.start for block in blocks} | {block.stop for block in blocks}
         recordings: dict[int, torch.Tensor] = {}
         handles = [
-            _down_module(full, start - 1).register_forward_pre_hook(_keep(recordings, start - 1))
+            _down_projection(full, start - 1).register_forward_pre_hook(_keep(recordings, start - 1))
             for start in {block.start for block in blocks}
         ]
         try:
@@ -218,7 +218,7 @@ def _recording(
 
     handles = [layers[state - 1].register_forward_hook(keep_output(state)) for state in states]
     if activations_of is not None:
-        down = _down_module(decoder, activations_of)
+        down = _down_projection(decoder, activations_of)
         handles.append(down.register_forward_pre_hook(_keep(seen, "activations")))
     try:
         yield seen
@@ -234,12 +234,9 @@ def _keep(seen: dict[Any, torch.Tensor], key: Any) -> Any:
     return hook
 
 
-def _down_module(decoder: PreTrainedModel, layer: int) -> nn.Module:
-    return decoder_layers(decoder)[layer].mlp.down_proj
-
-
-def _down_projection(decoder: PreTrainedModel, layer: int) -> Any:
-    return _down_module(decoder, layer)
+def _down_projection(decoder: PreTrainedModel, layer: int) -> nn.Linear:
+    found: Any = decoder_layers(decoder)[layer]
+    return found.mlp.down_proj
 
 
 def _ridge_solve(moments: torch.Tensor, right: torch.Tensor, ridge: float) -> torch.Tensor:

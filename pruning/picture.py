@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -20,7 +21,7 @@ def draw_maps(maps: Mapping[str, RedundancyMap], path: str | Path, title: str) -
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
     distances = {name: one.distance() for name, one in maps.items()}
     top = max(float(matrix[matrix == matrix].max()) for matrix in distances.values())
-    image = None
+    image: Any = None
     for axis, (name, one) in zip(axes, maps.items(), strict=True):
         # Rows are sizes, columns are starts, as in the paper's figure.
         image = axis.imshow(distances[name][:, 1:].T, origin="lower", aspect="auto", cmap="viridis_r", vmin=0, vmax=top,

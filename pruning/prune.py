@@ -179,7 +179,8 @@ def run(args: argparse.Namespace) -> int:
         blocks = choose_blocks(evidence, size, strategy)
     elif calibration is None and not args.no_bridge:
         raise UsageError("the bridge needs calibration data: give --speech MANIFEST (or --no-bridge)")
-    pruned, report = prune(
+    pruned: SpeechLLM | TextLLM
+    pruned, report = prune(  # type: ignore[type-var]
         model,
         blocks,
         calibration=calibration,

@@ -56,7 +56,7 @@ class RedundancyMap:
             raise UsageError(
                 f"no position of class {', '.join(classes)} was measured: there are {self.counts}"
             )
-        mean = sum(self.sums[name] for name in classes if name in self.sums) / count
+        mean = np.sum([self.sums[name] for name in classes if name in self.sums], axis=0) / count
         result = np.full((self.num_layers, self.num_layers + 1), np.nan)
         for start in range(self.num_layers):
             for stop in range(start + 1, self.num_layers + 1):

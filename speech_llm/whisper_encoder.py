@@ -25,7 +25,7 @@ class TrueLengthWhisperEncoder(WhisperEncoder):
                 encoder_ffn_dim=config.encoder_ffn_dim,
                 num_mel_bins=config.num_mel_bins,
                 max_source_positions=config.max_source_positions,
-                attn_implementation="sdpa",
+                attn_implementation="sdpa",  # type: ignore[call-arg]
                 dropout=0.0,
                 attention_dropout=0.0,
                 activation_dropout=0.0,
@@ -33,7 +33,7 @@ class TrueLengthWhisperEncoder(WhisperEncoder):
             )
         )
 
-    def forward(self, log_mel: torch.Tensor, frames: torch.Tensor | None = None) -> torch.Tensor:  # type: ignore[override]
+    def forward(self, log_mel: torch.Tensor, frames: torch.Tensor | None = None) -> torch.Tensor:
         """Encode.
 
         Args:
