@@ -55,7 +55,8 @@ def export_audio_encoder(model: SpeechLLM, out: Path) -> Path:
             opset_version=_OPSET,
             verbose=False,
         )
-    graph = program.model_proto  # type: ignore[union-attr] - None only without dynamo
+    assert program is not None  # only the old exporter returns nothing
+    graph = program.model_proto
     _name_dimensions(graph)
     _name_after_layers(graph)
     return save_graph(graph, out / AUDIO_ENCODER_NAME)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from prunella.device_runtime.guards import RepeatStop, strip_template
 from prunella.evaluation.word_errors import ErrorCounts, count_errors
@@ -12,6 +13,8 @@ from prunella.healing.features import CLEAN, FeatureStore
 from prunella.healing.learner import Learner, PassInputs, pass_inputs
 from prunella.healing.order import pack
 from prunella.speech_llm.model import SpeechLLM
+
+_LONGEST_LOOP = 32  # tokens
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class DevSet:
             inputs_embeds=padded,
             attention_mask=mask,
             max_new_tokens=max(caps),
+            stopping_criteria=StoppingCriteriaList([_RowStop(caps)]),
             do_sample=False,
             num_beams=1,
             use_cache=True,
@@ -111,6 +115,24 @@ class DevSet:
         guard.feed(self._model.tokenizer.decode(ids, skip_special_tokens=True))
         guard.finish()
         return strip_template(guard.text)
+
+
+class _RowStop(StoppingCriteria):
+    """Ends a row at its own cap, or when its last tokens are four copies of the same few: the guards cut those anyway.
+
+    A broken model would otherwise make every evaluation run to the longest cap.
+    """
+
+    def __init__(self, caps: list[int]) -> None:
+        self._caps = torch.tensor(caps)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
+        length = input_ids.shape[1]
+        done = (self._caps <= length).to(input_ids.device)
+        for period in range(1, min(_LONGEST_LOOP, length // 4) + 1):
+            tail = input_ids[:, -4 * period :]
+            done |= (tail[:, period:] == tail[:, :-period]).all(dim=1)
+        return done
 
 
 def _until(ids: list[int], eos: list[int], cap: int) -> list[int]:
