@@ -81,10 +81,12 @@ class BundleManifest:
 
     def dumps(self) -> str:
         """Canonical text, with a checksum of itself so that a changed byte in the manifest is seen too."""
-        body = json.loads(json.dumps(asdict(self)))
-        body["files"] = dict(sorted(body["files"].items()))
-        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-        return json.dumps({**body, "manifest_sha256": digest}, indent=2, sort_keys=True) + "\n"
+        return _canonical(json.loads(json.dumps(asdict(self))))
+
+
+def _canonical(body: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**body, "manifest_sha256": digest}, indent=2, sort_keys=True) + "\n"
 
 
 def parse_manifest(text: str, where: Path) -> BundleManifest:
@@ -107,6 +109,9 @@ def parse_manifest(text: str, where: Path) -> BundleManifest:
             "export the bundle again, or install the prunella that made it"
         )
     body.pop("manifest_sha256", None)
+    # Over the text as it was written: a later prunella may know more keys.
+    if _canonical(body) != text:
+        raise BundleError(f"{where} was changed after it was written (its checksum does not match): {remedy}")
     try:
         prompt: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in body["prompt"].items()
@@ -124,8 +129,6 @@ def parse_manifest(text: str, where: Path) -> BundleManifest:
         known = ", ".join(f.name for f in fields(BundleManifest))
         reason = " ".join(str(error).split())
         raise BundleError(f"{where} does not fit the schema ({reason}; keys: {known}): {remedy}") from error
-    if manifest.dumps() != text:
-        raise BundleError(f"{where} was changed after it was written (its checksum does not match): {remedy}")
     return manifest
 
 

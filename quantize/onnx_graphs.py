@@ -9,7 +9,13 @@ import onnx
 
 from prunella.device_runtime.errors import BundleError
 from prunella.quantize.graph_file import save_graph
-from prunella.quantize.onnx_passes import DOWN_PROJECTION, HEAD, quantize_embeddings, quantize_matmuls
+from prunella.quantize.onnx_passes import (
+    ATTENTION,
+    DOWN_PROJECTION,
+    HEAD,
+    quantize_embeddings,
+    quantize_matmuls,
+)
 from prunella.quantize.recipes import Recipe
 
 GRAPHS = ("audio_encoder.onnx", "embed_tokens.onnx", "decoder_model_merged.onnx")
@@ -37,10 +43,15 @@ def quantize_graphs(source: Path, recipe: Recipe, out: Path) -> None:
         if name.startswith("decoder"):
             quantize_matmuls(model, recipe.head, lambda node: node.name == HEAD)
             quantize_matmuls(model, recipe.down_projection, lambda node: node.name.endswith(DOWN_PROJECTION))
+            quantize_matmuls(model, recipe.attention, lambda node: ATTENTION in node.name)
             quantize_matmuls(
                 model,
                 recipe.decoder,
-                lambda node: node.name != HEAD and not node.name.endswith(DOWN_PROJECTION),
+                lambda node: (
+                    node.name != HEAD
+                    and ATTENTION not in node.name
+                    and not node.name.endswith(DOWN_PROJECTION)
+                ),
             )
         elif name.startswith("audio_encoder"):
             quantize_matmuls(model, recipe.audio_encoder, lambda node: node.name.startswith(_ENCODER_LAYERS))
@@ -51,7 +62,7 @@ def quantize_graphs(source: Path, recipe: Recipe, out: Path) -> None:
 
 def _is_float(recipe: Recipe, name: str) -> bool:
     formats = {
-        "decoder_model_merged.onnx": (recipe.decoder, recipe.down_projection, recipe.head),
+        "decoder_model_merged.onnx": (recipe.decoder, recipe.attention, recipe.down_projection, recipe.head),
         "audio_encoder.onnx": (recipe.audio_encoder,),
         "embed_tokens.onnx": (recipe.embed_tokens,),
     }[name]

@@ -12,6 +12,7 @@ from prunella.quantize.blockwise import quantize_blocks
 from prunella.quantize.recipes import WeightFormat
 
 HEAD = "/lm_head/MatMul"
+ATTENTION = "/attn/"  # part of the names of its projections
 DOWN_PROJECTION = "/mlp/down_proj/MatMul"
 _LARGEST_INT8 = 127
 # Kernels for AVX2 and for AVX-512 without VNNI add pairs of products in 16 bits: 2 * 255 * 63 still fits.

@@ -53,11 +53,17 @@ def test_what_people_say_is_no_loop(text):
     assert stop.text == text
 
 
-def test_loops_of_up_to_24_words_are_seen():
-    phrase = " ".join(f"w{i}" for i in range(24))
-    assert _said(f"{phrase} {phrase} {phrase}").text == phrase
-    longer = phrase + " w24"
+def test_loops_of_up_to_48_words_are_seen():
+    phrase = " ".join(f"w{i}" for i in range(48))
+    assert _said(f"{phrase} {phrase}").text == phrase
+    longer = phrase + " w48"
     assert not _said(f"{longer} {longer} {longer}").looped
+
+
+def test_eight_words_said_twice_are_a_loop_seven_are_not():
+    phrase = "it is the duty of a newspaper"
+    assert not _said(f"{phrase} {phrase}").looped
+    assert _said(f"{phrase} man {phrase} man and so on").text == f"{phrase} man"
 
 
 def test_it_is_configurable():
@@ -85,7 +91,7 @@ def _first_loop(words: list[str], max_words: int, times: int, min_words: int) ->
     """The definition, said plainly."""
     for end in range(1, len(words) + 1):
         for size in range(1, max_words + 1):
-            copies = times
+            copies = 2 if size >= 8 else times
             while copies * size < min_words:
                 copies += 1
             tail = words[max(0, end - size * copies) : end]
