@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -98,7 +99,7 @@ class DevSet:
             inputs_embeds=padded,
             attention_mask=mask,
             max_new_tokens=max(caps),
-            stopping_criteria=StoppingCriteriaList([_RowStop(caps)]),
+            stopping_criteria=StoppingCriteriaList([_RowStop(caps, self._looped)]),
             do_sample=False,
             num_beams=1,
             use_cache=True,
@@ -108,31 +109,40 @@ class DevSet:
         return [_until(row.tolist(), eos, cap) for row, cap in zip(output, caps, strict=True)]
 
     def _text(self, ids: list[int]) -> str:
+        guard = self._guard(ids)
+        guard.finish()
+        return strip_template(guard.text)
+
+    def _looped(self, ids: list[int]) -> bool:
+        return self._guard(ids).looped
+
+    def _guard(self, ids: list[int]) -> RepeatStop:
         options = self._model.config.decode
         guard = RepeatStop(
             options.repeat_max_words, options.repeat_times if options.guards else 0, options.repeat_min_words
         )
         guard.feed(self._model.tokenizer.decode(ids, skip_special_tokens=True))
-        guard.finish()
-        return strip_template(guard.text)
+        return guard
 
 
 class _RowStop(StoppingCriteria):
-    """Ends a row at its own cap, or when its last tokens are four copies of the same few: the guards cut those anyway.
+    """Ends a row at its own cap, or where the guards see a loop: a broken model would run to the longest cap each time."""
 
-    A broken model would otherwise make every evaluation run to the longest cap.
-    """
-
-    def __init__(self, caps: list[int]) -> None:
-        self._caps = torch.tensor(caps)
+    def __init__(self, caps: list[int], looped: Callable[[list[int]], bool]) -> None:
+        self._caps, self._looped = torch.tensor(caps), looped
+        self._done = torch.zeros(len(caps), dtype=torch.bool)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
         length = input_ids.shape[1]
-        done = (self._caps <= length).to(input_ids.device)
+        self._done = self._done.to(input_ids.device) | (self._caps.to(input_ids.device) <= length)
         for period in range(1, min(_LONGEST_LOOP, length // 4) + 1):
             tail = input_ids[:, -4 * period :]
-            done |= (tail[:, period:] == tail[:, :-period]).all(dim=1)
-        return done
+            # Four copies of some tokens may still be inside one word, so the guard, which knows words, decides.
+            for row in (
+                ((tail[:, period:] == tail[:, :-period]).all(dim=1) & ~self._done).nonzero()[:, 0].tolist()
+            ):
+                self._done[row] = self._looped(input_ids[row].tolist())
+        return self._done
 
 
 def _until(ids: list[int], eos: list[int], cap: int) -> list[int]:

@@ -36,7 +36,7 @@ from prunella.healing.plan import (
     HealingPlan,
     fingerprint,
 )
-from prunella.healing.run_state import RunState, read_state
+from prunella.healing.run_state import RunState, read_state, unshard
 from prunella.healing.trainer import Trainer, make_accelerator
 from prunella.speech_llm.checkpoint import save_checkpoint
 from prunella.speech_llm.load import load
@@ -104,11 +104,7 @@ def heal(
     if not ctc:
         whole = accelerator.distributed_type == DistributedType.FSDP  # which wants parameters of one dtype
         decoder = TrainableDecoder(model.decoder, layers, plan, "fp32" if whole else state.precision)
-        facts = model.decoder.config
-        heads, micro = facts.num_attention_heads, plan.micro_positions
-        model.decoder.set_attn_implementation(
-            choose_attention(facts.num_hidden_layers, heads, micro, accelerator.device)
-        )
+        model.decoder.set_attn_implementation(choose_attention(model.decoder, plan, accelerator.device))
     if plan.gradient_checkpointing and not ctc:
         model.decoder.gradient_checkpointing_enable({"use_reentrant": False})
     vocabulary = sorted({token for one in [*clips, *dev_clips] for token in one.tokens[:-1]}) if ctc else ()
@@ -124,6 +120,8 @@ def heal(
         )
         state = trainer.run()
     finally:
+        if accelerator.distributed_type == DistributedType.FSDP:
+            unshard(learner)
         accelerator.free_memory()
         model.to("cpu")
         if decoder is not None:

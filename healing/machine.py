@@ -7,6 +7,9 @@ import platform
 import time
 
 import torch
+from transformers import PreTrainedModel
+
+from prunella.healing.plan import HealingPlan
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _TOP_PAD = 64 << 20
@@ -55,11 +58,12 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     return "bf16" if matmul_rate(torch.bfloat16) > _WORTH * matmul_rate(torch.float32) else "fp32"
 
 
-def choose_attention(layers: int, heads: int, positions: int, device: torch.device) -> str:
+def choose_attention(decoder: PreTrainedModel, plan: HealingPlan, device: torch.device) -> str:
     """ "eager" on a CPU where its scores fit into memory, else "sdpa".
 
     torch's fused attention is made for long sequences: at the 50 to 300 positions of an utterance, plain products are
     faster on a CPU (a step of the reference in bf16: 3.8 s of CPU time against 4.7).
     """
-    scores = layers * heads * positions * 300 * 8
+    config = decoder.config
+    scores = config.num_hidden_layers * config.num_attention_heads * plan.micro_positions * 300 * 8
     return "eager" if device.type == "cpu" and scores < _EAGER_BYTES else "sdpa"

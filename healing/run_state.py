@@ -23,13 +23,15 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from prunella.device_runtime.files import whole_directory, write_json
 from prunella.healing.plan import HealingError
 
 LAST, BEST = "last", "best"
 _WEIGHTS, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.safetensors", "state.json"
-_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
+_FULL = StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
 
 
 @dataclass
@@ -64,10 +66,24 @@ def optimizer_tensors(learner: nn.Module, optimizer: torch.optim.Optimizer) -> d
     """The optimizer's state by `parameter/key`, whole, on the CPU. Under FSDP every process has to call this."""
     state = get_optimizer_state_dict(learner, optimizer, options=_FULL)["state"]
     return {
-        f"{name}/{key}": torch.as_tensor(value)
+        f"{name}/{key}": torch.as_tensor(value).cpu()
         for name, values in state.items()
         for key, value in values.items()
     }
+
+
+def unshard(module: nn.Module) -> None:
+    """Turn the parameters that FSDP spread over processes into whole ones, in place. Every process has to call this.
+
+    The module must not be run afterwards: its hooks still expect shards.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.__class__ = type(part).__bases__[1]  # fully_shard mixed FSDPModule into the part's own class
+        for name, parameter in part.named_parameters(recurse=False):
+            if isinstance(parameter, DTensor):
+                whole = parameter.full_tensor().cpu()
+                part.register_parameter(name, nn.Parameter(whole, requires_grad=parameter.requires_grad))
 
 
 def restore(learner: nn.Module, optimizer: torch.optim.Optimizer | None, folder: Path) -> None:

@@ -14,6 +14,7 @@ import tqdm
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 
+from prunella.device_runtime.errors import UsageError
 from prunella.healing.dev_set import DevScore, DevSet
 from prunella.healing.features import FeatureStore
 from prunella.healing.feeder import Feeder, Step
@@ -34,7 +35,12 @@ def make_accelerator() -> Accelerator:
     """One process, or what `accelerate launch` started."""
     # Nothing in the learner's buffers changes, so DDP need not send them round at every step.
     quiet = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[quiet])
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[quiet])
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise UsageError(
+            "only version 2 of FSDP is supported: set fsdp_version: 2 in the accelerate configuration"
+        )
+    return accelerator
 
 
 class Trainer:
