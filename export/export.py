@@ -14,7 +14,7 @@ from typing import Any
 
 from prunella._version import __version__
 from prunella.device_runtime.bundle import Bundle, BundleManifest, DecoderSpec, open_bundle
-from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.errors import CheckpointError, UsageError
 from prunella.device_runtime.files import whole_directory, write_text
 from prunella.export.audio_encoder import export_audio_encoder
 from prunella.export.decoder import export_decoder
@@ -84,6 +84,12 @@ def export_float(
 
 def export_float_graphs(model: SpeechLLM, out: Path, *, max_context: int = 2_048) -> None:
     """Write `audio_encoder.onnx`, `embed_tokens.onnx` and `decoder_model_merged.onnx` (+ `_data`), all float32."""
+    text = model.decoder.config.get_text_config()
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    if head_size % 8:
+        raise CheckpointError(
+            f"attention heads of {head_size} cannot run on ONNX Runtime's CPU: they must be a multiple of 8 wide"
+        )
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".decoder-", dir=out) as work:
         decoder = Path(work) / "decoder"

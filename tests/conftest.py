@@ -58,7 +58,7 @@ def small_speech_llm():
     decoder = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=320,
-            hidden_size=48,
+            hidden_size=64,
             intermediate_size=96,
             num_hidden_layers=6,
             num_attention_heads=4,
@@ -75,7 +75,7 @@ def small_speech_llm():
         audio_encoder=AudioEncoderConfig(32, 2, 2, 64),
         stack_factor=5,
         projector_hidden_size=64,
-        text_hidden_size=48,
+        text_hidden_size=64,
         prompt=Prompt("user: ", " say it: ", "<|im_end|>"),
         text_style="lower",
         extra_padding=1_600,

@@ -16,7 +16,8 @@ def test_every_verb_explains_itself(verb, capsys):
 
 def test_help_and_version(capsys):
     assert main(["--help"]) == 0
-    assert all(verb in capsys.readouterr().out for verb in VERBS)
+    out = capsys.readouterr().out
+    assert all(verb in out for verb in VERBS)
     assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("prunella ")
     assert main([]) == 2
 

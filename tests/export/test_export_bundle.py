@@ -95,3 +95,25 @@ def test_what_cannot_be_exported_is_said(tiny_model, tmp_path):
         export(tiny_model, "x86-cpu", tmp_path / "bundle", recipe="int5")
     with pytest.raises(CheckpointError, match=r"holds no config.json"):
         export_decoder(tmp_path, tmp_path / "onnx")
+
+
+def test_heads_that_onnxruntime_cannot_run_are_refused(tiny_model, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from prunella.device_runtime.errors import CheckpointError
+    from prunella.pruning.surgery import with_decoder
+
+    decoder = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=320,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=12,
+        )
+    )
+    with pytest.raises(CheckpointError, match="multiple of 8"):
+        module.export_float(with_decoder(tiny_model, decoder), "x86-cpu", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -159,8 +159,8 @@ def test_an_end_token_that_does_not_exist_is_refused(small_speech_llm):
 
 
 def test_a_projector_of_another_width_is_refused(small_speech_llm):
-    config = replace(small_speech_llm.config, text_hidden_size=64)
-    with pytest.raises(CheckpointError, match="makes vectors of 64"):
+    config = replace(small_speech_llm.config, text_hidden_size=48)
+    with pytest.raises(CheckpointError, match="makes vectors of 48"):
         SpeechLLM(config, small_speech_llm.decoder, small_speech_llm.tokenizer)
 
 
