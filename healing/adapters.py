@@ -45,23 +45,22 @@ def lora_layers(spec: str, model: SpeechLLM) -> list[int]:
             layers.append(min(block.start - removed, count - 1))
             removed += len(block)
         return sorted(set(layers))
-    layers = set()
+    chosen: set[int] = set()
     for part in spec.split(","):
         if re.fullmatch(r"\s*\d+\s*", part):
-            layers.add(int(part))
+            chosen.add(int(part))
         elif re.fullmatch(r"\s*\d+\s*:\s*\d+\s*", part):
-            layers.update(Block.parse(part).layers)
+            chosen.update(Block.parse(part).layers)
         else:
             raise UsageError(f"no layers '{spec}': write all, receiving, or numbers and ranges such as 0,3:7")
-    if max(layers) >= count:
-        raise UsageError(f"there is no layer {max(layers)}: the decoder has layers 0 to {count - 1}")
-    return sorted(layers)
+    if max(chosen) >= count:
+        raise UsageError(f"there is no layer {max(chosen)}: the decoder has layers 0 to {count - 1}")
+    return sorted(chosen)
 
 
 def pruned_blocks(model: SpeechLLM) -> list[Block]:
     """Blocks that the checkpoint's provenance says were taken out."""
-    named = model.config.provenance.get("blocks", model.config.provenance.get("block", []))
-    return [Block.parse(text) for text in ([named] if isinstance(named, str) else named)]
+    return [Block.parse(text) for text in model.config.provenance.get("pruning", {}).get("blocks", [])]
 
 
 class TrainableDecoder:
@@ -90,7 +89,7 @@ class TrainableDecoder:
             names = [name.removeprefix(".") for name in chosen]
             self.config = LoraConfig(
                 r=plan.rank,
-                lora_alpha=plan.scaling_alpha,
+                lora_alpha=plan.scaling_alpha,  # type: ignore[arg-type]  # peft takes floats too
                 lora_dropout=plan.lora_dropout,
                 target_modules=names,
             )
@@ -122,7 +121,7 @@ class TrainableDecoder:
             _replace(self.decoder, name, linear)
         for attribute in ("is_loaded_in_4bit", "peft_config", "_hf_peft_config_loaded"):
             self.decoder.__dict__.pop(attribute, None)
-        self.decoder.to(torch.float32)
+        self.decoder.float()
         if self._tied:
             self.decoder.tie_weights()
         self.decoder.config.use_cache = True
@@ -152,7 +151,7 @@ class TrainableDecoder:
     def _quantise(self, names: Sequence[str]) -> None:
         bits = _bitsandbytes()
         for name in names:
-            linear = self.decoder.get_submodule(name)
+            linear: Any = self.decoder.get_submodule(name)
             self._linears[name] = linear
             small = bits.nn.Linear4bit(
                 linear.in_features,
@@ -166,7 +165,7 @@ class TrainableDecoder:
             )
             small.bias = linear.bias
             _replace(self.decoder, name, small)
-        self.decoder.is_loaded_in_4bit = True
+        setattr(self.decoder, "is_loaded_in_4bit", True)  # noqa: B010 - unknown to nn.Module's types
 
 
 def _bitsandbytes() -> Any:

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -71,7 +72,7 @@ def manifest_clips(manifest: SpeechManifest) -> list[Clip]:
             where=f"{manifest.path}:{numbers.get(row.id, 0)}",
             seconds=row.duration,
             text=row.text,
-            read=lambda path=row.audio: load_audio(path),
+            read=partial(load_audio, row.audio),
         )
         for row in manifest.utterances
     ]
@@ -115,7 +116,7 @@ def dataset_clips(source: str, *, report: TextIO | None = None) -> list[Clip]:
                 where,
                 seconds,
                 str(row[text]),
-                lambda n=number: load_audio(_audio_file(data[n][audio])),
+                partial(_read_row, data, number, audio),
             )
         )
     _report(problems, report)
@@ -180,6 +181,10 @@ def _load_dataset(name: str, config: str | None, split: str) -> Any:
             cause = cause.__cause__
         reason = " ".join(str(cause).split())[:200]
         raise ManifestError(f"cannot load the dataset '{name}', split '{split}': {reason}") from error
+
+
+def _read_row(data: Any, number: int, column: str) -> Float32:
+    return load_audio(_audio_file(data[number][column]))
 
 
 def _audio_file(value: dict[str, Any]) -> Any:

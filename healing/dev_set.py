@@ -121,7 +121,7 @@ class DevSet:
         guard = RepeatStop(
             options.repeat_max_words, options.repeat_times if options.guards else 0, options.repeat_min_words
         )
-        guard.feed(self._model.tokenizer.decode(ids, skip_special_tokens=True))
+        guard.feed(str(self._model.tokenizer.decode(ids, skip_special_tokens=True)))
         return guard
 
 

@@ -105,7 +105,7 @@ class Learner(nn.Module):
         self.stack_factor = model.config.stack_factor
         self.projector = model.projector
         self.encoder = model.audio_encoder if "encoder" in plan.train else None
-        embeddings = model.decoder.get_input_embeddings().weight.detach().float()
+        embeddings = model.decoder.get_input_embeddings().weight.detach().float()  # type: ignore[operator]
         self.embedding_rms = float(embeddings.square().mean().sqrt())
         # In tuples, so that they are not parameters of this module.
         self._teacher = (teacher,)
@@ -175,6 +175,10 @@ class TokenAlignment(nn.Module):
     Only tokens of the training text are told apart: the others could never be the answer, and the 49,000 of a full
     vocabulary would cost more than the projector.
     """
+
+    rows: torch.Tensor
+    place: torch.Tensor
+    token_ids: torch.Tensor
 
     def __init__(self, embeddings: torch.Tensor, vocabulary: Sequence[int]) -> None:
         super().__init__()

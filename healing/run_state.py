@@ -57,14 +57,13 @@ class RunState:
 def trainable_tensors(learner: nn.Module) -> dict[str, torch.Tensor]:
     """Trained parameters by name, whole, on the CPU. Under FSDP every process has to call this."""
     names = {name.removeprefix("module.") for name, p in learner.named_parameters() if p.requires_grad}
-    return {
-        name: tensor for name, tensor in get_model_state_dict(learner, options=_FULL).items() if name in names
-    }
+    state: dict[str, Any] = get_model_state_dict(learner, options=_FULL)
+    return {name: tensor for name, tensor in state.items() if name in names}
 
 
 def optimizer_tensors(learner: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimizer's state by `parameter/key`, whole, on the CPU. Under FSDP every process has to call this."""
-    state = get_optimizer_state_dict(learner, optimizer, options=_FULL)["state"]
+    state: Any = get_optimizer_state_dict(learner, optimizer, options=_FULL)["state"]
     return {
         f"{name}/{key}": torch.as_tensor(value).cpu()
         for name, values in state.items()
@@ -93,14 +92,14 @@ def restore(learner: nn.Module, optimizer: torch.optim.Optimizer | None, folder:
         HealingError: they do not fit.
     """
     try:
-        weights = load_file(folder / _WEIGHTS)
+        weights: dict[str, Any] = load_file(folder / _WEIGHTS)
         names = {name.removeprefix("module.") for name, p in learner.named_parameters() if p.requires_grad}
         if names != weights.keys():  # the frozen rest is missing on purpose, so torch's own check is off
             raise KeyError(f"{len(names ^ weights.keys())} of its tensors are others")
         set_model_state_dict(learner, weights, options=_FULL)
         if optimizer is None:
             return
-        state: dict[str, dict[str, torch.Tensor]] = {}
+        state: dict[str, Any] = {}
         for name, tensor in load_file(folder / _OPTIMIZER).items():
             parameter, _, key = name.rpartition("/")
             state.setdefault(parameter, {})[key] = tensor

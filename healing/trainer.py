@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 import tqdm
@@ -232,7 +233,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * max(share, 0.0)
 
-    def _agree(self, value):  # type: ignore[no-untyped-def]
+    def _agree(self, value: Any) -> Any:
         """The main process's value: clocks differ, decisions must not."""
         if self.accelerator.num_processes == 1:
             return value

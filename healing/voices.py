@@ -28,7 +28,10 @@ _SPEAK_SECONDS = 60.0
 class Voice(Protocol):
     """Says one sentence at a rate (1.0 as the voice is), deterministically for a seed."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """How the manifest calls the voice."""
+        ...
 
     def speak(self, text: str, rate: float, seed: int) -> Float32:
         """→ (n,) float32 at 16 kHz; empty when there is nothing to say."""

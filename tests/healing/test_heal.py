@@ -193,7 +193,7 @@ def test_lora_layers(model):
         lora_layers("1:4", model)
     with pytest.raises(UsageError, match="write all, receiving"):
         lora_layers("some", model)
-    model.config = model.config.with_provenance(blocks=["1:4", "6:8"])
+    model.config = model.config.with_provenance(pruning={"blocks": ["1:4", "6:8"]})
     assert lora_layers("receiving", model) == [1, 2]  # 6 - 3 is behind the last layer, which stands in for it
 
 
