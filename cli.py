@@ -24,6 +24,8 @@ VERBS: dict[str, tuple[str, str]] = {
         "measure which decoder layers are redundant, for speech and for text",
     ),
     "prune": ("prunella.pruning.prune", "cut decoder layers and bridge the gap"),
+    "heal": ("prunella.healing.heal", "train LoRA and projector to heal a cut, resumable"),
+    "synth": ("prunella.healing.synth", "speak sentences into a training manifest, without recording anything"),
     "export": ("prunella.export.export", "write a bundle for one target"),
     "quantize": ("prunella.quantize.quantize", "re-quantise a float bundle without its model"),
     "build": ("prunella.build", "the whole path for a target, resumable"),
