@@ -25,7 +25,10 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "prune": ("prunella.pruning.prune", "cut decoder layers and bridge the gap"),
     "heal": ("prunella.healing.heal", "train LoRA and projector to heal a cut, resumable"),
-    "synth": ("prunella.healing.synth", "speak sentences into a training manifest, without recording anything"),
+    "synth": (
+        "prunella.healing.synth",
+        "speak sentences into a training manifest, without recording anything",
+    ),
     "export": ("prunella.export.export", "write a bundle for one target"),
     "quantize": ("prunella.quantize.quantize", "re-quantise a float bundle without its model"),
     "build": ("prunella.build", "the whole path for a target, resumable"),
@@ -44,6 +47,8 @@ _EXTRAS = {
     "jiwer": "eval",
     "whisper_normalizer": "eval",
     "faster_whisper": "baseline",
+    "hibari_tts": "synth",
+    "datasets": "datasets",
 }
 
 
