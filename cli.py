@@ -47,7 +47,7 @@ _EXTRAS = {
     "jiwer": "eval",
     "whisper_normalizer": "eval",
     "faster_whisper": "baseline",
-    "hibari_tts": "synth",
+    "hibari": "synth",
     "datasets": "datasets",
 }
 

@@ -26,7 +26,7 @@ from prunella.healing.clips import Clip, open_speech, tokenise
 from prunella.healing.dev_set import DevSet
 from prunella.healing.features import FeatureStore, module_digest
 from prunella.healing.learner import Learner
-from prunella.healing.machine import choose_attention, choose_precision, keep_freed_memory
+from prunella.healing.machine import choose_attention, choose_precision
 from prunella.healing.plan import (
     PARTS,
     PRECISIONS,
@@ -76,7 +76,6 @@ def heal(
         ManifestError: no clip can be used.
         UsageError: layers, teacher or parts that do not fit the model.
     """
-    keep_freed_memory()
     accelerator = make_accelerator()
     work = Path(work) if work is not None else None
     ctc = plan.stage == "ctc"

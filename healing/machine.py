@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import platform
 import time
 
 import torch
@@ -11,23 +9,8 @@ from transformers import PreTrainedModel
 
 from prunella.healing.plan import HealingPlan
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
-_TOP_PAD = 64 << 20
 _EAGER_BYTES = 2 << 30
 _WORTH = 1.2  # bf16 must beat fp32 by this much to be chosen
-
-
-def keep_freed_memory() -> bool:
-    """Make glibc keep freed memory for the next step instead of handing it back to the kernel.
-
-    With the default thresholds every large tensor is mapped anew, and its pages are faulted in and zeroed again, each
-    step. The process then keeps its peak memory until it ends. Does nothing (False) where there is no glibc.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    libc = ctypes.CDLL(None)
-    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, _TOP_PAD))
-    return all(libc.mallopt(name, value) == 1 for name, value in settings)
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device | str = "cpu", *, rows: int = 2_048) -> float:
