@@ -1,6 +1,6 @@
 """`prunella transcribe` in an environment that has the base install and the `cpu` extra, and nothing else.
 
-`make install` creates that environment as `.venv-device`; PRUNELLA_DEVICE_PYTHON names another interpreter.
+`make test` creates that environment as `.venv-device`; PRUNELLA_DEVICE_PYTHON names another interpreter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def device_python() -> Path:
     folder = ROOT / ".venv-device"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.exists():
-        pytest.skip("no .venv-device: `make install` creates it")
+        pytest.skip("no .venv-device: `make test` creates it")
     return python
 
 
