@@ -16,7 +16,7 @@ def keep_freed_memory() -> bool:
     """Make glibc's malloc keep large freed blocks; returns whether it does.
 
     By default every large activation is mapped and returned anew, and the page faults cost several times the
-    arithmetic (measured on 2 cores: 78 s against 15 s for the same forward passes).
+    arithmetic (once, on 2 loaded cores: 78 s against 15 s for the same forward passes).
     """
     if not sys.platform.startswith("linux"):
         return False
