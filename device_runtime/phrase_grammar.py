@@ -1,0 +1,189 @@
+"""Lists of commands as people write them: templates with alternatives, optional words and slots → the phrases they allow.
+
+    # one template a line; a label before the colon is handed back with every phrase of it
+    {room} = kitchen | living room | bedroom
+    light_on: [please] (turn | switch) on the {room} light
+    timer: set a timer for {number:minutes} minutes
+
+The notation is that of Home Assistant's sentence templates: `(a | b)`, `[optional]`, `{list}` or `{list:slot name}`.
+`{digit}` (zero to nine), `{number}` (zero to one hundred) and `{letter}` (a to z) are there from the start.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from prunella.device_runtime.errors import UsageError
+
+MAX_PHRASES = 20_000
+
+_LABEL = re.compile(r"([A-Za-z_][\w.-]*)\s*:\s+(?=\S)")
+_LIST = re.compile(r"\{\s*(\w+)\s*\}\s*=\s*(.*)")
+_SLOT = re.compile(r"\{\s*(\w+)\s*(?::\s*(\w+)\s*)?\}")
+_PIECE = re.compile(r"\{[^{}]*\}|[()\[\]|]|[^\s(){}\[\]|]+|\S")
+
+_ONES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_TEENS = (
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """One thing that can be said.
+
+    `label` is the template's, or the template itself where it has none; `slots` are pairs of a slot's name and the
+    words in it, in their order.
+    """
+
+    text: str
+    label: str
+    slots: tuple[tuple[str, str], ...] = ()
+
+
+# Words and slots of one way through a template.
+_Way = tuple[tuple[str, ...], tuple[tuple[str, str], ...]]
+
+
+def number_words(number: int) -> str:
+    """0 to 100 as it is said: "zero", "twenty one", "one hundred"."""
+    if not 0 <= number <= 100:
+        raise ValueError(f"only 0 to 100 have words here, got {number}")
+    if number == 100:
+        return "one hundred"
+    if number < 20:
+        return (_ONES + _TEENS)[number]
+    tens, ones = divmod(number, 10)
+    return _TENS[tens - 2] + (f" {_ONES[ones]}" if ones else "")
+
+
+NUMBERS = {number_words(number): number for number in range(101)}
+LISTS: Mapping[str, tuple[str, ...]] = {
+    "digit": _ONES,
+    "number": tuple(NUMBERS),
+    "letter": tuple("abcdefghijklmnopqrstuvwxyz"),
+}
+
+
+def read_phrases(path: str | Path) -> tuple[Phrase, ...]:
+    """Every phrase that a file of templates allows.
+
+    Raises:
+        UsageError: the file cannot be read, or `parse_phrases` refuses it; the message names file and line.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UsageError(
+            f"{path} cannot be read ({reason}): give a text file with one phrase a line"
+        ) from error
+    return parse_phrases(text, name=str(path))
+
+
+def parse_phrases(text: str, *, name: str = "the list of phrases") -> tuple[Phrase, ...]:
+    """Every phrase that templates allow, in their order; of two with the same words the first stays.
+
+    Args:
+        text: one template or list a line; empty lines, and what follows a `#`, are left out.
+        name: what errors call it.
+
+    Raises:
+        UsageError: a bracket that is not closed, an unknown list, no phrase at all, or more than `MAX_PHRASES`.
+    """
+    lists = dict(LISTS)
+    phrases: dict[str, Phrase] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.partition("#")[0].strip()
+        if not line:
+            continue
+        try:
+            if defined := _LIST.fullmatch(line):
+                ways = _Template(defined[2], lists).ways()
+                lists[defined[1]] = tuple(dict.fromkeys(" ".join(words) for words, _ in ways if words))
+                continue
+            label = _LABEL.match(line)
+            template = line[label.end() :] if label else line
+            for words, slots in _Template(template, lists).ways():
+                said = " ".join(words)
+                if said:
+                    phrases.setdefault(said, Phrase(said, label[1] if label else template, slots))
+            if len(phrases) > MAX_PHRASES:
+                raise _too_many(len(phrases))
+        except UsageError as error:
+            raise UsageError(f"{name}, line {number}: {error}") from None
+    if not phrases:
+        raise UsageError(f"{name} has no phrase: write one a line, for example `turn on the (light | fan)`")
+    return tuple(phrases.values())
+
+
+class _Template:
+    """A recursive descent over one line."""
+
+    def __init__(self, text: str, lists: Mapping[str, tuple[str, ...]]) -> None:
+        self._pieces = _PIECE.findall(text)
+        self._at = 0
+        self._lists = lists
+
+    def ways(self) -> list[_Way]:
+        ways = self._alternatives(closing="")
+        if self._at < len(self._pieces):
+            raise UsageError(f"'{self._pieces[self._at]}' closes nothing: open it, or leave it out")
+        return ways
+
+    def _alternatives(self, closing: str) -> list[_Way]:
+        ways = self._sequence()
+        while self._at < len(self._pieces) and self._pieces[self._at] == "|":
+            self._at += 1
+            ways = ways + self._sequence()
+        if closing:
+            if self._at == len(self._pieces) or self._pieces[self._at] != closing:
+                raise UsageError(f"a bracket is not closed: '{closing}' is missing")
+            self._at += 1
+        return ways
+
+    def _sequence(self) -> list[_Way]:
+        ways: list[_Way] = [((), ())]
+        while self._at < len(self._pieces) and self._pieces[self._at] not in ("|", ")", "]"):
+            piece = self._pieces[self._at]
+            self._at += 1
+            if piece == "(":
+                part = self._alternatives(")")
+            elif piece == "[":
+                part = [((), ()), *self._alternatives("]")]
+            elif piece[0] in "{}":
+                part = self._slot(piece)
+            else:
+                part = [((piece,), ())]
+            if len(ways) * len(part) > MAX_PHRASES:
+                raise _too_many(len(ways) * len(part))
+            ways = [(words + more, slots + filled) for words, slots in ways for more, filled in part]
+        return ways
+
+    def _slot(self, piece: str) -> list[_Way]:
+        slot = _SLOT.fullmatch(piece)
+        if not slot or slot[1] not in self._lists:
+            raise UsageError(
+                f"there is no list for {piece}: define it above this line, as in `{{room}} = kitchen | hall`, "
+                f"or use one of {', '.join(f'{{{known}}}' for known in self._lists)}"
+            )
+        return [((value,), ((slot[2] or slot[1], value),)) for value in self._lists[slot[1]]]
+
+
+def _too_many(count: int) -> UsageError:
+    return UsageError(
+        f"{count} phrases or more are too many (at most {MAX_PHRASES}): split the list, or use fewer slots in a line"
+    )
