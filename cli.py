@@ -33,6 +33,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "quantize": ("prunella.quantize.quantize", "re-quantise a float bundle without its model"),
     "build": ("prunella.build", "the whole path for a target, resumable"),
     "transcribe": ("prunella.device_runtime.transcribe", "audio files to text"),
+    "listen": ("prunella.device_runtime.listen", "a microphone (or standard input) to text, live"),
+    "devices": ("prunella.device_runtime.devices", "list the microphones, with a level meter"),
     "info": ("prunella.device_runtime.info", "say what is inside a bundle, and verify it"),
     "eval": ("prunella.evaluation.evaluate", "word error rates of a bundle or a model"),
     "bench": ("prunella.benchmark.bench", "speed and memory of a bundle or a model"),

@@ -1,0 +1,192 @@
+"""A microphone to text, live.
+
+Final texts go to stdout, one a line; with --json every event does: partial, final and silence, as JSON lines. All else
+goes to stderr. Ctrl-C ends the recording, and what was said until then is still transcribed; a second one quits.
+
+BUNDLE is followed by "-" to read standard input in place of a microphone: a WAV, or raw 16-bit PCM.
+
+    arecord -q -f S16_LE -r 16000 | prunella listen BUNDLE -
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import statistics
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+from typing import Protocol
+
+from prunella.device_runtime.decode_worker import Recognizer, warm_up
+from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.live_audio import AudioBlock
+from prunella.device_runtime.live_event import LiveEvent, LiveOptions
+from prunella.device_runtime.live_session import LiveSession
+from prunella.device_runtime.log_mel import SAMPLE_RATE
+from prunella.device_runtime.microphone import Microphone
+from prunella.device_runtime.pcm_stream import PcmFormat, PcmStream
+from prunella.device_runtime.transcriber import ENGINES, open_transcriber
+from prunella.device_runtime.turn_detector import TurnOptions
+
+
+class Source(Protocol):
+    """Where live audio comes from."""
+
+    def __iter__(self) -> Iterator[AudioBlock]: ...
+
+    def stop(self) -> None:
+        """End the iteration after what was recorded."""
+        ...
+
+
+def listen(
+    recognizer: Recognizer,
+    source: Source,
+    on_event: Callable[[LiveEvent], None],
+    options: LiveOptions | None = None,
+) -> None:
+    """Transcribe a live source until it ends, or until `source.stop()` was called: what was said is then delivered.
+
+    Args:
+        recognizer: for example a `Transcriber`.
+        source: a `Microphone`, a `PcmStream`, or anything that yields blocks.
+        on_event: called with every event, in order, on another thread.
+    """
+    with LiveSession(recognizer, on_event, options=options) as session:
+        for block in source:
+            session.feed(block.samples, dropped=block.dropped, captured=block.captured)
+
+
+class TerminalPrinter:
+    """Events as text: finals to stdout, the partial text on one line of stderr if that is a terminal."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self.latencies: list[float] = []
+        self.drops = 0
+
+    def __call__(self, event: LiveEvent) -> None:
+        self.drops += event.drops
+        if self._live:
+            sys.stderr.write("\r\x1b[K" + (event.text[-200:] if event.type == "partial" else ""))
+            sys.stderr.flush()
+        if event.drops:
+            sys.stderr.write(
+                f"{event.drops / SAMPLE_RATE:.2f} s of audio were lost before {event.t1:.1f} s\n"
+            )
+        if event.type == "final":
+            self.latencies.append((event.timings or {}).get("latency", 0.0))
+            if event.text:
+                self._final(event)
+
+    def _final(self, event: LiveEvent) -> None:
+        sys.stdout.write(event.text + "\n")
+        sys.stdout.flush()
+
+
+class JsonPrinter(TerminalPrinter):
+    """Events as JSON lines on stdout."""
+
+    def __call__(self, event: LiveEvent) -> None:
+        self.drops += event.drops
+        if event.type == "final":
+            self.latencies.append((event.timings or {}).get("latency", 0.0))
+        sys.stdout.write(json.dumps(event.to_json(), ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    defaults = LiveOptions()
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", help="a directory made by `prunella export` or `prunella build`"
+    )
+    parser.add_argument("source", nargs="?", choices=["-"], help="read standard input: WAV or raw PCM")
+    parser.add_argument(
+        "--device", metavar="D", help="number or name of the microphone (`prunella devices` lists them)"
+    )
+    parser.add_argument("--json", action="store_true", help="every event as one JSON line on stdout")
+    parser.add_argument(
+        "--end-silence",
+        type=float,
+        metavar="S",
+        default=defaults.turns.end_silence,
+        help="seconds of silence that end an utterance (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--partial-interval",
+        type=float,
+        metavar="S",
+        default=defaults.partial_interval,
+        help="seconds between partial texts, 0 for none (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="0: one per physical core (default: the bundle's)"
+    )
+    parser.add_argument(
+        "--engine", metavar="NAME", help=f"{' or '.join(ENGINES)} (default: the bundle's first)"
+    )
+    parser.add_argument("--rate", type=int, default=SAMPLE_RATE, help="of raw PCM (default: %(default)s)")
+    parser.add_argument("--channels", type=int, default=1, help="of raw PCM (default: %(default)s)")
+    parser.add_argument("--tap", metavar="WAV", help="also write what the microphone delivered to this file")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.source and (args.device or args.tap):
+        raise UsageError("--device and --tap belong to a microphone: leave them out with '-'")
+    turns = TurnOptions()
+    turns = replace(turns, end_silence=args.end_silence, tail=min(turns.tail, args.end_silence))
+    options = LiveOptions(turns, partial_interval=max(0.0, args.partial_interval))
+    transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
+    warm_up(transcriber)
+    printer = JsonPrinter() if args.json else TerminalPrinter()
+    with _open_source(args) as source, _stopped_by_signals(source):
+        listen(transcriber, source, printer, options)
+    if printer.latencies:
+        sys.stderr.write(
+            f"{len(printer.latencies)} utterances; from the last word to the text: median "
+            f"{statistics.median(printer.latencies):.2f} s; {printer.drops / SAMPLE_RATE:.2f} s of audio lost\n"
+        )
+    return 0
+
+
+@contextmanager
+def _open_source(args: argparse.Namespace) -> Iterator[Source]:
+    if args.source:
+        yield PcmStream(sys.stdin.buffer, PcmFormat(args.rate, args.channels))
+        return
+    microphone = Microphone(args.device, tap=args.tap, tell=lambda line: _tell(line))
+    _tell(
+        f"listening to {microphone.device.name}, {microphone.rate} Hz, {microphone.channels} channel(s); Ctrl-C ends it"
+    )
+    yield microphone
+    if microphone.overflows:
+        _tell(f"PortAudio lost samples {microphone.overflows} times: this machine is too busy")
+
+
+@contextmanager
+def _stopped_by_signals(source: Source) -> Iterator[None]:
+    """Let the first Ctrl-C (or SIGTERM) end the source; the second interrupts whatever runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.default_int_handler)
+        source.stop()
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(f"prunella: {line}\n")
+    sys.stderr.flush()

@@ -1,0 +1,198 @@
+"""A microphone as a stream of 16 kHz blocks: bounded, counted, and waited for when it is unplugged."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from prunella.device_runtime.errors import PrunellaError
+from prunella.device_runtime.live_audio import AudioBlock, LiveResampler
+from prunella.device_runtime.log_mel import SAMPLE_RATE
+from prunella.device_runtime.portaudio import (
+    InputDevice,
+    close_stream,
+    find_device,
+    is_active,
+    open_input,
+    restart,
+    stable_name,
+    start_stream,
+)
+
+Float32 = npt.NDArray[np.float32]
+_Item = tuple[Float32, int, float]
+
+_SILENT_SECONDS = 2.0  # without a callback for so long, the device is gone
+_RETRY_SECONDS = 1.0
+
+
+class Microphone:
+    """Records from the moment it is made; iterate it once, `stop` it from anywhere.
+
+    PortAudio's callback only copies into a queue that holds `queue_seconds`; what does not fit is dropped, counted, and
+    told with the next block. When the device vanishes the iteration waits until it is back, and the time in between
+    counts as dropped.
+
+    Args:
+        device: number, name or part of a name; by default the system's.
+        queue_seconds: audio that may wait for whoever iterates.
+        tap: a WAV file to write what the device delivered to, at its own rate and channels, 32-bit float.
+        tell: called with one line when the device is lost or found again, or overruns inside PortAudio.
+
+    Raises:
+        AudioError: no PortAudio, no such device, or it cannot be opened.
+    """
+
+    def __init__(
+        self,
+        device: str | int | None = None,
+        *,
+        queue_seconds: float = 30.0,
+        tap: str | Path | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        self._wanted = device
+        self._queue_seconds = queue_seconds
+        self._tell = tell or (lambda line: None)
+        self._items: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self.overflows = 0  # times that PortAudio itself lost samples; it does not say how many
+        self.dropped = 0  # samples at the device's rate that did not fit the queue
+        self._tap_path = tap
+        self._tap: Any = None
+        self._open(find_device(device))
+
+    @property
+    def device(self) -> InputDevice:
+        return self._device
+
+    @property
+    def rate(self) -> int:
+        """Hz at which the device was opened."""
+        return self._rate
+
+    @property
+    def channels(self) -> int:
+        return self._channels
+
+    def stop(self) -> None:
+        """Record no more; the iteration ends after what was recorded. Safe in a signal handler."""
+        self._stopping.set()
+        self._items.put(None)
+
+    def __iter__(self) -> Iterator[AudioBlock]:
+        try:
+            gap = 0
+            while True:
+                yield from self._blocks(gap)
+                if self._stopping.is_set():
+                    return
+                began = self._last_captured
+                if not self._reopen():
+                    return
+                gap = round((time.perf_counter() - began) * SAMPLE_RATE)
+        finally:
+            self._close()
+            if self._tap is not None:
+                self._tap.close()
+
+    def _blocks(self, gap: int) -> Iterator[AudioBlock]:
+        """Blocks until the device is stopped or gone; `gap`: samples that were lost before the first."""
+        resampler = LiveResampler(self._rate)
+        stopped = False
+        overflows = self.overflows
+        while True:
+            try:
+                item = self._items.get(timeout=0.0 if stopped else 0.25)
+            except queue.Empty:
+                if stopped or self._gone():
+                    break
+                continue
+            if self._stopping.is_set() and not stopped:
+                stopped = True
+                self._close()  # after it, no callback adds to the queue any more
+            if item is None:
+                continue
+            frames, lost, captured = item
+            self._taken += len(frames)
+            self._last_captured = captured
+            if self._tap is not None:
+                self._tap.write(frames)
+            if self.overflows != overflows:
+                overflows = self.overflows
+                self._tell("PortAudio lost samples before they got here: this machine is too busy")
+            dropped, gap = gap + round(lost * SAMPLE_RATE / self._rate), 0
+            yield AudioBlock(resampler(frames), dropped, captured)
+        lost = round(self._lost * SAMPLE_RATE / self._rate)
+        yield AudioBlock(resampler.finish(), gap + lost, self._last_captured)
+
+    def _open(self, device: InputDevice) -> None:
+        self._stream = open_input(device, self._callback)
+        self._device = device
+        self._rate = int(self._stream.samplerate)
+        self._channels = int(self._stream.channels)
+        self._limit = int(self._queue_seconds * self._rate)
+        self._put = self._taken = self._lost = 0
+        self._last_captured = self._last_call = time.perf_counter()
+        if self._tap_path is not None and self._tap is None:
+            import soundfile
+
+            self._tap = soundfile.SoundFile(
+                self._tap_path, "w", self._rate, self._channels, subtype="FLOAT", format="WAV"
+            )
+        elif self._tap is not None and (self._tap.samplerate, self._tap.channels) != (
+            self._rate,
+            self._channels,
+        ):
+            self._tell("the microphone came back at another rate: the tap ends here")
+            self._tap.close()
+            self._tap = None
+        start_stream(self._stream, device)
+
+    def _callback(self, frames: Float32, count: int, _: Any, status: Any) -> None:
+        # On PortAudio's thread. Each counter has one writer: `_put` here, `_taken` in the iteration.
+        self._last_call = time.perf_counter()
+        if status.input_overflow:
+            self.overflows += 1
+        if self._put - self._taken + count > self._limit:
+            self._lost += count
+            self.dropped += count
+            return
+        self._put += count
+        lost, self._lost = self._lost, 0
+        self._items.put((frames.copy(), lost, self._last_call))
+
+    def _gone(self) -> bool:
+        return not is_active(self._stream) or time.perf_counter() - self._last_call > _SILENT_SECONDS
+
+    def _reopen(self) -> bool:
+        """Wait for the device → whether it came back before `stop`."""
+        name = stable_name(self._device) if self._wanted is not None else None
+        self._tell(f"the microphone {self._device.name} is gone: waiting for it")
+        self._close()
+        while not self._stopping.is_set():
+            restart()
+            try:
+                self._open(find_device(name))
+            except PrunellaError:
+                self._stopping.wait(_RETRY_SECONDS)
+                continue
+            self._tell(f"the microphone {self._device.name} is back")
+            return True
+        return False
+
+    def _close(self) -> None:
+        close_stream(self._stream)
+
+
+def level(block: Float32) -> float:
+    """RMS of (n,) or (n, channels) samples in dBFS; -120 for digital silence."""
+    power = float(np.mean(np.square(block, dtype=np.float64))) if block.size else 0.0
+    return 10.0 * np.log10(max(power, 1e-12))
