@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +29,18 @@ class Engine(Protocol):
 
     def step(self, token: int) -> Float32:
         """Append one token → (vocab,) logits of the next. The array is valid until the next call."""
+        ...
+
+    def extend(self, tokens: Sequence[int]) -> Float32:
+        """Append several tokens in one pass → (len(tokens), vocab), row i what follows tokens[i]; valid as in `step`."""
+        ...
+
+    def rewind(self, count: int) -> None:
+        """Forget the last `count` tokens that `step` or `extend` appended."""
+        ...
+
+    def token_embeddings(self, tokens: Sequence[int]) -> Float32 | None:
+        """(len(tokens), hidden) the decoder's input embeddings, to compare audio with; None: no drafts from audio."""
         ...
 
     def score(self, audio_embeddings: Float32, tokens: list[int]) -> Float32:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,22 @@ class OnnxEngine:
         """
         self._forward(self._embed((token,)), keep=1)
         return self._logits[0, 0]
+
+    def extend(self, tokens: Sequence[int]) -> Float32:
+        """See `Engine.extend`.
+
+        Raises:
+            EngineError: the context is full.
+        """
+        return self._forward(self._embed(tuple(tokens)), keep=len(tokens))[0]
+
+    def rewind(self, count: int) -> None:
+        """See `Engine.rewind`: what lies behind the new end is overwritten by what comes next."""
+        self._position -= count
+
+    def token_embeddings(self, tokens: Sequence[int]) -> Float32:
+        """See `Engine.token_embeddings`."""
+        return self._embed(tuple(tokens))
 
     def score(self, audio_embeddings: Float32, tokens: list[int]) -> Float32:
         """See `Engine.score`.

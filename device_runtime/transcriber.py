@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,10 @@ from tokenizers.decoders import DecodeStream
 
 from prunella.device_runtime.audio import check_samples, is_silent, split_at_quiet_points
 from prunella.device_runtime.bundle import AudioSpec, PromptSpec, open_bundle
+from prunella.device_runtime.draft import AudioDrafter, Draft, draft_of_tokens, spoken_tokens
 from prunella.device_runtime.engine import Engine, Float32
 from prunella.device_runtime.errors import AudioError, BundleError, EngineError, UsageError
+from prunella.device_runtime.greedy import GreedyDecoder
 from prunella.device_runtime.guards import RepeatStop, strip_template
 from prunella.device_runtime.text_style import style_text
 from prunella.device_runtime.transcript import DecodeOptions, FinishReason, Segment, Timings, Transcript
@@ -46,23 +48,31 @@ class Transcriber:
         self.audio = audio
         self.prompt = prompt
         self.options = options or DecodeOptions()
+        self._drafter = self._make_drafter() if self.options.draft else None
 
-    def transcribe(self, samples: npt.ArrayLike) -> Transcript:
+    def transcribe(self, samples: npt.ArrayLike, *, draft: Sequence[int] = ()) -> Transcript:
         """Transcribe (n,) mono samples at the bundle's rate (16 kHz), of any length.
 
         What is longer than `audio.max_seconds` is split at quiet points and the texts joined with a space.
 
+        Args:
+            samples: the recording.
+            draft: tokens believed to be said, such as an earlier transcript of the beginning: verified in one pass
+                instead of decoded one by one. They never change the text.
+
         Raises:
             AudioError: empty, NaN or infinite samples, or another shape.
         """
-        steps = self.stream(samples)
+        steps = self.stream(samples, draft=draft)
         while True:
             try:
                 next(steps)
             except StopIteration as done:
                 return done.value
 
-    def stream(self, samples: npt.ArrayLike) -> Generator[str, None, Transcript]:
+    def stream(
+        self, samples: npt.ArrayLike, *, draft: Sequence[int] = ()
+    ) -> Generator[str, None, Transcript]:
         """As `transcribe`, but yields the text so far whenever it has changed; the generator's value is the `Transcript`.
 
         A text that was yielded can still lose its end: to a loop that was cut, or to template text. The timings include
@@ -72,7 +82,7 @@ class Transcriber:
         segments: list[Segment] = []
         shown = ""
         for start, stop in split_at_quiet_points(checked, self.audio.max_seconds):
-            steps = self._segment(checked[start:stop], start)
+            steps = self._segment(checked[start:stop], start, () if segments else draft)
             while True:
                 try:
                     text = _join([*(segment.text for segment in segments), next(steps)])
@@ -117,7 +127,7 @@ class Transcriber:
         losses = self.engine.score(self.engine.encode(checked), tokens)
         return float(np.sum(losses, dtype=np.float64)), len(tokens)
 
-    def _segment(self, samples: Float32, offset: int) -> Generator[str, None, Segment]:
+    def _segment(self, samples: Float32, offset: int, draft: Sequence[int]) -> Generator[str, None, Segment]:
         """Decode one piece; `offset` is its place in the recording, in samples."""
         options = self.options
         rate = self.audio.sampling_rate
@@ -127,6 +137,7 @@ class Transcriber:
         encoded = prefilled = first = began
         reason: FinishReason = "silence"
         text = ""
+        passes = 0
         if not (options.guards and is_silent(samples, options.silence_dbfs)):
             embeddings = self.engine.encode(samples)
             audio_tokens = len(embeddings)
@@ -139,8 +150,9 @@ class Transcriber:
                 options.repeat_times if options.guards else 0,
                 options.repeat_min_words,
             )
-            text, reason = yield from self._decode(logits, cap, guard, tokens)
-            first = prefilled
+            decoder = GreedyDecoder(self.engine, logits, self._draft(embeddings, draft))
+            text, reason = yield from self._decode(decoder, cap, guard, tokens)
+            first, passes = prefilled, decoder.passes
         ended = time.perf_counter()
         return Segment(
             t0=offset / rate,
@@ -157,16 +169,29 @@ class Transcriber:
                 first_token=first - began,
                 total=ended - began,
             ),
+            passes=passes,
         )
 
+    def _draft(self, embeddings: Float32, draft: Sequence[int]) -> Draft | None:
+        """What to verify while decoding: the caller's tokens, else what the audio embeddings are near to."""
+        if draft:
+            return draft_of_tokens(draft)
+        return self._drafter.draft(embeddings) if self._drafter and self.options.draft else None
+
+    def _make_drafter(self) -> AudioDrafter | None:
+        if self.engine.token_embeddings(()) is None:
+            return None
+        ids = spoken_tokens(self.tokenizer, self.prompt.text_style)
+        rows = self.engine.token_embeddings(ids)
+        return AudioDrafter(ids, rows) if ids and rows is not None else None
+
     def _decode(
-        self, logits: Float32, cap: int, guard: RepeatStop, tokens: list[int]
+        self, decoder: GreedyDecoder, cap: int, guard: RepeatStop, tokens: list[int]
     ) -> Generator[str, None, tuple[str, FinishReason]]:
         """Greedy decode into `tokens`, yielding the text so far; the value is the final text and why it ended."""
         pieces = DecodeStream(skip_special_tokens=True)
         reason: FinishReason = "length"
-        while len(tokens) < cap:
-            token = int(np.argmax(logits))
+        for token in decoder.tokens(cap):
             if token in self.prompt.eos_ids:
                 reason = "eos"
                 break
@@ -176,8 +201,6 @@ class Transcriber:
                 if guard.feed(piece):
                     break
                 yield strip_template(guard.text)
-            if len(tokens) < cap:
-                logits = self.engine.step(token)
         if not guard.looped:
             # The stream holds back the bytes of an unfinished character; the whole text shows them.
             whole = self.tokenizer.decode(tokens, skip_special_tokens=True)

@@ -19,6 +19,9 @@ class DecodeOptions:
     repeat_times: int = 3  # a loop said this many times in a row is cut down to one
     repeat_min_words: int = 6  # and so many words in all: "no no no" is ordinary speech
     silence_dbfs: float = -60.0  # audio whose loudest 30 ms frame is below this gives no text
+    draft: bool = (
+        True  # verify several guessed tokens in one pass (device_runtime/draft.py): the same text, sooner
+    )
 
     def token_cap(self, seconds: float) -> int:
         """Most tokens that `seconds` of audio may become."""
@@ -64,6 +67,7 @@ class Segment:
     audio_tokens: int
     finish_reason: FinishReason
     timings: Timings
+    passes: int = 0  # of the decoder after the prefill; fewer than tokens where drafts were right
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class Transcript:
             "segments": [asdict(segment) for segment in self.segments],
             "timings": {key: round(value, 6) for key, value in timings.items()},
             "tokens": len(self.tokens),
+            "passes": sum(segment.passes for segment in self.segments),
             "audio_tokens": sum(segment.audio_tokens for segment in self.segments),
             "engine": self.engine,
             "options": asdict(self.options),

@@ -70,7 +70,8 @@ class DevSet:
         with torch.autocast(inputs.features.device.type, torch.bfloat16, enabled=learner.precision == "bf16"):
             audio = learner.audio_embeddings(inputs)
             steps = inputs.frames // learner.stack_factor
-            if learner.alignment is not None:
+            if learner.decoder is None:
+                assert learner.alignment is not None
                 ids = learner.alignment.read(learner.alignment(audio), steps.tolist())
             else:
                 ids = self._generate(learner, audio, steps)

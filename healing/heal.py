@@ -106,7 +106,9 @@ def heal(
         model.decoder.set_attn_implementation(choose_attention(model.decoder, plan, accelerator.device))
     if plan.gradient_checkpointing and not ctc:
         model.decoder.gradient_checkpointing_enable({"use_reentrant": False})
-    vocabulary = sorted({token for one in [*clips, *dev_clips] for token in one.tokens[:-1]}) if ctc else ()
+    vocabulary: Sequence[int] = ()
+    if plan.needs_alignment:
+        vocabulary = sorted({token for one in [*clips, *dev_clips] for token in one.tokens[:-1]})
     for module in (model, teacher):
         if module is not None:
             module.to(accelerator.device)
@@ -210,6 +212,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--projector-lr", type=float, default=default["projector_lr"], help="learning rate of the projector")
     add("--encoder-lr", type=float, default=default["encoder_lr"], help="learning rate of the encoder")
+    add(
+        "--ctc-weight",
+        type=float,
+        default=0.0,
+        help="of a CTC loss beside the transcript's; audio embeddings near their tokens make drafts that decode faster",
+    )
     add("--label-smoothing", type=float, default=0.0)
     add("--steps", type=int, help="optimiser steps after which the run ends")
     add("--epochs", type=float, help="passes over the speech after which it ends")

@@ -109,11 +109,8 @@ class Learner(nn.Module):
         self.embedding_rms = float(embeddings.square().mean().sqrt())
         # In tuples, so that they are not parameters of this module.
         self._teacher = (teacher,)
-        self.decoder: Any = None
-        if plan.stage == "ctc":
-            self.alignment: TokenAlignment | None = TokenAlignment(embeddings, vocabulary)
-        else:
-            self.alignment, self.decoder = None, model.decoder
+        self.decoder: Any = None if plan.stage == "ctc" else model.decoder
+        self.alignment = TokenAlignment(embeddings, vocabulary) if plan.needs_alignment else None
         if teacher is not None:
             _check_teacher(teacher, model, frozen_encoder=self.encoder is None)
 
@@ -122,11 +119,12 @@ class Learner(nn.Module):
         with torch.autocast(inputs.features.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             audio = self.audio_embeddings(inputs)
             steps = inputs.frames // self.stack_factor
+            objective = audio.new_zeros((), dtype=torch.float32)
+            if self.decoder is not None:
+                objective = objective + self._transcript_loss(audio, steps, inputs)
             if self.alignment is not None:
-                logits = self.alignment(audio)
-                objective = self.alignment.loss(logits, steps, inputs)
-            else:
-                objective = self._transcript_loss(audio, steps, inputs)
+                weight = 1.0 if self.decoder is None else self.plan.ctc_weight
+                objective = objective + weight * self.alignment.loss(self.alignment(audio), steps, inputs)
             return torch.stack([objective, self._scale_penalty(audio, steps, inputs.weights)])
 
     def audio_embeddings(self, inputs: PassInputs) -> torch.Tensor:

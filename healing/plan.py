@@ -71,6 +71,9 @@ class HealingPlan:
     max_grad_norm: float = 1.0
     label_smoothing: float = 0.0
     scale_weight: float = 0.02  # pulls the RMS of the projector's output towards that of the token embeddings
+    ctc_weight: float = (
+        0.0  # of a CTC loss beside the transcript's: keeps the audio embeddings near their tokens
+    )
     kl_weight: float = 0.5  # share of the teacher's distribution in the loss, when there is a teacher
     steps: int | None = None
     epochs: float | None = None
@@ -115,12 +118,18 @@ class HealingPlan:
         _check(bool(ends), "nothing says when to stop: give --steps, --epochs or --minutes")
         _check(all(limit > 0 for limit in ends), "--steps, --epochs and --minutes must be positive")
         _check(self.micro_positions > 0 < self.batch_positions, "batch and micro positions must be positive")
+        _check(self.ctc_weight >= 0, f"a CTC weight of {self.ctc_weight} is negative: give 0 or more")
         _check(self.augmentation.variants >= 1, "there must be at least one variant of each clip")
 
     @property
     def parts(self) -> tuple[str, ...]:
         """What is trained at this stage: the CTC stage runs without the decoder."""
         return tuple(part for part in self.train if self.stage != "ctc" or part != "decoder")
+
+    @property
+    def needs_alignment(self) -> bool:
+        """Whether a CTC loss is computed, alone or beside the transcript's."""
+        return self.stage == "ctc" or self.ctc_weight > 0
 
     @property
     def scaling_alpha(self) -> float:

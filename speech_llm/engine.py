@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,22 @@ class TorchEngine:
     def step(self, token: int) -> Float32:
         """See `Engine.step`."""
         return self._forward(input_ids=torch.tensor([[token]]))
+
+    @torch.inference_mode()
+    def extend(self, tokens: Sequence[int]) -> Float32:
+        """See `Engine.extend`."""
+        output = self._model.decoder(
+            input_ids=torch.tensor([list(tokens)]), past_key_values=self._cache, use_cache=True
+        )
+        return output.logits[0].float().numpy()
+
+    def rewind(self, count: int) -> None:
+        """See `Engine.rewind`."""
+        if count:
+            self._cache.crop(-count)
+
+    def token_embeddings(self, tokens: Sequence[int]) -> None:
+        """See `Engine.token_embeddings`: none, since this engine is the plain one that others are compared with."""
 
     @torch.inference_mode()
     def score(self, audio_embeddings: Float32, tokens: list[int]) -> Float32:

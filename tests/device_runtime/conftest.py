@@ -68,6 +68,15 @@ class ScriptedEngine:
         self.steps.append(token)
         return self._next()
 
+    def extend(self, tokens):
+        return np.stack([self.step(token) for token in tokens])
+
+    def rewind(self, count):
+        assert count == 0, "a script cannot be wound back"
+
+    def token_embeddings(self, tokens):
+        return None
+
     def score(self, audio_embeddings, tokens):
         self.scored = list(tokens)
         return np.full(len(tokens), 0.5, np.float32)

