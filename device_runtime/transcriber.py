@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from prunella.device_runtime.audio import check_samples, is_silent, split_at_quiet_points
-from prunella.device_runtime.bundle import AudioSpec, PromptSpec, open_bundle
+from prunella.device_runtime.bundle import AudioSpec, Bundle, PromptSpec, open_bundle
 from prunella.device_runtime.draft import AudioDrafter, Draft, draft_of_tokens, spoken_tokens
 from prunella.device_runtime.engine import Engine, Float32
 from prunella.device_runtime.errors import AudioError, BundleError, EngineError, UsageError
@@ -21,7 +21,7 @@ from prunella.device_runtime.guards import RepeatStop, strip_template
 from prunella.device_runtime.text_style import style_text
 from prunella.device_runtime.transcript import DecodeOptions, FinishReason, Segment, Timings, Transcript
 
-ENGINES = ("onnx",)
+ENGINES = ("onnx", "gguf", "mtmd")  # mtmd: a bundle's GGUF files through llama.cpp alone, slower
 
 
 class Transcriber:
@@ -238,21 +238,31 @@ def open_transcriber(
     bundle = open_bundle(bundle_path)
     manifest = bundle.manifest
     usable = [name for name in manifest.engines if name in ENGINES]
+    usable += ["mtmd"] if "gguf" in usable else []
     if engine not in (None, *usable) or not usable:
-        has = ", ".join(manifest.engines) or "none"
+        has = ", ".join(usable or manifest.engines) or "none"
         raise EngineError(
             f"{bundle_path} has no engine {engine or 'that this prunella runs'} (it has {has}): "
-            "export the model for a target that uses onnx"
+            f"export the model for a target that uses {'gguf' if engine == 'mtmd' else engine or 'onnx'}"
         )
     tokenizer_file = bundle.file("tokenizer.json")
     try:
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
     except Exception as error:  # tokenizers raises nothing more specific
         raise BundleError(f"{tokenizer_file} cannot be read ({error}): export the bundle again") from error
-    from prunella.device_runtime.onnx_engine import OnnxEngine  # brings in onnxruntime, an extra
-
-    chosen = OnnxEngine.open(bundle, threads=manifest.threads if threads is None else threads)
+    chosen = _open_engine(bundle, engine or usable[0], threads)
     return Transcriber(chosen, tokenizer, manifest.audio, manifest.prompt, options or manifest.decode)
+
+
+def _open_engine(bundle: Bundle, name: str, threads: int | None) -> Engine:
+    """Each brings in a library that is an extra."""
+    if name == "onnx":
+        from prunella.device_runtime.onnx_engine import OnnxEngine
+
+        return OnnxEngine.open(bundle, threads=threads)
+    from prunella.device_runtime.gguf_engine import GgufEngine
+
+    return GgufEngine.open(bundle, threads=threads, audio_half="mtmd" if name == "mtmd" else "onnx")
 
 
 def _join(texts: list[str]) -> str:
