@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from prunella.device_runtime.blas import one_thread
 from prunella.device_runtime.engine import Float32
 
 VOCABULARY = 8_192  # candidates; byte-pair tokens come in the order of their frequency, so the first are the likely ones
@@ -100,7 +101,8 @@ class AudioDrafter:
 
     def draft(self, audio_embeddings: Float32) -> Draft:
         """(audio_tokens, hidden) → a draft of what is said there."""
-        near = _unit(audio_embeddings) @ self._columns
+        with one_thread():
+            near = _unit(audio_embeddings) @ self._columns
         best = near.argmax(axis=1)
         cosines = near[np.arange(len(best)), best]
         guesses: list[Guess] = []

@@ -11,6 +11,8 @@ import functools
 import numpy as np
 import numpy.typing as npt
 
+from prunella.device_runtime.blas import one_thread
+
 Float32 = npt.NDArray[np.float32]
 
 SAMPLE_RATE = 16_000
@@ -65,7 +67,8 @@ def log_mel(samples: npt.ArrayLike, num_mel_bins: int = 80) -> Float32:
     spectrum = np.fft.rfft(frames * _window(), axis=-1)
     power = np.square(spectrum.real)
     power += np.square(spectrum.imag)
-    mel = mel_filters(num_mel_bins) @ power.astype(np.float32, copy=False).T
+    with one_thread():
+        mel = mel_filters(num_mel_bins) @ power.astype(np.float32, copy=False).T
     np.log10(np.maximum(mel, POWER_FLOOR, out=mel), out=mel)
     np.maximum(mel, mel.max() - DYNAMIC_RANGE, out=mel)
     mel += 4.0

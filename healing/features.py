@@ -47,6 +47,7 @@ class FeatureStore:
         augmentation: how they are varied.
         seed: of the variations.
         encode: whether to cache encoder frames.
+        precision: "bf16" runs the encoder's products in it, but for clean clips, which are for evaluation.
         folder: of the cache; None: compute always.
     """
 
@@ -58,6 +59,7 @@ class FeatureStore:
         seed: int,
         *,
         encode: bool,
+        precision: str = "fp32",
         folder: Path | None = None,
     ) -> None:
         self.model, self.clips, self.augmentation, self.seed, self.encode = (
@@ -67,6 +69,7 @@ class FeatureStore:
             seed,
             encode,
         )
+        self._precision = precision
         noise = augmentation.noise_only
         self.noise_clips = max(1, round(len(clips) * noise)) if noise > 0 else 0
         weights = module_digest(model.audio_encoder) if encode else ""
@@ -145,7 +148,9 @@ class FeatureStore:
         if self.encode:
             encoder = self.model.audio_encoder
             device = next(encoder.parameters()).device
-            result = encoder(loaded.T[None].to(device))[0].cpu()
+            fast = self._precision == "bf16" and variant != CLEAN
+            with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+                result = encoder(loaded.T[None].to(device))[0].cpu()
         result = result.to(torch.float16)
         self._write(self._path(index, variant), result)
         return result

@@ -87,7 +87,15 @@ def heal(
         state.precision = broadcast_object_list([choose_precision(plan.precision, accelerator.device)])[0]
     folder = Path(cache) if cache is not None else (work / "features" if work is not None else None)
     encode = "encoder" not in plan.parts
-    store = FeatureStore(model, clips, plan.augmentation, plan.seed, encode=encode, folder=folder)
+    store = FeatureStore(
+        model,
+        clips,
+        plan.augmentation,
+        plan.seed,
+        encode=encode,
+        precision=state.precision,
+        folder=folder,
+    )
     dev_set = None
     if dev_clips:
         still = FeatureStore(model, dev_clips, Augmentation.none(), plan.seed, encode=encode, folder=folder)
