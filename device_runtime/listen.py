@@ -3,7 +3,7 @@
 Final texts go to stdout, one a line; with --json every event does: partial, final and silence, as JSON lines. All else
 goes to stderr. Ctrl-C ends the recording, and what was said until then is still transcribed; a second one quits.
 
-BUNDLE is followed by "-" to read standard input in place of a microphone: a WAV, or raw 16-bit PCM.
+"-" reads standard input in place of a microphone: a WAV, or raw 16-bit PCM.
 
     arecord -q -f S16_LE -r 16000 | prunella listen BUNDLE -
 """
@@ -105,7 +105,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "bundle", metavar="BUNDLE", help="a directory made by `prunella export` or `prunella build`"
     )
-    parser.add_argument("source", nargs="?", choices=["-"], help="read standard input: WAV or raw PCM")
+    # An option, though it looks like an argument: argparse would only take it right behind BUNDLE.
+    parser.add_argument(
+        "-", dest="stdin", action="store_true", help="read standard input, WAV or raw 16-bit PCM"
+    )
     parser.add_argument(
         "--device", metavar="D", help="number or name of the microphone (`prunella devices` lists them)"
     )
@@ -136,7 +139,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.source and (args.device or args.tap):
+    if args.stdin and (args.device or args.tap):
         raise UsageError("--device and --tap belong to a microphone: leave them out with '-'")
     turns = TurnOptions()
     turns = replace(turns, end_silence=args.end_silence, tail=min(turns.tail, args.end_silence))
@@ -156,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _open_source(args: argparse.Namespace) -> Iterator[Source]:
-    if args.source:
+    if args.stdin:
         yield PcmStream(sys.stdin.buffer, PcmFormat(args.rate, args.channels))
         return
     microphone = Microphone(args.device, tap=args.tap, tell=lambda line: _tell(line))

@@ -29,12 +29,15 @@ from prunella.device_runtime.portaudio import (
 Float32 = npt.NDArray[np.float32]
 _Item = tuple[Float32, int, float]
 
-_SILENT_SECONDS = 2.0  # without a callback for so long, the device is gone
+_SILENT_SECONDS = (
+    5.0  # without a callback for so long, the device is gone; a busy machine can stall for a while
+)
+_FIRST_SECONDS = 2.0  # most that is waited for the first callback: only then does the device really record
 _RETRY_SECONDS = 1.0
 
 
 class Microphone:
-    """Records from the moment it is made; iterate it once, `stop` it from anywhere.
+    """Records when it is made; iterate it once, `stop` it from anywhere.
 
     PortAudio's callback only copies into a queue that holds `queue_seconds`; what does not fit is dropped, counted, and
     told with the next block. When the device vanishes the iteration waits until it is back, and the time in between
@@ -63,6 +66,7 @@ class Microphone:
         self._tell = tell or (lambda line: None)
         self._items: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
+        self._called = threading.Event()
         self.overflows = 0  # times that PortAudio itself lost samples; it does not say how many
         self.dropped = 0  # samples at the device's rate that did not fit the queue
         self._tap_path = tap
@@ -154,11 +158,14 @@ class Microphone:
             self._tell("the microphone came back at another rate: the tap ends here")
             self._tap.close()
             self._tap = None
+        self._called.clear()
         start_stream(self._stream, device)
+        self._called.wait(_FIRST_SECONDS)
 
     def _callback(self, frames: Float32, count: int, _: Any, status: Any) -> None:
         # On PortAudio's thread. Each counter has one writer: `_put` here, `_taken` in the iteration.
         self._last_call = time.perf_counter()
+        self._called.set()
         if status.input_overflow:
             self.overflows += 1
         if self._put - self._taken + count > self._limit:
