@@ -37,3 +37,7 @@ class CheckpointError(PrunellaError):
 
 class TargetError(UsageError):
     """An unknown or malformed target profile."""
+
+
+class ExportError(PrunellaError):
+    """A file that was written is not what its source says, or its runtime does not take it."""

@@ -1,4 +1,4 @@
-"""Write a bundle for one target: a folder with the model's ONNX graphs, its tokenizer, prompt and checksums.
+"""Write a bundle for one target: a folder with the model's ONNX graphs or GGUF files, its tokenizer, prompt and checksums.
 
 `prunella export reference --target x86-cpu -o out/reference`
 """
@@ -9,6 +9,7 @@ import argparse
 import shutil
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from prunella.export.audio_encoder import export_audio_encoder
 from prunella.export.decoder import export_decoder
 from prunella.export.embed_tokens import export_embed_tokens
 from prunella.quantize.bundle_writer import TOKENIZER_NAME, requantize, seal_bundle
-from prunella.quantize.recipes import find_recipe
+from prunella.quantize.gguf_recipes import BundleRecipe, default_gguf_recipe, find_bundle_recipe
 from prunella.speech_llm.checkpoint import save_decoder
 from prunella.speech_llm.load import load
 from prunella.speech_llm.model import SpeechLLM
@@ -49,16 +50,22 @@ def export(
         CheckpointError: the model cannot be loaded, or its decoder's family cannot be exported.
     """
     profile = target if isinstance(target, TargetProfile) else load_target(target)
-    name = _recipe_of(profile, recipe)
+    if recipe is not None:
+        _check_recipe(profile, recipe)  # before minutes of loading
+    speech_llm = model if isinstance(model, SpeechLLM) else load(model)
+    chosen = find_bundle_recipe(recipe or default_recipe(speech_llm, profile))
+    _check_recipe(profile, chosen.name)
     out = Path(out)
-    if name == "fp32":
-        return export_float(model, profile, out, provenance=provenance)
+    if chosen.is_float:
+        return export_float(speech_llm, profile, out, provenance=provenance, recipe=chosen.name)
     out.parent.mkdir(parents=True, exist_ok=True)
     for stale in out.parent.glob(f".{out.name}.float-*"):  # of an export that was killed
         shutil.rmtree(stale, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.float-", dir=out.parent) as work:
-        bundle = export_float(model, profile, Path(work) / "float", provenance=provenance)
-        return requantize(bundle, name, out)
+        bundle = export_float(
+            speech_llm, profile, Path(work) / "float", provenance=provenance, recipe=_float_of(chosen.engines)
+        )
+        return requantize(bundle, chosen.name, out)
 
 
 def export_float(
@@ -67,18 +74,38 @@ def export_float(
     out: str | Path,
     *,
     provenance: dict[str, Any] | None = None,
+    recipe: str | None = None,
 ) -> Bundle:
-    """The float32 bundle that `quantize.bundle_writer.requantize` makes all others from."""
+    """The float bundle that `quantize.bundle_writer.requantize` makes all others from.
+
+    Args:
+        recipe: one of the float recipes, for example "fp32", "F16" or "fp32+BF16"; by default for the target's engines.
+
+    Raises as `export`, and ExportError when llama.cpp does not say of a GGUF file what PyTorch says of the model.
+    """
     profile = target if isinstance(target, TargetProfile) else load_target(target)
-    if "onnx" not in profile.engines:
+    chosen = find_bundle_recipe(recipe or _float_of(profile.engines))
+    if not chosen.is_float:
         raise UsageError(
-            f"target '{profile.name}' has no engine that is exported so far: take one with 'onnx'"
+            f"'{chosen.name}' is not a float recipe: give fp32, F16, BF16, F32, or fp32 and one of those"
         )
     speech_llm = model if isinstance(model, SpeechLLM) else load(model)
+    facts = dict(provenance or {})
     with whole_directory(out) as partial:
-        export_float_graphs(speech_llm, partial / "onnx", max_context=profile.max_context)
+        if chosen.onnx is not None:
+            export_float_graphs(speech_llm, partial / "onnx", max_context=profile.max_context)
+        else:
+            (partial / "onnx").mkdir()
+            export_audio_encoder(speech_llm, partial / "onnx")
+        if chosen.gguf is not None:
+            from prunella.export.gguf_files import export_gguf_files  # brings in llama.cpp, an extra
+
+            report = export_gguf_files(
+                speech_llm, partial / "gguf", chosen.gguf, max_context=profile.max_context
+            )
+            facts["gguf_gate"] = asdict(report)
         write_text(partial / TOKENIZER_NAME, speech_llm.tokenizer.backend_tokenizer.to_str())
-        seal_bundle(_manifest(speech_llm, profile, provenance or {}), partial)
+        seal_bundle(_manifest(speech_llm, profile, facts, chosen), partial)
     return open_bundle(out, verify=False)
 
 
@@ -99,16 +126,31 @@ def export_float_graphs(model: SpeechLLM, out: Path, *, max_context: int = 2_048
     export_embed_tokens(model, out)
 
 
-def _recipe_of(profile: TargetProfile, recipe: str | None) -> str:
-    name = find_recipe(recipe or profile.recipe).name
-    if name not in profile.recipes:
+def default_recipe(model: SpeechLLM, profile: TargetProfile) -> str:
+    """The target's recipe; Q4_0 instead of Q4_K_M where most of the model's tensors would fall back to 5 bits."""
+    text = model.decoder.config.get_text_config()
+    parts = profile.recipe.split("+")
+    fitting = default_gguf_recipe(text.hidden_size, text.intermediate_size)
+    followed = "+".join(fitting if part == "Q4_K_M" else part for part in parts)
+    return followed if followed in profile.recipes else profile.recipe
+
+
+def _float_of(engines: tuple[str, ...]) -> str:
+    return "+".join(name for engine, name in (("onnx", "fp32"), ("gguf", "F16")) if engine in engines)
+
+
+def _check_recipe(profile: TargetProfile, recipe: str) -> None:
+    chosen = find_bundle_recipe(recipe)
+    if chosen.name not in profile.recipes:
         raise UsageError(
-            f"target '{profile.name}' does not take the recipe '{name}': choose one of {', '.join(profile.recipes)}"
+            f"target '{profile.name}' does not take the recipe '{chosen.name}': "
+            f"choose one of {', '.join(profile.recipes)}"
         )
-    return name
 
 
-def _manifest(model: SpeechLLM, profile: TargetProfile, provenance: dict[str, Any]) -> BundleManifest:
+def _manifest(
+    model: SpeechLLM, profile: TargetProfile, provenance: dict[str, Any], recipe: BundleRecipe
+) -> BundleManifest:
     text = model.decoder.config.get_text_config()
     heads = text.num_attention_heads
     facts = {**model.config.provenance, **provenance}
@@ -116,8 +158,8 @@ def _manifest(model: SpeechLLM, profile: TargetProfile, provenance: dict[str, An
         name=str(facts.get("name") or facts.get("base_model") or model.config.family),
         family=model.config.family,
         target=profile.name,
-        engines=("onnx",),
-        recipe="fp32",
+        engines=tuple(engine for engine in profile.engines if engine in recipe.engines),
+        recipe=recipe.name,
         audio=model.config.audio,
         prompt=model.prompt,
         decoder=DecoderSpec(
@@ -139,7 +181,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `prunella export`."""
     parser.add_argument("model", help="'reference', a checkpoint folder, or a Hugging Face id")
     parser.add_argument("--target", required=True, help="a name of `prunella targets list`, or a .toml")
-    parser.add_argument("--recipe", help="fp32, int8 or int4 (default: the target's)")
+    parser.add_argument("--recipe", help="for example fp32, int4, Q4_K_M (default: the target's)")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the bundle")
 
 

@@ -3,36 +3,70 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from prunella.device_runtime.bundle import MANIFEST_NAME, Bundle, BundleManifest, FileEntry, open_bundle
 from prunella.device_runtime.errors import BundleError
 from prunella.device_runtime.files import sha256, whole_directory, write_text
-from prunella.quantize.onnx_graphs import quantize_graphs
-from prunella.quantize.recipes import find_recipe
+from prunella.device_runtime.gguf_engine import DECODER_PATTERN, MMPROJ_PATTERN, one_file
+from prunella.quantize.gguf_recipes import BundleRecipe, GgufRecipe, find_bundle_recipe
+from prunella.quantize.onnx_graphs import quantize_audio_encoder, quantize_graphs
 
 TOKENIZER_NAME = "tokenizer.json"
 
 
 def requantize(bundle: Bundle, recipe: str, out: str | Path) -> Bundle:
-    """Write a float32 bundle again as another recipe says, whole or not at all.
+    """Write a float bundle again as another recipe says, whole or not at all.
+
+    The new bundle has the engines that the recipe is for: `int4` drops a bundle's GGUF files, `int4+Q4_0` keeps both.
 
     Raises:
-        BundleError: the bundle is not float32: nothing could be gained from it.
+        BundleError: the bundle is not float: nothing could be gained from it; or it has no files for the engine.
         UsageError: no such recipe.
     """
-    chosen = find_recipe(recipe)
-    if bundle.manifest.recipe != "fp32":
+    chosen = find_bundle_recipe(recipe)
+    manifest = bundle.manifest
+    if not find_bundle_recipe(manifest.recipe).is_float:
         raise BundleError(
-            f"{bundle.path} is {bundle.manifest.recipe}, which cannot be quantised again: "
+            f"{bundle.path} is {manifest.recipe}, which cannot be quantised again: "
             "start from a float bundle (`prunella export MODEL --target ... --recipe fp32 -o ...`)"
         )
+    for engine in chosen.engines:
+        if engine not in manifest.engines:
+            raise BundleError(
+                f"{bundle.path} has no {engine} files, which the recipe {chosen.name} is for "
+                f"(it has {', '.join(manifest.engines)}): export the model again for a target with {engine}"
+            )
     with whole_directory(out) as partial:
-        quantize_graphs(bundle.path / "onnx", chosen, partial / "onnx")
+        if chosen.onnx is not None:
+            quantize_graphs(bundle.path / "onnx", chosen.onnx, partial / "onnx")
+        facts = manifest.provenance
+        if chosen.gguf is not None:
+            if chosen.onnx is None:
+                quantize_audio_encoder(bundle.path / "onnx", chosen.gguf.audio_encoder, partial / "onnx")
+            facts = facts | {"gguf": quantize_gguf(bundle, chosen.gguf, partial / "gguf")}
         shutil.copyfile(bundle.file(TOKENIZER_NAME), partial / TOKENIZER_NAME)
-        seal_bundle(replace(bundle.manifest, recipe=chosen.name), partial)
+        seal_bundle(_renamed(manifest, chosen, facts), partial)
     return open_bundle(out, verify=False)
+
+
+def quantize_gguf(bundle: Bundle, recipe: GgufRecipe, out: Path) -> dict[str, Any]:
+    """Write the `gguf/` files of a float bundle as `recipe` into folder `out`; what came of it, for the provenance."""
+    from prunella.quantize.gguf_mmproj import quantize_mmproj
+    from prunella.quantize.gguf_quantizer import quantize_decoder
+
+    out.mkdir(parents=True)
+    decoder, mmproj = one_file(bundle, DECODER_PATTERN), one_file(bundle, MMPROJ_PATTERN)
+    report = quantize_decoder(decoder, out / f"decoder-{recipe.name}.gguf", recipe)
+    quantize_mmproj(mmproj, out / f"mmproj-{recipe.mmproj}.gguf", recipe.mmproj)
+    return asdict(report)
+
+
+def _renamed(manifest: BundleManifest, recipe: BundleRecipe, facts: dict[str, Any]) -> BundleManifest:
+    engines = tuple(engine for engine in manifest.engines if engine in recipe.engines)
+    return replace(manifest, recipe=recipe.name, engines=engines, provenance=facts)
 
 
 def seal_bundle(manifest: BundleManifest, folder: Path) -> BundleManifest:

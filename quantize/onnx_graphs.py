@@ -16,7 +16,7 @@ from prunella.quantize.onnx_passes import (
     quantize_embeddings,
     quantize_matmuls,
 )
-from prunella.quantize.recipes import Recipe
+from prunella.quantize.recipes import Recipe, WeightFormat
 
 GRAPHS = ("audio_encoder.onnx", "embed_tokens.onnx", "decoder_model_merged.onnx")
 _ENCODER_LAYERS = "audio_encoder.layers."
@@ -54,10 +54,29 @@ def quantize_graphs(source: Path, recipe: Recipe, out: Path) -> None:
                 ),
             )
         elif name.startswith("audio_encoder"):
-            quantize_matmuls(model, recipe.audio_encoder, lambda node: node.name.startswith(_ENCODER_LAYERS))
+            _quantize_layers(model, recipe.audio_encoder)
         else:
             quantize_embeddings(model, recipe.embed_tokens)
         save_graph(model, out / name)
+
+
+def quantize_audio_encoder(source: Path, weights: WeightFormat, out: Path) -> None:
+    """The first of the graphs alone, for bundles whose decoder is not ONNX.
+
+    Raises:
+        BundleError: it is missing.
+    """
+    name = GRAPHS[0]
+    if not (source / name).is_file():
+        raise BundleError(f"{source} holds no {name}: export the model again")
+    out.mkdir(parents=True, exist_ok=True)
+    model = onnx.load(str(source / name))
+    _quantize_layers(model, weights)
+    save_graph(model, out / name)
+
+
+def _quantize_layers(model: onnx.ModelProto, weights: WeightFormat) -> None:
+    quantize_matmuls(model, weights, lambda node: node.name.startswith(_ENCODER_LAYERS))
 
 
 def _is_float(recipe: Recipe, name: str) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from prunella.device_runtime.bundle import Bundle, open_bundle
 from prunella.quantize.bundle_writer import requantize
+from prunella.quantize.gguf_recipes import GGUF_RECIPES
 from prunella.quantize.recipes import RECIPES
 
 
@@ -21,8 +22,10 @@ def quantize(bundle: str | Path, recipe: str, out: str | Path) -> Bundle:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `prunella quantize`."""
-    recipes = "; ".join(f"{recipe.name}: {recipe.summary}" for recipe in RECIPES.values())
-    parser.add_argument("bundle", type=Path, help="a float32 bundle")
+    summaries = {name: recipe.summary for name, recipe in RECIPES.items()}
+    summaries |= {name: recipe.summary for name, recipe in GGUF_RECIPES.items()}
+    recipes = "; ".join(f"{name}: {summary}" for name, summary in summaries.items())
+    parser.add_argument("bundle", type=Path, help="a float bundle")
     parser.add_argument("--recipe", required=True, help=recipes)
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the new bundle")
 

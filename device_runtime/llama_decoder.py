@@ -1,0 +1,156 @@
+"""A decoder on llama.cpp: tokens or embeddings in, logits out, one sequence in a cache that can be wound back."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunella.device_runtime.engine import Float32
+from prunella.device_runtime.errors import EngineError
+from prunella.device_runtime.llama_library import last_error, llama_library
+
+_GGML_TYPE_F32 = 0
+_SEQUENCE = 0
+
+
+class LlamaDecoder:
+    """One text model and one context of it. Not thread-safe.
+
+    Args:
+        path: of the GGUF file, which was checked: llama.cpp may end the process over a damaged one.
+        positions: that the cache holds.
+        threads: of the CPU.
+        exact: keep the cache in float32 and attention unfused, for comparisons.
+        gpu_layers: layers on a GPU that llama.cpp was built for; None for llama.cpp's own default (all).
+
+    Attributes:
+        position: positions of the cache that are filled.
+
+    Raises:
+        EngineError: llama.cpp is missing, or cannot load the file.
+    """
+
+    def __init__(
+        self, path: Path, *, positions: int, threads: int, exact: bool = False, gpu_layers: int | None = None
+    ) -> None:
+        self._library = library = llama_library()
+        settings = library.llama_model_default_params()
+        if gpu_layers is not None:
+            settings.n_gpu_layers = gpu_layers
+        self.model = library.llama_model_load_from_file(str(path).encode(), settings)
+        if not self.model:
+            raise EngineError(f"llama.cpp cannot load {path} ({last_error()}): export the bundle again")
+        weakref.finalize(self, library.llama_model_free, self.model)
+        self.hidden_size = int(library.llama_model_n_embd_inp(self.model))
+        self.num_layers = int(library.llama_model_n_layer(self.model))
+        self.vocabulary = library.llama_model_get_vocab(self.model)
+        self.vocab_size = int(library.llama_vocab_n_tokens(self.vocabulary))
+        options = library.llama_context_default_params()
+        options.n_ctx = options.n_batch = positions
+        options.n_ubatch = min(positions, 512)
+        options.n_seq_max = 1
+        options.n_threads = options.n_threads_batch = threads
+        options.no_perf = True
+        if exact:
+            options.type_k = options.type_v = _GGML_TYPE_F32
+            options.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self.context = library.llama_init_from_model(self.model, options)
+        if not self.context:
+            raise EngineError(f"llama.cpp cannot run {path} with {positions} positions ({last_error()})")
+        # Registered later, so run earlier: the context goes before its model.
+        weakref.finalize(self, library.llama_free, self.context)
+        self._memory = library.llama_get_memory(self.context)
+        self.capacity = positions
+        self.position = 0
+        self._tokens = self._batch(0)
+        self._embeddings = self._batch(self.hidden_size)
+
+    def _batch(self, width: int) -> Any:
+        """A batch for `capacity` positions of this sequence: of tokens, or of embeddings when `width` is not 0."""
+        batch = self._library.llama_batch_init(self.capacity, width, 1)
+        weakref.finalize(self, self._library.llama_batch_free, batch)
+        for index in range(self.capacity):
+            batch.n_seq_id[index] = 1
+            batch.seq_id[index][0] = _SEQUENCE
+        return batch
+
+    def feed_tokens(self, tokens: Sequence[int], *, keep: int = 1) -> Float32:
+        """Append tokens → (keep, vocab) logits after the last `keep` of them, valid until the next call.
+
+        Raises:
+            EngineError: the cache is full, a token is none of the vocabulary, or llama.cpp gave up.
+        """
+        if len(tokens) == 1:  # the common case, without numpy
+            self._tokens.token[0] = self._checked(tokens[0])
+        else:
+            ids = np.array([self._checked(token) for token in tokens], np.int32)
+            self._require(len(ids))
+            ctypes.memmove(self._tokens.token, ids.ctypes.data, ids.nbytes)
+        return self._decode(self._tokens, len(tokens), keep)
+
+    def feed_embeddings(self, embeddings: Float32, *, keep: int = 1) -> Float32:
+        """Append (n, hidden) embeddings. Returns and raises as `feed_tokens`."""
+        rows = np.ascontiguousarray(embeddings, np.float32)
+        self._require(len(rows))
+        if rows.shape[1] != self.hidden_size:
+            raise EngineError(
+                f"the audio half makes vectors of {rows.shape[1]}, the decoder takes {self.hidden_size}: "
+                "the two files are not of one model; export the bundle again"
+            )
+        ctypes.memmove(self._embeddings.embd, rows.ctypes.data, rows.nbytes)
+        return self._decode(self._embeddings, len(rows), keep)
+
+    def truncate(self, position: int) -> None:
+        """Forget everything from `position` on.
+
+        Raises:
+            EngineError: the model's memory cannot be cut there.
+        """
+        if position >= self.position:
+            return
+        if not self._library.llama_memory_seq_rm(self._memory, _SEQUENCE, position, -1):
+            raise EngineError("llama.cpp cannot wind this model's memory back: take the onnx engine")
+        self.position = position
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a text by the file's own vocabulary, special tokens recognised, nothing added."""
+        data = text.encode()
+        room = len(data) + 8
+        ids = (ctypes.c_int32 * room)()
+        count = self._library.llama_tokenize(self.vocabulary, data, len(data), ids, room, False, True)
+        if count < 0:
+            raise EngineError(f"llama.cpp cannot tokenise {text!r} ({last_error()})")
+        return list(ids[:count])
+
+    def _decode(self, batch: Any, count: int, keep: int) -> Float32:
+        self._require(count)
+        batch.n_tokens = count
+        for index in range(count):
+            batch.pos[index] = self.position + index
+            batch.logits[index] = index >= count - keep
+        status = self._library.llama_decode(self.context, batch)
+        if status != 0:
+            self._library.llama_memory_seq_rm(self._memory, _SEQUENCE, self.position, -1)
+            raise EngineError(f"llama.cpp could not decode (status {status}: {last_error()})")
+        self.position += count
+        if not keep:
+            return np.empty((0, self.vocab_size), np.float32)
+        return np.ctypeslib.as_array(self._library.llama_get_logits(self.context), (keep, self.vocab_size))
+
+    def _checked(self, token: int) -> int:
+        if not 0 <= token < self.vocab_size:
+            raise EngineError(f"token {token} is not in the vocabulary of {self.vocab_size}")
+        return token
+
+    def _require(self, count: int) -> None:
+        needed = self.position + count
+        if needed > self.capacity:
+            raise EngineError(
+                f"prompt, audio and text need {needed} positions, the cache has {self.capacity}: "
+                "cut the audio into shorter pieces"
+            )

@@ -1,0 +1,45 @@
+"""The audio half of a bundle on ONNX Runtime, for engines whose decoder runs elsewhere."""
+
+from __future__ import annotations
+
+from prunella.device_runtime.bundle import Bundle
+from prunella.device_runtime.engine import Float32
+from prunella.device_runtime.errors import EngineError
+from prunella.device_runtime.log_mel import log_mel, pad_to_stacks
+
+AUDIO_ENCODER = "onnx/audio_encoder.onnx"
+
+
+class OnnxAudioEncoder:
+    """Samples to embeddings in the decoder's space, over the audio's true length.
+
+    Raises:
+        ModuleNotFoundError: onnxruntime is not installed.
+        BundleError: the bundle has no such graph.
+        EngineError: onnxruntime cannot load it.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        path = bundle.file(AUDIO_ENCODER)
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's classes derive from nothing narrower
+            raise EngineError(
+                f"onnxruntime {onnxruntime.__version__} cannot load {path} ({' '.join(str(error).split())}): "
+                "pip install -U 'prunella[cpu]', or export the bundle again"
+            ) from error
+        self._audio = bundle.manifest.audio
+
+    def encode(self, samples: Float32) -> Float32:
+        """(n,) mono float32 at the bundle's rate → (audio_tokens, hidden) float32."""
+        padded = pad_to_stacks(samples, self._audio.samples_per_token, self._audio.extra_padding)
+        features = log_mel(padded, self._audio.num_mel_bins)
+        return self._session.run(None, {"log_mel": features[None]})[0][0]

@@ -1,0 +1,233 @@
+"""Whether GGUF files say what their model says: every key and tensor read back, and llama.cpp's numbers compared.
+
+A missing bias or norm loads silently, a wrong order of rows too, and both give fluent nonsense: so nothing is
+trusted. llama.cpp runs in a child process, because it ends the process on some files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gguf import GGMLQuantizationType
+
+from prunella.device_runtime.errors import ExportError
+from prunella.device_runtime.log_mel import log_mel
+from prunella.export.gguf_decoder import (
+    ROPE_FACTORS,
+    decoder_keys,
+    rotary_heads,
+    source_weights,
+    tensor_names,
+)
+from prunella.export.gguf_families import find_family, rope_factors, unpermute_heads
+from prunella.export.gguf_mmproj import mmproj_keys, mmproj_name, source_parameters
+from prunella.quantize.gguf_files import FILE_TYPE, GgufFile, read_gguf
+from prunella.quantize.gguf_probe import probe_embeddings, probe_logits, probe_tokens
+from prunella.speech_llm.model import SpeechLLM
+
+Float32 = npt.NDArray[np.float32]
+_REMEDY = "this is a fault of prunella or llama.cpp: take a target with the onnx engine, and report it"
+# Largest error of a stored value, relative to the tensor's largest; 8-bit blocks have a scale each.
+_ROUNDING = {
+    GGMLQuantizationType.F32: 0.0,
+    GGMLQuantizationType.F16: 2.0**-10,
+    GGMLQuantizationType.BF16: 2.0**-7,
+    GGMLQuantizationType.Q8_0: 1.0 / 127,
+}
+# Of the logits' standard deviation, at every position.
+_LOGIT_ERROR = {"F32": 1e-3, "F16": 0.1, "BF16": 0.5}
+_MIN_COSINE = {"F32": 0.999, "F16": 0.999, "Q8_0": 0.99}
+_PROBED_TOKENS = 48
+_SECONDS_OF_30 = 30
+_HARD_TEXT = (
+    "Hello world, it's 3.14 o'clock!",
+    " leading and trailing  spaces   ",
+    "\n\n\tTabs\tand\r\nlines\n \n",
+    "I'll've DON'T we'Re THEY'LL 1234567 3rd",
+    "naïve café résumé Ünïcödé Straße ﬁne",
+    "Привет, мир! 你好，世界。こんにちは 안녕하세요 สวัสดี नमस्ते",
+    "emoji 🦙🚀👩‍👩‍👧 … — “quotes” ‘single’ €§¶",
+    "x=a[0]*(b-->c); // {json: [1,2,3]} <tag attr='v'/>",
+    "!!!??? ...---=== ##$$ %%",
+)
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """What was compared, for the bundle's provenance."""
+
+    tensors: int
+    logit_error: float  # largest difference, in standard deviations of the logits
+    mmproj_cosine: float  # smallest over the audio tokens
+
+
+def gate(
+    model: SpeechLLM, decoder: Path, decoder_kind: str, mmproj: Path, mmproj_kind: str, *, max_context: int
+) -> GateReport:
+    """Check both files against the model they were written from.
+
+    Raises:
+        ExportError: says which key, tensor or number differs.
+    """
+    tensors = check_decoder_file(model, decoder, max_context=max_context) + check_mmproj_file(model, mmproj)
+    check_tokenizer(model, decoder)
+    error = compare_logits(model, decoder, decoder_kind)
+    return GateReport(tensors, error, compare_embeddings(model, mmproj, mmproj_kind, decoder))
+
+
+def check_decoder_file(model: SpeechLLM, path: Path, *, max_context: int = 2_048) -> int:
+    """Read every key and tensor back. Returns the number of tensors; raises as `gate`."""
+    config = model.decoder.config
+    family = find_family(config, max_context)
+    file = read_gguf(path)
+    _check_keys(file, decoder_keys(model, family))
+    expected: dict[str, Float32] = {}
+    rows_of: dict[str, int] = {}
+    weights = source_weights(model.decoder)
+    for source, name in tensor_names(model.decoder, family).items():
+        expected[name] = weights[source]
+        rows_of[name] = rotary_heads(source, config, family)
+    factors = rope_factors(config)
+    if factors is not None:
+        expected[ROPE_FACTORS] = factors
+    _check_names(file, set(expected))
+    for name, values in expected.items():
+        stored = file.tensors[name].values()
+        # Back in Hugging Face's order, so that a mistake in the order when writing is not repeated here.
+        _check_tensor(
+            file, name, unpermute_heads(stored, heads) if (heads := rows_of.get(name, 0)) else stored, values
+        )
+    return len(expected)
+
+
+def check_mmproj_file(model: SpeechLLM, path: Path) -> int:
+    """As `check_decoder_file`, for the audio half."""
+    file = read_gguf(path)
+    _check_keys(file, mmproj_keys(model))
+    expected = {mmproj_name(source): values for source, values in source_parameters(model).items()}
+    _check_names(file, set(expected))
+    for name, values in expected.items():
+        stored = file.tensors[name].values()
+        if name.startswith("a.conv1d") and name.endswith(".bias"):
+            # llama.cpp aborts over a bias of one dimension here.
+            _check_shape(file, name, (len(values), 1))
+            stored = stored[:, 0]
+        _check_tensor(file, name, stored, values)
+    return len(expected)
+
+
+def check_tokenizer(model: SpeechLLM, path: Path) -> None:
+    """Compare the tokens of hard text and of the prompt on both sides. Raises as `gate`."""
+    prompt = model.prompt
+    texts = [*_HARD_TEXT, prompt.before_audio, prompt.after_audio]
+    ours = [model.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    for text, expected, found in zip(texts, ours, probe_tokens(path, texts), strict=True):
+        if expected != found:
+            at = next(
+                (i for i, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]), 0
+            )
+            raise ExportError(
+                f"{path.name} tokenises {text!r} differently from token {at} on ({found[at : at + 4]}, "
+                f"should be {expected[at : at + 4]}): {_REMEDY}"
+            )
+
+
+def compare_logits(model: SpeechLLM, path: Path, kind: str) -> float:
+    """Largest difference of llama.cpp's logits from PyTorch's, in standard deviations. Raises as `gate`."""
+    vocab = model.decoder.config.vocab_size
+    spread = np.random.default_rng(0).integers(0, vocab, _PROBED_TOKENS).tolist()
+    tokens = [*model.prompt.before_ids, *model.prompt.after_ids, *spread][:_PROBED_TOKENS]
+    with torch.inference_mode():
+        expected = model.decoder(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].float().numpy()
+    found = probe_logits(path, tokens)
+    deviation = float(expected.std())
+    error = float(np.abs(found - expected).max()) / max(deviation, 1e-12)
+    if not error <= _LOGIT_ERROR[kind]:  # also when it is NaN
+        raise ExportError(
+            f"{path.name}: llama.cpp's logits are up to {error:.2g} standard deviations from PyTorch's "
+            f"({_LOGIT_ERROR[kind]:g} is allowed): {_REMEDY}"
+        )
+    return error
+
+
+def compare_embeddings(model: SpeechLLM, path: Path, kind: str, decoder: Path) -> float:
+    """Smallest cosine between libmtmd's audio tokens and ours of the same 30 s. Raises as `gate`."""
+    rate = model.config.sampling_rate
+    samples = _sweep(rate)
+    padded = np.pad(samples, (0, _SECONDS_OF_30 * rate - len(samples)))
+    features = torch.from_numpy(log_mel(padded, model.config.audio_encoder.num_mel_bins))
+    with torch.inference_mode():
+        expected = model.embed_audio(features[None, :, : _whole_stacks(model, features.shape[1])])[0].numpy()
+    found = probe_embeddings(path, decoder, samples)
+    if found.shape != expected.shape:
+        raise ExportError(
+            f"{path.name}: libmtmd makes {found.shape} of 30 s, ours is {expected.shape}: {_REMEDY}"
+        )
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    cosine = float(((found * expected).sum(axis=1) / np.maximum(lengths, 1e-12)).min())
+    if not cosine > _MIN_COSINE[kind]:
+        raise ExportError(
+            f"{path.name}: libmtmd's audio tokens have a cosine of {cosine:.4f} with ours "
+            f"(more than {_MIN_COSINE[kind]} is needed): {_REMEDY}"
+        )
+    return cosine
+
+
+def _whole_stacks(model: SpeechLLM, frames: int) -> int:
+    stride = 2 * model.config.stack_factor
+    return frames // stride * stride
+
+
+def _sweep(rate: int) -> Float32:
+    """Four seconds that move through the spectrum, with noise below: (n,) float32."""
+    time = np.arange(4 * rate) / rate
+    tone = 0.3 * np.sin(2 * np.pi * (200 * time + 350 * time**2)) * (1 + np.sin(2 * np.pi * 3 * time)) / 2
+    noise = np.random.default_rng(0).normal(0, 0.02, len(time))
+    return (tone + noise).astype(np.float32)
+
+
+def _check_keys(file: GgufFile, expected: dict[str, Any]) -> None:
+    for key, value in expected.items():
+        if key not in file.keys:
+            raise ExportError(f"{file.path.name} lacks the key {key}: {_REMEDY}")
+        found = file.keys[key]
+        same = np.float32(value) == np.float32(found) if isinstance(value, float) else found == value
+        if not same:
+            shown = f"{str(found)[:60]!r}, should be {str(value)[:60]!r}"
+            raise ExportError(f"{file.path.name}: the key {key} is {shown}: {_REMEDY}")
+    extra = set(file.keys) - set(expected) - {FILE_TYPE}
+    if extra:
+        raise ExportError(f"{file.path.name} has the unexpected key {min(extra)}: {_REMEDY}")
+
+
+def _check_names(file: GgufFile, expected: set[str]) -> None:
+    missing, extra = expected - set(file.tensors), set(file.tensors) - expected
+    if missing or extra:
+        what = f"lacks {min(missing)}" if missing else f"has the unexpected {min(extra)}"
+        raise ExportError(f"{file.path.name} {what}: {_REMEDY}")
+
+
+def _check_shape(file: GgufFile, name: str, shape: tuple[int, ...]) -> None:
+    if file.tensors[name].shape != shape:
+        raise ExportError(
+            f"{file.path.name}: {name} has the shape {file.tensors[name].shape}, should be {shape}: {_REMEDY}"
+        )
+
+
+def _check_tensor(file: GgufFile, name: str, stored: Float32, expected: Float32) -> None:
+    if stored.shape != expected.shape:
+        raise ExportError(
+            f"{file.path.name}: {name} is {stored.shape}, should be {expected.shape}: {_REMEDY}"
+        )
+    tolerance = _ROUNDING[file.tensors[name].kind] * float(np.abs(expected).max(initial=0.0))
+    difference = float(np.abs(stored - expected).max(initial=0.0))
+    if not difference <= tolerance:
+        raise ExportError(
+            f"{file.path.name}: {name} differs from the model by up to {difference:.3g} "
+            f"(rounding explains {tolerance:.3g}): {_REMEDY}"
+        )
