@@ -226,6 +226,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="of a CTC loss beside the transcript's; audio embeddings near their tokens make drafts that decode faster",
     )
+    add("--kl-weight", type=float, default=default["kl_weight"], help="share of the teacher in the loss")
+    add(
+        "--hidden-weight",
+        type=float,
+        default=0.0,
+        help="of the distance to the teacher's hidden states behind what was cut (default 0)",
+    )
     add("--label-smoothing", type=float, default=0.0)
     add("--steps", type=int, help="optimiser steps after which the run ends")
     add("--epochs", type=float, help="passes over the speech after which it ends")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from prunella.device_runtime.errors import UsageError
+from prunella.healing.hidden_matching import HiddenMatching
 from prunella.healing.plan import HealingPlan
 from prunella.speech_llm.batches import IGNORE
 from prunella.speech_llm.model import SpeechLLM
@@ -111,8 +112,11 @@ class Learner(nn.Module):
         self._teacher = (teacher,)
         self.decoder: Any = None if plan.stage == "ctc" else model.decoder
         self.alignment = TokenAlignment(embeddings, vocabulary) if plan.needs_alignment else None
+        self._matching: HiddenMatching | None = None
         if teacher is not None:
             _check_teacher(teacher, model, frozen_encoder=self.encoder is None)
+            if plan.hidden_weight > 0:
+                self._matching = HiddenMatching(model, teacher)
 
     def forward(self, inputs: PassInputs) -> torch.Tensor:
         """(2,) float32: the objective summed over tokens, and the scale penalty summed over clips."""
@@ -157,7 +161,10 @@ class Learner(nn.Module):
                 logits.log_softmax(-1), wanted, reduction="none", log_target=True
             ).sum(-1)
             losses = torch.lerp(losses, known, self.plan.kl_weight)
-        return (losses * weights).sum()
+        total = (losses * weights).sum()
+        if self._matching is not None:
+            total = total + self.plan.hidden_weight * self._matching.distance(inputs)
+        return total
 
     def _scale_penalty(self, audio: torch.Tensor, steps: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         inside = torch.arange(audio.shape[1], device=audio.device) < steps[:, None]

@@ -75,6 +75,7 @@ class HealingPlan:
         0.0  # of a CTC loss beside the transcript's: keeps the audio embeddings near their tokens
     )
     kl_weight: float = 0.5  # share of the teacher's distribution in the loss, when there is a teacher
+    hidden_weight: float = 0.0  # of the distance to the teacher's hidden states behind what was cut
     steps: int | None = None
     epochs: float | None = None
     minutes: float | None = None
@@ -118,7 +119,9 @@ class HealingPlan:
         _check(bool(ends), "nothing says when to stop: give --steps, --epochs or --minutes")
         _check(all(limit > 0 for limit in ends), "--steps, --epochs and --minutes must be positive")
         _check(self.micro_positions > 0 < self.batch_positions, "batch and micro positions must be positive")
-        _check(self.ctc_weight >= 0, f"a CTC weight of {self.ctc_weight} is negative: give 0 or more")
+        for name in ("ctc_weight", "hidden_weight"):
+            weight = getattr(self, name)
+            _check(weight >= 0, f"{name} {weight} is negative: give 0 or more")
         _check(self.augmentation.variants >= 1, "there must be at least one variant of each clip")
 
     @property
