@@ -17,6 +17,7 @@ from prunella.device_runtime.bundle import Bundle
 from prunella.device_runtime.engine import Float32
 from prunella.device_runtime.errors import BundleError, EngineError
 from prunella.device_runtime.gguf_embeddings import open_token_embeddings
+from prunella.device_runtime.likelihood import negative_log_likelihood
 from prunella.device_runtime.llama_decoder import LlamaDecoder
 
 DECODER_PATTERN = "gguf/decoder-*.gguf"
@@ -164,14 +165,12 @@ class GgufEngine:
         """
         if not tokens:
             return np.zeros(0, np.float32)
-        from prunella.device_runtime.onnx_engine import _negative_log_likelihood
-
         before = self.start(audio_embeddings)[None].copy()
         losses = []
         for at in range(0, len(tokens), _SCORE_CHUNK):
             chunk = tokens[at : at + _SCORE_CHUNK]
             following = self.extend(chunk)
-            losses.append(_negative_log_likelihood(np.concatenate([before, following[:-1]]), chunk))
+            losses.append(negative_log_likelihood(np.concatenate([before, following[:-1]]), chunk))
             before = following[-1:].copy()
         return np.concatenate(losses)
 

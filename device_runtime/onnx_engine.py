@@ -13,6 +13,7 @@ import numpy.typing as npt
 from prunella.device_runtime.bundle import Bundle
 from prunella.device_runtime.engine import Float32
 from prunella.device_runtime.errors import BundleError, EngineError
+from prunella.device_runtime.likelihood import negative_log_likelihood
 from prunella.device_runtime.log_mel import log_mel, pad_to_stacks
 
 AUDIO_ENCODER = "onnx/audio_encoder.onnx"
@@ -124,7 +125,7 @@ class OnnxEngine:
             chunk = tokens[at : at + _SCORE_CHUNK]
             # The logits of a chunk's first token are the last of what was before it.
             following = self._forward(self._embed(tuple(chunk)), keep=len(chunk))[0]
-            losses.append(_negative_log_likelihood(np.concatenate([first, following[:-1]]), chunk))
+            losses.append(negative_log_likelihood(np.concatenate([first, following[:-1]]), chunk))
             first = following[-1:].copy()
         return np.concatenate(losses)
 
@@ -238,14 +239,6 @@ def physical_cores() -> int:
         except OSError:
             return len(allowed)
     return max(1, len(cores))
-
-
-def _negative_log_likelihood(logits: Float32, tokens: list[int]) -> Float32:
-    """(n, vocab) logits, n tokens → (n,), summed in float64."""
-    wide = logits.astype(np.float64)
-    largest = wide.max(axis=-1)
-    total = largest + np.log(np.exp(wide - largest[:, None]).sum(axis=-1))
-    return (total - wide[np.arange(len(tokens)), tokens]).astype(np.float32)
 
 
 def _import_onnxruntime() -> Any:
