@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import signal
 import statistics
 import sys
@@ -62,42 +63,35 @@ def listen(
             session.feed(block.samples, dropped=block.dropped, captured=block.captured)
 
 
-class TerminalPrinter:
-    """Events as text: finals to stdout, the partial text on one line of stderr if that is a terminal."""
+class Printer:
+    """Events to stdout: the final texts, or as JSON lines all events. Without JSON, the text that is still growing stands
+    on the last line of stderr, if that is a terminal, and losses are told there."""
 
-    def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
+    def __init__(self, *, as_json: bool) -> None:
+        self._json = as_json
+        self._live = sys.stderr.isatty() and not as_json
         self.latencies: list[float] = []
         self.drops = 0
 
     def __call__(self, event: LiveEvent) -> None:
         self.drops += event.drops
+        if event.timings is not None:
+            self.latencies.append(event.timings["latency"])
         if self._live:
-            sys.stderr.write("\r\x1b[K" + (event.text[-200:] if event.type == "partial" else ""))
+            width = shutil.get_terminal_size().columns - 1
+            sys.stderr.write("\r\x1b[K" + (event.text[-width:] if event.type == "partial" else ""))
             sys.stderr.flush()
-        if event.drops:
-            sys.stderr.write(
-                f"{event.drops / SAMPLE_RATE:.2f} s of audio were lost before {event.t1:.1f} s\n"
-            )
-        if event.type == "final":
-            self.latencies.append((event.timings or {}).get("latency", 0.0))
-            if event.text:
-                self._final(event)
-
-    def _final(self, event: LiveEvent) -> None:
-        sys.stdout.write(event.text + "\n")
-        sys.stdout.flush()
-
-
-class JsonPrinter(TerminalPrinter):
-    """Events as JSON lines on stdout."""
-
-    def __call__(self, event: LiveEvent) -> None:
-        self.drops += event.drops
-        if event.type == "final":
-            self.latencies.append((event.timings or {}).get("latency", 0.0))
-        sys.stdout.write(json.dumps(event.to_json(), ensure_ascii=False) + "\n")
-        sys.stdout.flush()
+        if self._json:
+            line = json.dumps(event.to_json(), ensure_ascii=False)
+        elif event.type == "final" and event.text:
+            line = event.text
+        else:
+            line = ""
+        if event.drops and not self._json:
+            _tell(f"{event.drops / SAMPLE_RATE:.2f} s of audio were lost before {event.t1:.1f} s")
+        if line:
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -146,13 +140,13 @@ def run(args: argparse.Namespace) -> int:
     options = LiveOptions(turns, partial_interval=max(0.0, args.partial_interval))
     transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
     warm_up(transcriber)
-    printer = JsonPrinter() if args.json else TerminalPrinter()
+    printer = Printer(as_json=args.json)
     with _open_source(args) as source, _stopped_by_signals(source):
         listen(transcriber, source, printer, options)
     if printer.latencies:
-        sys.stderr.write(
+        _tell(
             f"{len(printer.latencies)} utterances; from the last word to the text: median "
-            f"{statistics.median(printer.latencies):.2f} s; {printer.drops / SAMPLE_RATE:.2f} s of audio lost\n"
+            f"{statistics.median(printer.latencies):.2f} s; {printer.drops / SAMPLE_RATE:.2f} s of audio lost"
         )
     return 0
 
@@ -160,9 +154,11 @@ def run(args: argparse.Namespace) -> int:
 @contextmanager
 def _open_source(args: argparse.Namespace) -> Iterator[Source]:
     if args.stdin:
-        yield PcmStream(sys.stdin.buffer, PcmFormat(args.rate, args.channels))
+        stream = PcmStream(sys.stdin.buffer, PcmFormat(args.rate, args.channels))
+        _tell(f"reading standard input, {stream.format.rate} Hz, {stream.format.channels} channel(s)")
+        yield stream
         return
-    microphone = Microphone(args.device, tap=args.tap, tell=lambda line: _tell(line))
+    microphone = Microphone(args.device, tap=args.tap, tell=_tell)
     _tell(
         f"listening to {microphone.device.name}, {microphone.rate} Hz, {microphone.channels} channel(s); Ctrl-C ends it"
     )

@@ -68,6 +68,7 @@ class Microphone:
         self._stopping = threading.Event()
         self._called = threading.Event()
         self.overflows = 0  # times that PortAudio itself lost samples; it does not say how many
+        self._told_overflows = 0
         self.dropped = 0  # samples at the device's rate that did not fit the queue
         self._tap_path = tap
         self._tap: Any = None
@@ -111,7 +112,6 @@ class Microphone:
         """Blocks until the device is stopped or gone; `gap`: samples that were lost before the first."""
         resampler = LiveResampler(self._rate)
         stopped = False
-        overflows = self.overflows
         while True:
             try:
                 item = self._items.get(timeout=0.0 if stopped else 0.25)
@@ -129,8 +129,8 @@ class Microphone:
             self._last_captured = captured
             if self._tap is not None:
                 self._tap.write(frames)
-            if self.overflows != overflows:
-                overflows = self.overflows
+            if self.overflows != self._told_overflows:
+                self._told_overflows = self.overflows
                 self._tell("PortAudio lost samples before they got here: this machine is too busy")
             dropped, gap = gap + round(lost * SAMPLE_RATE / self._rate), 0
             yield AudioBlock(resampler(frames), dropped, captured)

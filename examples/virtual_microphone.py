@@ -223,23 +223,22 @@ def check(bundle: Path, clips: list[Path], *, unplug: bool) -> bool:
 def _judge(bundle: Path, clips: list[Path], listener: Listener, recording: np.ndarray, unplug: bool) -> bool:
     transcriber = open_transcriber(bundle)
     finals = [event for event in listener.events if event["type"] == "final"]
-    lost = 0  # samples before an event that the recording does not have
     held = True
-    for event in listener.events:
-        lost += event.get("drops", 0)
-        if event["type"] == "final":
-            start, stop = (round(event[key] * RATE) - lost for key in ("t0", "t1"))
-            event["file_path_text"] = transcriber.transcribe(recording[start:stop]).text
-            held &= event["text"] == event["file_path_text"]
     gap = next((round(event["t0"] * RATE) for event in listener.events if event.get("drops")), len(recording))
     recording = recording[:gap]  # the first clip was played again after the unplugging
+    for event in finals:
+        start, stop = (round(event[key] * RATE) for key in ("t0", "t1"))
+        if stop <= gap:
+            event["file_path_text"] = transcriber.transcribe(recording[start:stop]).text
+            held &= event["text"] == event["file_path_text"]
     for clip in clips:
         samples = load_audio(clip)
         start, correlation, shift = find_clip(samples, recording)
         inside = [
             event
             for event in finals
-            if start / RATE - 1 < event["speech_end"] < (start + len(samples)) / RATE + 1
+            if "file_path_text" in event
+            and start / RATE - 1 < event["speech_end"] < (start + len(samples)) / RATE + 1
         ]
         whole = correlation > 0.98 and shift == 0
         held &= whole and bool(inside)

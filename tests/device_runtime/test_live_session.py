@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def test_ranges_tile_the_stream_and_finals_come_in_order():
     assert finals[0].speech_end == pytest.approx(2.6, abs=0.04)
     ranges = [event for event in events if event.type != "partial"]
     assert ranges[0].t0 == 0
-    for before, after in zip(ranges, ranges[1:], strict=False):
+    for before, after in pairwise(ranges):
         assert before.t1 == after.t0
     assert ranges[-1].t1 == pytest.approx(len(stream) / RATE)
 
@@ -139,7 +140,7 @@ def test_partials_grow_and_the_last_one_is_the_draft_of_the_final():
     live.finish()
     partials = [event for event in events if event.type == "partial"]
     assert len(partials) >= 3
-    for before, after in zip(partials, partials[1:], strict=False):
+    for before, after in pairwise(partials):
         assert after.text.startswith(before.text)
         assert after.text != before.text
     assert events[-2].type == "final"

@@ -1,0 +1,105 @@
+"""The verb `listen`: what it prints, how it ends, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prunella.cli import main
+from prunella.device_runtime.audio import load_audio
+
+CLIPS = Path(__file__).parents[2] / "examples" / "clips"
+RUN = "import sys; from prunella.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def pcm(*clips) -> bytes:
+    """Clips with a second of near silence behind each, as raw PCM."""
+    hush = 0.0005 * np.random.default_rng(0).standard_normal(16_000)
+    parts = [part for clip in clips for part in (load_audio(CLIPS / "evaluation" / clip), hush)]
+    return (np.concatenate(parts) * 32_767).astype("<i2").tobytes()
+
+
+def listen(bundle, *arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, "listen", str(bundle), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+def test_a_pipe_becomes_events_and_text(reference_bundle):
+    data = pcm("cards_001.flac", "librivox_0880.flac")
+    out, err = listen(reference_bundle, "--json", "-").communicate(data, timeout=120)
+    events = [json.loads(line) for line in out.splitlines()]
+    finals = [event for event in events if event["type"] == "final"]
+    assert [event["utterance_id"] for event in finals] == [1, 2]
+    assert "clubs" in finals[0]["text"]
+    assert finals[1]["text"].startswith("he was not")
+    assert {"latency", "compute"} <= finals[0]["timings"].keys()
+    ranges = [event for event in events if event["type"] != "partial"]
+    assert ranges[0]["t0"] == 0
+    assert all(before["t1"] == after["t0"] for before, after in pairwise(ranges))
+    assert b"2 utterances" in err
+
+    out, _ = listen(reference_bundle, "-").communicate(data, timeout=120)
+    assert out.decode().splitlines() == [event["text"] for event in finals]
+
+
+def test_the_text_equals_that_of_the_file_path(reference_bundle):
+    from prunella.device_runtime.transcriber import open_transcriber
+
+    data = pcm("librivox_0880.flac")
+    out, _ = listen(reference_bundle, "--json", "-").communicate(data, timeout=120)
+    (final,) = (event for event in map(json.loads, out.splitlines()) if event["type"] == "final")
+    samples = np.frombuffer(data, "<i2").astype(np.float32) / 32_768
+    start, stop = (round(final[key] * 16_000) for key in ("t0", "t1"))
+    assert open_transcriber(reference_bundle).transcribe(samples[start:stop]).text == final["text"]
+
+
+def test_ctrl_c_prints_what_was_said_until_then(reference_bundle):
+    process = listen(reference_bundle, "--json", "-")
+    process.stdin.write(pcm("librivox_0880.flac")[: 2 * 16_000 * 2])  # ends in the middle of a sentence
+    process.stdin.flush()
+    while b"reading standard input" not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGINT)
+    out = process.stdout.read()
+    assert process.wait(60) == 0, process.stderr.read()
+    process.stdin.close()
+    finals = [event for event in map(json.loads, out.splitlines()) if event["type"] == "final"]
+    assert [event["text"][:10] for event in finals] == ["he was not"]
+
+
+def test_a_reader_that_goes_away_is_no_error(reference_bundle):
+    process = listen(reference_bundle, "--json", "-")
+    process.stdout.close()
+    process.stdin.write(pcm("cards_001.flac"))
+    process.stdin.close()
+    assert process.wait(60) == 0
+    assert b"Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--device", "1", "-"], "belong to a microphone"),
+        (["--end-silence", "0", "-"], "above 0"),
+        (["--end-silence", "nan", "-"], "above 0"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused_in_one_line(arguments, words, capsys):
+    assert main(["listen", "nowhere", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
