@@ -20,6 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from prunella._version import __version__
+from prunella.benchmark.build_table import BuildRow, render_rows
 from prunella.benchmark.compare import measure
 from prunella.device_runtime.bundle import open_bundle
 from prunella.device_runtime.errors import PrunellaError, UsageError
@@ -27,7 +28,6 @@ from prunella.device_runtime.files import sha256, write_json, write_text
 from prunella.evaluation.evaluate import evaluate
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.evaluation.systems import BASELINE, open_system
-from prunella.evaluation.table import render_table
 from prunella.export.export import export_float
 from prunella.pruning.analyze import MAP_NAME, analyze, save_analysis
 from prunella.pruning.blocks import Block, check_blocks
@@ -42,6 +42,7 @@ from prunella.pruning.prune import REPORT_NAME, layers_to_drop, prune, save_prun
 from prunella.pruning.redundancy import load_maps
 from prunella.pruning.selection import STRATEGIES, Evidence, choose_blocks
 from prunella.quantize.bundle_writer import requantize
+from prunella.speech_llm.checkpoint import save_checkpoint
 from prunella.speech_llm.load import load, resolve
 from prunella.speech_llm.model import SpeechLLM
 from prunella.targets.profile import TargetProfile, load_target
@@ -49,6 +50,7 @@ from prunella.targets.profile import TargetProfile, load_target
 _EXAMPLES = Path(__file__).parent / "examples"
 PLAN_NAME, REPORT_JSON, REPORT_TABLE = "plan.json", "report.json", "report.md"
 BENCH_CLIPS, BENCH_REPEATS = 5, 3
+_HEAL_MINUTES = 15.0
 TEXT_LINES = 40  # of the text: about as many positions as 70 short clips
 
 
@@ -67,29 +69,25 @@ class BuildPlan:
     strategy: str = "bridged"
     bridge: bool = True
     clips: int = 200  # calibration clips used at most
+    heal_minutes: float | None = (
+        None  # of training after the cut, with the full model as teacher; None: no healing
+    )
+    heal_speech: tuple[str, ...] = ()  # manifests or hf: data sets to heal on; none: the calibration speech
     baseline: bool = True  # Whisper tiny.en with its own decoder as a row
+
+    @property
+    def heals(self) -> bool:
+        """Whether what is left after the cut is trained."""
+        return self.heal_minutes is not None
 
     def fingerprint(self) -> str:
         """Changes with the plan, the data it names and the version of prunella."""
-        files = [sha256(path) for path in (self.calibration, self.evaluation, self.text) if path]
-        body = json.dumps([asdict(self), files, str(resolve(self.model)), __version__])
+        named = (self.calibration, self.evaluation, self.text, *self.heal_speech)
+        files = [sha256(path) for path in named if path and not path.startswith("hf:")]
+        # A build may be given more minutes to heal, as a run of `heal` may.
+        decides = {key: value for key, value in asdict(self).items() if key != "heal_minutes"}
+        body = json.dumps([decides, self.heals, files, str(resolve(self.model)), __version__])
         return hashlib.sha256(body.encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class BuildRow:
-    """One line of the final table. Rates are shares; memory and sizes in bytes; None where it does not apply."""
-
-    name: str
-    layers: int | None
-    disk_bytes: int | None
-    cross_entropy: float | None
-    wer: float
-    wer_low: float
-    wer_high: float
-    real_time_factor: float
-    decode_tokens_per_second: float | None
-    peak_memory_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,7 @@ class Build:
         plan_file = self.out / PLAN_NAME
         claim = {"fingerprint": self.plan.fingerprint(), "plan": json.loads(json.dumps(asdict(self.plan)))}
         if plan_file.exists():
-            if json.loads(plan_file.read_text(encoding="utf-8")) != claim:
+            if json.loads(plan_file.read_text(encoding="utf-8")).get("fingerprint") != claim["fingerprint"]:
                 raise UsageError(
                     f"{self.out} holds another build: choose another folder with -o, or remove it"
                 )
@@ -164,6 +162,8 @@ class Build:
             (self.out / "pruned", "choosing a block, cutting and bridging", self._prune),
             (self.out / "cut", "saving the cut without its bridge", self._cut),
         ]
+        if self.plan.heals:
+            steps.append((self.out / "healed", "healing", self._heal))
         for kind in ("full", "pruned"):
             for recipe in self.recipes:
                 make = self._export if recipe == "fp32" else self._requantize
@@ -202,12 +202,34 @@ class Build:
         cut, report = prune(self.model, self._blocks(), calibration=None, strategy=self.plan.strategy)
         save_pruned(cut, report, self.out / "cut")
 
+    def _heal(self) -> None:
+        # Imported here: a build without healing needs neither peft nor accelerate.
+        from prunella.healing.clips import open_speech
+        from prunella.healing.heal import heal
+        from prunella.healing.plan import HealingPlan
+
+        speech = open_speech(self.plan.heal_speech or [self.plan.calibration])
+        healed = heal(
+            load(self.out / "pruned"),
+            HealingPlan(minutes=self.plan.heal_minutes),
+            speech,
+            teacher=self.model,
+            work=self.out / "healed.healing",
+            progress=True,
+        )
+        save_checkpoint(healed, self.out / "healed")
+
+    @property
+    def _smaller(self) -> Path:
+        """The checkpoint that is exported beside the full model."""
+        return self.out / ("healed" if self.plan.heals else "pruned")
+
     def _blocks(self) -> tuple[Block, ...]:
         report = json.loads((self.out / "pruned" / REPORT_NAME).read_text(encoding="utf-8"))
         return tuple(Block.parse(text) for text in report["blocks"])
 
     def _export(self, kind: str, recipe: str) -> None:
-        model = self.model if kind == "full" else load(self.out / "pruned")
+        model = self.model if kind == "full" else load(self._smaller)
         name = Path(self.plan.model).name
         facts = {"name": name if kind == "full" else f"{name}-pruned"}
         export_float(model, self.target, self._bundle(kind, recipe), provenance=facts)
@@ -221,6 +243,8 @@ class Build:
             "cut, PyTorch": str(self.out / "cut"),
             "pruned, PyTorch": str(self.out / "pruned"),
         }
+        if self.plan.heals:
+            systems["healed, PyTorch"] = str(self.out / "healed")
         for kind in ("full", "pruned"):
             systems |= {f"{kind}, ONNX {recipe}": str(self._bundle(kind, recipe)) for recipe in self.recipes}
         if self.plan.baseline:
@@ -276,25 +300,6 @@ def shortest(manifest: SpeechManifest, count: int) -> SpeechManifest:
     return SpeechManifest(manifest.path, tuple(clips[:count]) or manifest.utterances[:count])
 
 
-def render_rows(rows: tuple[BuildRow, ...], *, markdown: bool = False) -> str:
-    """The final table as text."""
-    header = ("system", "layers", "MB", "loss", "WER % (95 %)", "RTF", "tokens/s", "peak MB")
-    cells = [
-        (
-            row.name,
-            _cell(row.layers, "d"),
-            _cell(row.disk_bytes and row.disk_bytes / 1e6, ".0f"),
-            _cell(row.cross_entropy, ".3f"),
-            f"{100 * row.wer:.1f} ({100 * row.wer_low:.1f}-{100 * row.wer_high:.1f})",
-            _cell(row.real_time_factor, ".3f"),
-            _cell(row.decode_tokens_per_second, ".0f"),
-            _cell(row.peak_memory_bytes and row.peak_memory_bytes / 1e6, ".0f"),
-        )
-        for row in rows
-    ]
-    return render_table(header, cells, markdown=markdown)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `prunella build`."""
     parser.add_argument("model", help="'reference', a checkpoint folder, or a Hugging Face id")
@@ -313,12 +318,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clips", type=int, default=200, metavar="N", help="calibration clips at most (default 200)"
     )
+    parser.add_argument(
+        "--heal", action="store_true", help="train what is left, with the full model as teacher"
+    )
+    parser.add_argument(
+        "--heal-minutes", type=float, metavar="M", help="of training, over all sittings (default 15)"
+    )
+    parser.add_argument(
+        "--heal-speech",
+        action="append",
+        metavar="MANIFEST",
+        help="to train on; hf:NAME:SPLIT works too (default: the calibration speech)",
+    )
     parser.add_argument("--no-baseline", action="store_true", help="no row for Whisper tiny.en")
     parser.add_argument("-o", "--output", metavar="DIR", help="folder (default: out/MODEL-TARGET)")
 
 
 def run(args: argparse.Namespace) -> int:
     """`prunella build`."""
+    if (args.heal_minutes or args.heal_speech) and not args.heal:
+        raise UsageError("--heal-minutes and --heal-speech are about healing: give --heal too")
     plan = BuildPlan(
         model=args.model,
         target=args.target,
@@ -331,6 +350,8 @@ def run(args: argparse.Namespace) -> int:
         strategy=args.strategy,
         bridge=not args.no_bridge,
         clips=args.clips,
+        heal_minutes=(args.heal_minutes or _HEAL_MINUTES) if args.heal else None,
+        heal_speech=tuple(args.heal_speech or ()),
         baseline=not args.no_baseline,
     )
     out = Path(args.output or f"out/{Path(args.model).name}-{Path(args.target).stem}")
@@ -373,10 +394,6 @@ def _layers(system: str) -> int | None:
     except PrunellaError:
         config = path / "decoder" / "config.json"
         return json.loads(config.read_text())["num_hidden_layers"] if config.is_file() else None
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
 
 
 def _call(function: Callable[..., None], *args: str) -> Callable[[], None]:

@@ -4,14 +4,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from prunella.build import BuildPlan, build
 from prunella.cli import main
 from prunella.device_runtime.bundle import open_bundle
 from prunella.device_runtime.errors import UsageError
+from prunella.speech_llm.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,25 @@ def test_a_build_ends_in_bundles_and_a_table(built):
     assert (built / "report.md").read_text().count("\n|") == 10
 
 
+def test_a_build_that_heals_exports_what_was_healed(plan, tmp_path):
+    out = tmp_path / "out"
+    healing = replace(plan, heal_minutes=0.02)
+    report = build(healing, out)
+    names = [row.name for row in report.rows]
+    assert names.index("healed, PyTorch") == names.index("pruned, PyTorch") + 1
+    healed, pruned = load_checkpoint(out / "healed"), load_checkpoint(out / "pruned")
+    assert healed.config.provenance["healing"][-1]["steps"] >= 1
+    assert not torch.equal(
+        healed.projector.state_dict()["linear_1.weight"], pruned.projector.state_dict()["linear_1.weight"]
+    )
+    shipped = open_bundle(report.bundle).manifest.provenance
+    assert shipped["healing"] == healed.config.provenance["healing"]
+    # More minutes are the same build; without healing it is another.
+    build(replace(plan, heal_minutes=0.03), out)
+    with pytest.raises(UsageError, match="another build"):
+        build(plan, out)
+
+
 def test_the_same_build_again_does_nothing(plan, built):
     before = {
         path: path.stat().st_mtime_ns
@@ -55,8 +77,6 @@ def test_the_same_build_again_does_nothing(plan, built):
 
 
 def test_another_build_does_not_mix_in(plan, built, tmp_path):
-    from dataclasses import replace
-
     with pytest.raises(UsageError, match="another build"):
         build(replace(plan, drop=1), built)
     (tmp_path / "precious.txt").write_text("mine")
