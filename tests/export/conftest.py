@@ -12,10 +12,7 @@ from prunella.speech_llm.model import SpeechLLM
 from prunella.targets.profile import load_target
 
 
-@pytest.fixture(scope="session")
-def tiny_model() -> SpeechLLM:
-    """A random speech LLM: grouped queries, tied head, weights large enough that logits differ."""
-    torch.manual_seed(3)
+def _byte_level() -> PreTrainedTokenizerFast:
     vocab = {
         token: i
         for i, token in enumerate(["<s>", "<pad>", "<|im_end|>", *pre_tokenizers.ByteLevel.alphabet()])
@@ -23,7 +20,14 @@ def tiny_model() -> SpeechLLM:
     core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<pad>")
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<pad>")
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> SpeechLLM:
+    """A random speech LLM: grouped queries, tied head, weights large enough that logits differ."""
+    torch.manual_seed(3)
+    tokenizer = _byte_level()
     decoder = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=320,
@@ -75,3 +79,39 @@ def bundles(float_bundle, tmp_path_factory) -> dict[str, Bundle]:
 def noise() -> np.ndarray:
     """1.3 s of noise at 16 kHz."""
     return np.random.default_rng(5).normal(0, 0.1, 20_800).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+    """The tiny model's: every byte a token, no merges."""
+    return _byte_level()
+
+
+@pytest.fixture(scope="session")
+def speech_llm_around(byte_level_tokenizer):
+    """Make a speech LLM around any decoder configuration of hidden size 64, its logits spread by 1 or more."""
+    from transformers import AutoModelForCausalLM
+
+    def make(decoder_config, tokenizer=None, *, encoder=None, stack_factor=5, **changes) -> SpeechLLM:
+        torch.manual_seed(5)
+        decoder = AutoModelForCausalLM.from_config(decoder_config, dtype=torch.float32)
+        for name, parameter in decoder.named_parameters():
+            if name.endswith(".bias") or "norm" in name:
+                parameter.data += 0.3 * torch.randn_like(parameter)
+        config = SpeechLLMConfig(
+            audio_encoder=encoder or AudioEncoderConfig(32, 2, 2, 64),
+            stack_factor=stack_factor,
+            projector_hidden_size=64,
+            text_hidden_size=decoder_config.hidden_size,
+            prompt=Prompt("user: ", " say it: ", "<|im_end|>"),
+            extra_padding=1_600,
+            provenance={"base_model": "tiny"},
+            **changes,
+        )
+        model = SpeechLLM(config, decoder, tokenizer or byte_level_tokenizer)
+        for name, parameter in model.audio_encoder.named_parameters():
+            if (parameter.ndim > 1 and "embed_positions" not in name) or name.endswith(".bias"):
+                torch.nn.init.normal_(parameter, std=0.3)
+        return model.float().eval().requires_grad_(False)
+
+    return make
