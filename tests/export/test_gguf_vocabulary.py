@@ -32,11 +32,65 @@ def mixed_lines(count: int, seed: int = 0) -> list[str]:
     rng = random.Random(seed)
     prose = [line.strip() for line in TEXT.read_text(encoding="utf-8").splitlines() if line.strip()]
     words = sorted({word for line in prose for word in line.split()})
-    other = (
-        "naïve café Straße señor 東京タワー 你好世界 안녕하세요 Привет мир สวัสดีครับ नमस्ते दुनिया שלום עולם مرحبا "
-        "ﬁnance ½ ² № ™ € — … “x” ‘y’ «z» 🦙 🚀 👩‍👩‍👧 ✅ ０１２ a\u0301 x\u200dy \u00a0 \u3000 I'll don't WE'RE it'S 'tis "
-        "3.14 1,000,000 2024-05-06 0xFF 12345678 x=a[0]; --> </tag> {json:1} ### !!! ??! ... === // \\n <|im_end|>"
-    ).split(" ")
+    other = [
+        "naïve",
+        "café",
+        "Straße",
+        "señor",
+        "東京タワー",
+        "你好世界",
+        "안녕하세요",
+        "Привет",
+        "мир",
+        "สวัสดีครับ",
+        "नमस्ते",
+        "दुनिया",
+        "שלום",
+        "עולם",
+        "مرحبا",
+        "ﬁnance",
+        "½",
+        "²",
+        "№",
+        "™",
+        "€",
+        "—",
+        "…",
+        "“x”",
+        "‘y’",
+        "«z»",
+        "🦙",
+        "🚀",
+        "👩\u200d👩\u200d👧",
+        "✅",
+        "０１２",
+        "á",
+        "x\u200dy",
+        "\xa0",
+        "\u3000",
+        "I'll",
+        "don't",
+        "WE'RE",
+        "it'S",
+        "'tis",
+        "3.14",
+        "1,000,000",
+        "2024-05-06",
+        "0xFF",
+        "12345678",
+        "x=a[0];",
+        "-->",
+        "</tag>",
+        "{json:1}",
+        "###",
+        "!!!",
+        "??!",
+        "...",
+        "===",
+        "//",
+        "\\n",
+        "<|im_end|>",
+    ]
     spaces = [" ", " ", " ", "  ", "   ", "\t", "\n", "\n\n", " \n", "\r\n", ""]
     lines = []
     for _ in range(count):
