@@ -68,7 +68,7 @@ def render_records(records: Sequence[BenchRecord], *, markdown: bool = False) ->
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `prunella bench`."""
-    what = f"bundles, model folders, 'reference', Hub ids or '{BASELINE}'"
+    what = f"bundles (BUNDLE@ENGINE for another engine than its first), model folders, 'reference', Hub ids or '{BASELINE}'"
     parser.add_argument("systems", metavar="SYSTEM", nargs="+", help=what)
     parser.add_argument(
         "--speech", required=True, type=Path, metavar="MANIFEST", help="JSONL: audio_filepath, duration, text"

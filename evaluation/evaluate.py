@@ -122,6 +122,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-score", action="store_true", help="no cross-entropy of the reference texts")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the system's own)")
     parser.add_argument(
+        "--engine",
+        metavar="NAME",
+        help="of bundles that have several (as BUNDLE@NAME; default: the bundle's first)",
+    )
+    parser.add_argument(
         "--records", type=Path, metavar="FILE", help="JSONL of every clip; an interrupted run goes on from it"
     )
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
@@ -134,6 +139,8 @@ def run(args: argparse.Namespace) -> int:
         sources=args.source, max_seconds=args.max_seconds, limit=args.limit, seed=args.seed
     )
     names = [args.system] + ([args.system_b] if args.system_b else [])
+    if args.engine:
+        names = [f"{name}@{args.engine}" if system_kind(name) == "bundle" else name for name in names]
     reports = [_evaluate_named(name, manifest, args) for name in names]
     paired = compare_reports(*reports) if len(reports) == 2 else None
     if args.json:

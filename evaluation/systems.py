@@ -53,7 +53,8 @@ def open_system(name_or_path: str, *, guards: bool = True, threads: int | None =
     """Open a system by name.
 
     Args:
-        name_or_path: a bundle's folder, `whisper-tiny.en`, a checkpoint folder, `reference` or a Hub id.
+        name_or_path: a bundle's folder (with `@ENGINE` behind it for another engine than the bundle's first),
+            `whisper-tiny.en`, a checkpoint folder, `reference` or a Hub id.
         guards: False switches the repeat stop and the silence gate off (Whisper has none of ours).
         threads: CPU threads; by default the system's own choice.
 
@@ -64,12 +65,13 @@ def open_system(name_or_path: str, *, guards: bool = True, threads: int | None =
     """
     if threads is not None and threads < 1:
         raise UsageError(f"{threads} threads are not possible: give 1 or more, or leave it to the system")
-    kind = system_kind(name_or_path)
+    name, engine = split_engine(name_or_path)
+    kind = system_kind(name)
     target, extra = _OPENERS[kind]
     module_name, _, function = target.partition(":")
     try:
         opener = getattr(importlib.import_module(module_name), function)
-        system = opener(name_or_path, threads=threads)
+        system = opener(name, threads=threads, **({"engine": engine} if engine else {}))
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("prunella"):
             raise
@@ -79,8 +81,15 @@ def open_system(name_or_path: str, *, guards: bool = True, threads: int | None =
         ) from error
     if not guards and isinstance(options := getattr(system, "options", None), DecodeOptions):
         system.options = replace(options, guards=False)
-    folder = getattr(system, "path", None) if kind == "baseline" else Path(name_or_path)
-    return OpenedSystem(name_or_path, system, _fingerprint(name_or_path, kind, guards), _disk_bytes(folder))
+    folder = getattr(system, "path", None) if kind == "baseline" else Path(name)
+    fingerprint = _fingerprint(name, f"{kind}@{engine}" if engine else kind, guards)
+    return OpenedSystem(name_or_path, system, fingerprint, _disk_bytes(folder))
+
+
+def split_engine(name: str) -> tuple[str, str | None]:
+    """`BUNDLE@ENGINE` → the bundle's folder and the engine; all else comes back whole, with None."""
+    folder, _, engine = name.rpartition("@")
+    return (folder, engine) if folder and (Path(folder) / MANIFEST_NAME).exists() else (name, None)
 
 
 def system_kind(name_or_path: str) -> str:
@@ -105,7 +114,7 @@ def system_kind(name_or_path: str) -> str:
 
 def _fingerprint(name: str, kind: str, guards: bool) -> str:
     path = Path(name)
-    if kind == "bundle":
+    if kind.startswith("bundle"):
         content: Any = sha256(path / MANIFEST_NAME)
     elif path.is_dir():
         stats = {str(f.relative_to(path)): f.stat() for f in sorted(path.rglob("*")) if f.is_file()}

@@ -91,3 +91,11 @@ def test_whisper_hears_a_clip():
     assert len(capped.tokens) == 3
     with pytest.raises(AudioError):
         opened.system.transcribe(samples[:0])
+
+
+def test_a_bundle_can_be_opened_with_another_engine(tmp_path):
+    (tmp_path / "bundle.json").write_text("{}")
+    folder = str(tmp_path)
+    assert systems.split_engine(f"{folder}@mtmd") == (folder, "mtmd")
+    assert systems.split_engine(folder) == (folder, None)
+    assert systems.split_engine("someone/model@revision") == ("someone/model@revision", None)
