@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 PIP_FLAGS = -q -c constraints.txt --disable-pip-version-check
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint soak clean
 
 demo: $(VENV)/installed
 	$(BIN)/prunella build reference --target x86-cpu --drop 3 -o out/demo
@@ -23,6 +23,12 @@ lint: $(VENV)/installed
 	@mkdir -p build/typecheck && ln -sfn ../.. build/typecheck/prunella
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p prunella
 	$(BIN)/lint-imports
+
+# Live for a long time: 30 minutes of speech, a busy decoder in real time, an overload. SOAK_BUNDLE is what `make demo` makes.
+SOAK_BUNDLE ?= out/demo/pruned-int4
+soak: $(VENV)/installed
+	$(BIN)/python -m prunella.benchmark.soak $(SOAK_BUNDLE) \
+		--speech examples/clips/evaluation.jsonl examples/clips/calibration.jsonl
 
 # torch goes first and alone, so that TORCH_INDEX decides where it comes from.
 $(VENV)/installed: pyproject.toml constraints.txt

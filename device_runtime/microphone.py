@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from prunella.device_runtime.capture_queue import CaptureQueue
 from prunella.device_runtime.errors import PrunellaError
 from prunella.device_runtime.live_audio import AudioBlock, LiveResampler
 from prunella.device_runtime.log_mel import SAMPLE_RATE
@@ -27,8 +28,6 @@ from prunella.device_runtime.portaudio import (
 )
 
 Float32 = npt.NDArray[np.float32]
-_Item = tuple[Float32, int, float]
-
 _SILENT_SECONDS = (
     5.0  # without a callback for so long, the device is gone; a busy machine can stall for a while
 )
@@ -64,12 +63,11 @@ class Microphone:
         self._wanted = device
         self._queue_seconds = queue_seconds
         self._tell = tell or (lambda line: None)
-        self._items: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._queue = CaptureQueue(0)
         self._stopping = threading.Event()
         self._called = threading.Event()
         self.overflows = 0  # times that PortAudio itself lost samples; it does not say how many
         self._told_overflows = 0
-        self.dropped = 0  # samples at the device's rate that did not fit the queue
         self._tap_path = tap
         self._tap: Any = None
         self._open(find_device(device))
@@ -77,6 +75,11 @@ class Microphone:
     @property
     def device(self) -> InputDevice:
         return self._device
+
+    @property
+    def dropped(self) -> int:
+        """Samples at the device's rate that did not fit the queue since the device was opened."""
+        return self._queue.dropped
 
     @property
     def rate(self) -> int:
@@ -90,7 +93,7 @@ class Microphone:
     def stop(self) -> None:
         """Record no more; the iteration ends after what was recorded. Safe in a signal handler."""
         self._stopping.set()
-        self._items.put(None)
+        self._queue.wake()
 
     def __iter__(self) -> Iterator[AudioBlock]:
         try:
@@ -114,27 +117,25 @@ class Microphone:
         stopped = False
         while True:
             try:
-                item = self._items.get(timeout=0.0 if stopped else 0.25)
+                item = self._queue.take(0.0 if stopped else 0.25)
             except queue.Empty:
                 if stopped or self._gone():
                     break
-                continue
+                item = None
             if self._stopping.is_set() and not stopped:
                 stopped = True
                 self._close()  # after it, no callback adds to the queue any more
             if item is None:
                 continue
-            frames, lost, captured = item
-            self._taken += len(frames)
-            self._last_captured = captured
+            self._last_captured = item.moment
             if self._tap is not None:
-                self._tap.write(frames)
+                self._tap.write(item.frames)
             if self.overflows != self._told_overflows:
                 self._told_overflows = self.overflows
                 self._tell("PortAudio lost samples before they got here: this machine is too busy")
-            dropped, gap = gap + round(lost * SAMPLE_RATE / self._rate), 0
-            yield AudioBlock(resampler(frames), dropped, captured)
-        lost = round(self._lost * SAMPLE_RATE / self._rate)
+            dropped, gap = gap + round(item.lost * SAMPLE_RATE / self._rate), 0
+            yield AudioBlock(resampler(item.frames), dropped, item.moment)
+        lost = round(self._queue.lost_at_end() * SAMPLE_RATE / self._rate)
         yield AudioBlock(resampler.finish(), gap + lost, self._last_captured)
 
     def _open(self, device: InputDevice) -> None:
@@ -142,8 +143,7 @@ class Microphone:
         self._device = device
         self._rate = int(self._stream.samplerate)
         self._channels = int(self._stream.channels)
-        self._limit = int(self._queue_seconds * self._rate)
-        self._put = self._taken = self._lost = 0
+        self._queue = CaptureQueue(int(self._queue_seconds * self._rate))
         self._last_captured = self._last_call = time.perf_counter()
         if self._tap_path is not None and self._tap is None:
             import soundfile
@@ -163,18 +163,12 @@ class Microphone:
         self._called.wait(_FIRST_SECONDS)
 
     def _callback(self, frames: Float32, count: int, _: Any, status: Any) -> None:
-        # On PortAudio's thread. Each counter has one writer: `_put` here, `_taken` in the iteration.
+        # On PortAudio's thread.
         self._last_call = time.perf_counter()
         self._called.set()
         if status.input_overflow:
             self.overflows += 1
-        if self._put - self._taken + count > self._limit:
-            self._lost += count
-            self.dropped += count
-            return
-        self._put += count
-        lost, self._lost = self._lost, 0
-        self._items.put((frames.copy(), lost, self._last_call))
+        self._queue.put(frames, self._last_call)
 
     def _gone(self) -> bool:
         return not is_active(self._stream) or time.perf_counter() - self._last_call > _SILENT_SECONDS
