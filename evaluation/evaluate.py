@@ -24,7 +24,7 @@ from prunella.evaluation.report import (
     render_report,
     summarise,
 )
-from prunella.evaluation.systems import BASELINE, System, open_system
+from prunella.evaluation.systems import BASELINE, System, open_system, system_kind
 
 _SAMPLING_RATE = 16_000
 Scorer = Callable[[npt.NDArray[np.float32], str], tuple[float, int]]
