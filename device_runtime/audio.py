@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from prunella.device_runtime.errors import AudioError
+from prunella.device_runtime.errors import AudioError, TooLongError
 from prunella.device_runtime.log_mel import SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -26,19 +26,20 @@ _QUIET_WINDOW = SAMPLE_RATE // 4
 _QUIET_HOP = SAMPLE_RATE // 100
 
 
-def load_audio(source: str | Path | BinaryIO) -> Float32:
+def load_audio(source: str | Path | BinaryIO, *, max_seconds: float | None = None) -> Float32:
     """Decode a wav, flac, ogg, opus or mp3 at any rate, channel count and bit depth.
 
     The file is decoded, downmixed and resampled in blocks: memory is that of the result (230 MB for an hour).
 
     Args:
         source: a path, or a binary file object (need not be seekable).
+        max_seconds: longest recording to take; a longer one is refused as soon as so much of it is decoded.
 
     Returns:
         (n,) float32 at 16 kHz, n > 0; channels are averaged.
 
     Raises:
-        AudioError: missing, a directory, unreadable, not audio, empty, or with NaN or infinite samples.
+        AudioError: missing, a directory, unreadable, not audio, empty, too long, or with NaN or infinite samples.
     """
     import soundfile  # here, because it loads a C library that other users of this module do not need
 
@@ -62,7 +63,7 @@ def load_audio(source: str | Path | BinaryIO) -> Float32:
         file.seek(0)
         try:
             with soundfile.SoundFile(file) as decoder:
-                samples = _decode(decoder)
+                samples = _decode(decoder, name, max_seconds)
         except (soundfile.SoundFileError, TypeError) as error:
             # TypeError: a name that ends in .raw, whose format nobody can know.
             reason = str(getattr(error, "error_string", error)).rstrip(".")
@@ -156,13 +157,17 @@ def _quietest(samples: Float32) -> int:
     return max(1, int(starts[last_of_the_lowest]) + window // 2)
 
 
-def _decode(decoder: soundfile.SoundFile) -> Float32:
+def _decode(decoder: soundfile.SoundFile, name: str, max_seconds: float | None) -> Float32:
     """Read, downmix and resample block by block → (n,) float32 at 16 kHz."""
     stream = None
     if decoder.samplerate != SAMPLE_RATE:
         stream = soxr.ResampleStream(decoder.samplerate, SAMPLE_RATE, 1, dtype="float32")
     blocks = []
+    frames = 0
     while len(block := decoder.read(_READ_FRAMES, dtype="float32", always_2d=True)):
+        frames += len(block)
+        if max_seconds is not None and frames > max_seconds * decoder.samplerate:
+            raise TooLongError(f"{name} is longer than {max_seconds:g} s: cut it into shorter recordings")
         mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
         blocks.append(stream.resample_chunk(mono) if stream else mono)
     if stream:

@@ -19,6 +19,10 @@ class AudioError(PrunellaError):
     """A file or a buffer that is not usable audio: unreadable, empty, NaN."""
 
 
+class TooLongError(AudioError):
+    """A recording longer than what is taken here."""
+
+
 class BundleError(PrunellaError):
     """A bundle that is incomplete, corrupt, or made by another version."""
 

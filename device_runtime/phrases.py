@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -38,6 +39,16 @@ class PhraseMatch:
     tokens: tuple[int, ...] = ()
     passes: int = 0
     exact: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict: text, label, slots (all None or empty where nothing fits) and score."""
+        found = self.phrase
+        return {
+            "text": found.text if found else None,
+            "label": found.label if found else None,
+            "slots": dict(found.slots) if found else {},
+            "score": round(self.score, 4),
+        }
 
 
 @dataclass

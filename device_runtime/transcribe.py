@@ -15,6 +15,8 @@ from pathlib import Path
 
 from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.errors import AudioError
+from prunella.device_runtime.phrase_grammar import read_phrases
+from prunella.device_runtime.phrases import MIN_SCORE
 from prunella.device_runtime.transcriber import ENGINES, Transcriber, open_transcriber
 from prunella.device_runtime.transcript import Transcript
 
@@ -42,6 +44,34 @@ def timing_summary(transcript: Transcript) -> str:
     )
 
 
+def add_phrase_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that hold a transcriber to a list of phrases, the same for every verb that transcribes."""
+    parser.add_argument(
+        "--phrases",
+        metavar="FILE",
+        help="only what this file lists can be said, else there is no text; one phrase a line, as in "
+        "`light: turn (on | off) the {room} light` (see device_runtime/phrase_grammar.py)",
+    )
+    parser.add_argument(
+        "--min-score",
+        type=float,
+        default=MIN_SCORE,
+        metavar="S",
+        help="refuse a phrase that scores lower, 0 to 1 (default: %(default)s)",
+    )
+
+
+def hold_to_phrases(transcriber: Transcriber, args: argparse.Namespace) -> Transcriber:
+    """The transcriber that `--phrases` and `--min-score` ask for.
+
+    Raises:
+        UsageError: the file cannot be read, or holds no phrases.
+    """
+    if args.phrases is None:
+        return transcriber
+    return transcriber.limited_to(read_phrases(args.phrases), min_score=args.min_score)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "bundle", metavar="BUNDLE", help="a directory made by `prunella export` or `prunella build`"
@@ -52,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="one JSON object per file, with segments and timings"
     )
+    add_phrase_arguments(parser)
     parser.add_argument("--no-guards", action="store_true", help="no silence gate and no repeat stop")
     parser.add_argument(
         "--threads", type=int, metavar="N", help="0: one per physical core (default: the bundle's)"
@@ -65,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
     transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
     if args.no_guards:
         transcriber.options = replace(transcriber.options, guards=False)
+    transcriber = hold_to_phrases(transcriber, args)
     failed = False
     for path, outcome in transcribe_files(transcriber, args.files):
         if isinstance(outcome, AudioError):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from prunella.device_runtime.engine import Engine, Float32
 from prunella.device_runtime.errors import AudioError, BundleError, EngineError, UsageError
 from prunella.device_runtime.greedy import GreedyDecoder
 from prunella.device_runtime.guards import RepeatStop, strip_template
+from prunella.device_runtime.phrase_grammar import Phrase
+from prunella.device_runtime.phrases import MIN_SCORE, PhraseMatch, PhraseTrie, find_phrase
 from prunella.device_runtime.text_style import style_text
 from prunella.device_runtime.transcript import DecodeOptions, FinishReason, Segment, Timings, Transcript
 
@@ -48,6 +51,7 @@ class Transcriber:
         self.audio = audio
         self.prompt = prompt
         self.options = options or DecodeOptions()
+        self.phrases: PhraseTrie | None = None
         self._drafter = self._make_drafter() if self.options.draft else None
 
     def transcribe(self, samples: npt.ArrayLike, *, draft: Sequence[int] = ()) -> Transcript:
@@ -103,6 +107,21 @@ class Transcriber:
             options=self.options,
         )
 
+    def limited_to(self, phrases: Iterable[Phrase], *, min_score: float = MIN_SCORE) -> Transcriber:
+        """A transcriber over the same engine that can say nothing but these phrases, or nothing at all.
+
+        A segment then carries its `phrase`; its text is the phrase as the list writes it.
+
+        Raises:
+            UsageError: as `PhraseTrie`.
+        """
+        limited = copy.copy(self)
+        prompt = self.prompt
+        limited.phrases = PhraseTrie(
+            phrases, self.tokenizer, prompt.eos_ids, prompt.text_style, min_score=min_score
+        )
+        return limited
+
     def score(self, samples: npt.ArrayLike, text: str) -> tuple[float, int]:
         """Cross-entropy of a given transcript.
 
@@ -138,21 +157,28 @@ class Transcriber:
         reason: FinishReason = "silence"
         text = ""
         passes = 0
+        phrase: PhraseMatch | None = None
         if not (options.guards and is_silent(samples, options.silence_dbfs)):
             embeddings = self.engine.encode(samples)
             audio_tokens = len(embeddings)
             encoded = time.perf_counter()
             logits = self.engine.start(embeddings)
             prefilled = time.perf_counter()
-            cap = options.token_cap(audio_tokens * self.audio.samples_per_token / rate)
-            guard = RepeatStop(
-                options.repeat_max_words,
-                options.repeat_times if options.guards else 0,
-                options.repeat_min_words,
-            )
-            decoder = GreedyDecoder(self.engine, logits, self._draft(embeddings, draft))
-            text, reason = yield from self._decode(decoder, cap, guard, tokens)
-            first, passes = prefilled, decoder.passes
+            first = prefilled
+            if self.phrases is not None:
+                phrase = find_phrase(self.engine, logits, self.phrases)
+                text, reason = (phrase.phrase.text, "phrase") if phrase.phrase else ("", "no-phrase")
+                tokens, passes = list(phrase.tokens), phrase.passes
+            else:
+                cap = options.token_cap(audio_tokens * self.audio.samples_per_token / rate)
+                guard = RepeatStop(
+                    options.repeat_max_words,
+                    options.repeat_times if options.guards else 0,
+                    options.repeat_min_words,
+                )
+                decoder = GreedyDecoder(self.engine, logits, self._draft(embeddings, draft))
+                text, reason = yield from self._decode(decoder, cap, guard, tokens)
+                passes = decoder.passes
         ended = time.perf_counter()
         return Segment(
             t0=offset / rate,
@@ -170,6 +196,7 @@ class Transcriber:
                 total=ended - began,
             ),
             passes=passes,
+            phrase=phrase,
         )
 
     def _draft(self, embeddings: Float32, draft: Sequence[int]) -> Draft | None:

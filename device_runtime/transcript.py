@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-FinishReason = Literal["eos", "length", "repeat", "silence"]
+if TYPE_CHECKING:
+    from prunella.device_runtime.phrases import PhraseMatch
+
+FinishReason = Literal["eos", "length", "repeat", "silence", "phrase", "no-phrase"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Segment:
     finish_reason: FinishReason
     timings: Timings
     passes: int = 0  # of the decoder after the prefill; fewer than tokens where drafts were right
+    phrase: PhraseMatch | None = None  # where only the phrases of a list could be said
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,19 @@ class Transcript:
     def finish_reason(self) -> FinishReason:
         """The worst of the segments' reasons: a loop or a cap anywhere is worth knowing."""
         reasons = {segment.finish_reason for segment in self.segments}
-        for reason in ("repeat", "length", "eos"):
+        for reason in ("repeat", "length", "no-phrase", "phrase", "eos"):
             if reason in reasons:
                 return reason
         return "silence"
+
+    @property
+    def phrases(self) -> tuple[dict[str, Any], ...]:
+        """JSON-ready: the phrases that were said, where only those of a list could be."""
+        return tuple(
+            segment.phrase.to_json()
+            for segment in self.segments
+            if segment.phrase is not None and segment.phrase.phrase is not None
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict: every field, and the real-time factor."""

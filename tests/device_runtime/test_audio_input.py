@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunella.device_runtime.audio import check_samples, is_silent, load_audio, split_at_quiet_points
-from prunella.device_runtime.errors import AudioError
+from prunella.device_runtime.errors import AudioError, TooLongError
 
 
 def _sine(rate: int, seconds: float, channels: int) -> np.ndarray:
@@ -209,3 +209,11 @@ def test_silence_is_judged_by_the_loudest_frame(tone):
     word_in_silence = np.zeros(160_000, np.float32)
     word_in_silence[80_000:84_000] = tone[:4_000]
     assert not is_silent(word_in_silence, -20)
+
+
+def test_a_recording_that_is_too_long_is_refused_while_it_is_decoded(tmp_path):
+    path = tmp_path / "long.flac"
+    soundfile.write(path, np.zeros(48_000 * 3, np.int16), 48_000)
+    assert len(load_audio(path, max_seconds=3.0)) == 48_000
+    with pytest.raises(TooLongError, match=r"longer than 2\.5 s"):
+        load_audio(path, max_seconds=2.5)

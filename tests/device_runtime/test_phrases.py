@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prunella.cli import main
+from prunella.device_runtime.bundle import AudioSpec, PromptSpec
 from prunella.device_runtime.errors import UsageError
 from prunella.device_runtime.phrase_grammar import (
     MAX_PHRASES,
@@ -18,6 +22,7 @@ from prunella.device_runtime.phrase_grammar import (
     read_phrases,
 )
 from prunella.device_runtime.phrases import PhraseTrie, find_phrase
+from prunella.device_runtime.transcriber import Transcriber
 
 EOS = 2
 
@@ -197,3 +202,70 @@ def test_trie_arguments_are_checked(tokenizer):
         PhraseTrie(parse_phrases("go"), tokenizer, (EOS,), min_score=1.5)
     with pytest.raises(UsageError, match="no word"):
         PhraseTrie([Phrase("?!", "x")], tokenizer, (EOS,), "lower")
+
+
+class SpeakingEngine(GuessingEngine):
+    """Finds one text far more likely than any other, whatever it hears."""
+
+    name = "speaking"
+
+    def __init__(self, tokens: list[int], vocab: int) -> None:
+        super().__init__(0, vocab, 0.0)
+        self.script = [*tokens, EOS]
+
+    def encode(self, samples):
+        return np.zeros((4, 4), np.float32)
+
+    def start(self, audio_embeddings):
+        self.tokens = []
+        return self.logits([])
+
+    def token_embeddings(self, tokens):
+        return None
+
+    def logits(self, tokens):
+        row = np.zeros(self.vocab, np.float32)
+        if list(tokens) == self.script[: len(tokens)] and len(tokens) < len(self.script):
+            row[self.script[len(tokens)]] = 12.0
+        return row
+
+
+@pytest.fixture
+def speaking(tokenizer):
+    def make(text: str) -> Transcriber:
+        engine = SpeakingEngine(tokenizer.encode(text).ids, tokenizer.get_vocab_size())
+        return Transcriber(engine, tokenizer, AudioSpec(), PromptSpec("", "", (), (), (EOS,), "lower"))
+
+    return make
+
+
+def test_a_transcriber_held_to_phrases_says_them_or_nothing(speaking, tone):
+    phrases = parse_phrases("Go: Go forward {number} meters\nStop!")
+    transcript = speaking("go forward ten meters").limited_to(phrases).transcribe(tone)
+    assert (transcript.text, transcript.finish_reason) == ("Go forward ten meters", "phrase")
+    (found,) = transcript.phrases
+    assert (found["label"], found["slots"]) == ("Go", {"number": "ten"})
+    assert found["score"] > 0.9
+    json.dumps(transcript.to_json())
+
+    free = speaking("a song and a dance")
+    refused = free.limited_to(phrases).transcribe(tone)
+    assert (refused.text, refused.finish_reason, refused.phrases) == ("", "no-phrase", ())
+    assert free.transcribe(tone).text == "a song and a dance", "the first transcriber is as free as before"
+
+
+def test_silence_is_no_phrase(speaking):
+    limited = speaking("stop").limited_to(parse_phrases("stop"))
+    assert limited.transcribe(np.zeros(16_000)).finish_reason == "silence"
+
+
+def test_transcribe_takes_a_list_of_phrases(speaking, tone, tmp_path, monkeypatch, capsys):
+    soundfile.write(tmp_path / "tone.wav", tone, 16_000)
+    (tmp_path / "phrases.txt").write_text("go forward\nstop\n")
+    module = "prunella.device_runtime.transcribe"
+    monkeypatch.setattr(f"{module}.open_transcriber", lambda *_, **__: speaking("stop"))
+    words = ["transcribe", "B", str(tmp_path / "tone.wav"), "--phrases", str(tmp_path / "phrases.txt")]
+    assert main(words) == 0
+    assert capsys.readouterr().out == "stop\n"
+    assert main([*words, "--min-score", "1.2"]) == 2
+    assert "0 to 1" in capsys.readouterr().err
