@@ -54,7 +54,7 @@ def convert_reference(weights: Path) -> SpeechLLM:
     facts = json.loads((weights / "reference.json").read_text(encoding="utf-8"))
     (gguf_file,) = SMOLLM2_135M.files().values()
     tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
-    decoder = _plain(PeftModel.from_pretrained(_wheel_decoder(), str(weights)).merge_and_unload())
+    decoder = _plain(PeftModel.from_pretrained(wheel_decoder(), str(weights)).merge_and_unload())
     tokenizer.chat_template = facts.get("chat_template") or tokenizer.chat_template
     config = SpeechLLMConfig(
         family=facts["family"],
@@ -94,7 +94,7 @@ def pack_reference(model: SpeechLLM, folder: str | Path, rank: int) -> Path:
     Raises:
         CheckpointError: something but the linear layers of the decoder changed, so that a LoRA cannot hold it.
     """
-    base = _wheel_decoder()
+    base = wheel_decoder()
     before, after = base.state_dict(), model.decoder.state_dict()
     linear = {
         f"{name}.weight" for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)
@@ -148,7 +148,7 @@ def _facts(model: SpeechLLM) -> dict[str, Any]:
     }
 
 
-def _wheel_decoder() -> PreTrainedModel:
+def wheel_decoder() -> PreTrainedModel:
     (gguf_file,) = SMOLLM2_135M.files().values()
     decoder = AutoModelForCausalLM.from_pretrained(
         gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32

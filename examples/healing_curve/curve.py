@@ -1,0 +1,194 @@
+"""How much does healing give back? Layers removed against word errors, arm by arm.
+
+    python examples/healing_curve/curve.py --train TRAIN.jsonl --dev DEV.jsonl -o out/healing_curve --minutes 15
+
+Every arm is cut, bridged and trained as `arms.py` says, each trained one for the same minutes, then exported (fp32) and
+evaluated. Resumable: arms that are done are not made again, one that was killed goes on from its last checkpoint.
+`--only TEXT` takes the arms whose name contains it. After every arm curve.json, curve.png and curve.md are written anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+from arms import RIVAL, Arm, all_arms
+from page import draw, write_page
+
+from prunella.device_runtime.files import write_json
+from prunella.device_runtime.transcriber import open_transcriber
+from prunella.evaluation.evaluate import evaluate
+from prunella.evaluation.manifest import read_manifest
+from prunella.evaluation.report import compare_reports
+from prunella.export.export import export_float
+from prunella.healing.clips import open_speech
+from prunella.healing.heal import heal
+from prunella.healing.plan import HealingPlan
+from prunella.pruning.calibration import Calibration, speech_batches, speech_calibration
+from prunella.pruning.prune import prune
+from prunella.pruning.redundancy import measure_redundancy
+from prunella.pruning.selection import Evidence, choose_blocks
+from prunella.pruning.surgery import with_decoder
+from prunella.speech_llm.checkpoint import save_checkpoint
+from prunella.speech_llm.load import load
+from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.reference import wheel_decoder
+
+
+class Curve:
+    """All arms over one model."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.out: Path = args.out
+        train = read_manifest(args.train)
+        self.calibration_clips = train.at_most(18).sample(args.calibration_clips, seed=1)
+        dev = read_manifest(args.dev).at_most(18)
+        main = dev.only([args.source]).limit(args.dev_clips)
+        others = dev.only([name for name in dev.sources if name != args.source]).limit(
+            args.other_clips, seed=0
+        )
+        self.dev = {"main": main, "others": others}
+
+    def run(self, arm: Arm) -> None:
+        """Make and judge one arm, unless it is done."""
+        done = self.out / "arms" / f"{slug(arm.name)}.json"
+        if done.exists():
+            return
+        sys.stderr.write(f"{arm.name} ...\n")
+        began = time.perf_counter()
+        model, cuts, seconds = self.make(arm)
+        judged = self.judge(model, arm.name)
+        facts = {"blocks": cuts, "layers": len(model.layers), "training_minutes": round(seconds / 60, 2),
+                 "minutes": round((time.perf_counter() - began) / 60, 2), "dev": judged}  # fmt: skip
+        if self.args.keep and arm.train:
+            save_checkpoint(model, self.out / "models" / slug(arm.name))
+        write_json(done, {"arm": asdict(arm), **facts})
+
+    def make(self, arm: Arm) -> tuple[SpeechLLM, list[str], float]:
+        """The arm's model, the blocks cut from it (of the model before each cut), and the seconds of training."""
+        full = load(self.args.model)
+        model = with_decoder(full, wheel_decoder()) if arm.decoder == "base" else load(self.args.model)
+        cuts: list[str] = []
+        seconds = 0.0
+        for stage in range(arm.stages):
+            if arm.drop:
+                calibration: Calibration = speech_calibration(model, self.calibration_clips)
+                redundancy = measure_redundancy(
+                    model.decoder, speech_batches(model, self.calibration_clips.utterances)
+                )
+                evidence = Evidence(model.decoder, redundancy, calibration)
+                blocks = choose_blocks(evidence, arm.drop // arm.stages, arm.strategy)
+                model, report = prune(
+                    model, blocks, calibration=calibration, bridge=arm.bridge, strategy=arm.strategy
+                )
+                cuts += report.blocks
+            if arm.train:
+                work = self.out / "runs" / f"{slug(arm.name)}-{stage}"
+                heal(
+                    model,
+                    HealingPlan(
+                        train=arm.train,
+                        lora=arm.lora,
+                        hidden_weight=arm.hidden_weight,
+                        minutes=self.args.minutes / arm.stages,
+                        dev_minutes=1e9,
+                    ),
+                    open_speech([self.args.train]),
+                    teacher=full if arm.teacher else None,
+                    work=work,
+                    cache=self.out / "features",
+                    progress=True,
+                )
+                seconds += 60 * model.config.provenance["healing"][-1]["minutes"]
+        return model, cuts, seconds
+
+    def judge(self, model: SpeechLLM, name: str) -> dict[str, object]:
+        """Word errors and cross-entropy on both halves of the dev speech, through the fp32 export."""
+        with tempfile.TemporaryDirectory() as folder:
+            export_float(model, "x86-cpu", Path(folder) / "bundle", recipe="fp32")
+            gc.collect()
+            system = open_transcriber(Path(folder) / "bundle")
+            judged = {}
+            for part, manifest in self.dev.items():
+                report = evaluate(system, manifest, name=name, records=self._records(name, part))
+                judged[part] = report.overall.to_json()
+        return judged
+
+    def report(self) -> None:
+        """Write what is there so far."""
+        order = {arm.name: place for place, arm in enumerate(all_arms())}
+        points = [json.loads(path.read_text()) for path in (self.out / "arms").glob("*.json")]
+        points.sort(key=lambda point: order.get(point["arm"]["name"], len(order)))
+        self._compare(points)
+        conditions = {"minutes": self.args.minutes, "model": self.args.model, "source": self.args.source,
+                      "clips": {part: len(manifest) for part, manifest in self.dev.items()},
+                      "calibration_clips": len(self.calibration_clips)}  # fmt: skip
+        write_json(self.out / "curve.json", {"conditions": conditions, "points": points})
+        draw(points, self.out / "curve.png")
+        write_page(points, conditions, self.out)
+
+    def _compare(self, points: list[dict[str, Any]]) -> None:
+        """Every trained arm against the uncut model with the same training: paired bootstrap over the main dev clips."""
+        trained = [p["arm"]["name"] for p in points if p["arm"]["train"]]
+        if RIVAL not in trained:
+            return
+        reports = {
+            name: evaluate(_Done(), self.dev["main"], name=name, records=self._records(name, "main"))
+            for name in trained
+        }
+        for point in points:
+            name = point["arm"]["name"]
+            if name in reports and name != RIVAL:
+                point["against_full"] = compare_reports(reports[RIVAL], reports[name]).to_json()["overall"]
+
+    def _records(self, name: str, part: str) -> Path:
+        return self.out / "records" / f"{slug(name)}-{part}.jsonl"
+
+
+class _Done:
+    """In place of a system whose clips are all in a records file."""
+
+    def transcribe(self, samples: object) -> NoReturn:
+        raise LookupError("this clip was not transcribed when its arm was judged")
+
+
+def slug(name: str) -> str:
+    """A file name for an arm."""
+    return "-".join("".join(letter if letter.isalnum() else " " for letter in name).split())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="reference")
+    parser.add_argument("--train", required=True)
+    parser.add_argument("--dev", required=True)
+    parser.add_argument(
+        "--source", default="librispeech_train_clean_5", help="dev source of the main figures"
+    )
+    parser.add_argument("--dev-clips", type=int, default=90)
+    parser.add_argument("--other-clips", type=int, default=25, help="of every other dev source")
+    parser.add_argument("--calibration-clips", type=int, default=120)
+    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--only", default="", help="arms whose name contains this")
+    parser.add_argument("--keep", action="store_true", help="keep the trained checkpoints")
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    args = parser.parse_args()
+    curve = Curve(args)
+    for arm in all_arms():
+        if args.only in arm.name:
+            curve.run(arm)
+            curve.report()
+    curve.report()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
