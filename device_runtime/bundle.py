@@ -13,6 +13,7 @@ from typing import Any
 
 from prunella.device_runtime.errors import BundleError
 from prunella.device_runtime.files import sha256
+from prunella.device_runtime.providers import OptionValue, Provider
 from prunella.device_runtime.transcript import DecodeOptions
 
 SCHEMA_VERSION = 1
@@ -74,6 +75,11 @@ class BundleManifest:
     decoder: DecoderSpec
     decode: DecodeOptions = field(default_factory=DecodeOptions)
     threads: int = 0  # 0: one per physical core
+    providers: tuple[Provider, ...] = ()  # of ONNX Runtime, in order of preference; none: the processor
+    llama: dict[str, OptionValue] = field(default_factory=dict)  # llama.cpp's settings, by its own names
+    precision: dict[str, str] = field(
+        default_factory=dict
+    )  # parts that the target stores otherwise than the recipe
     provenance: dict[str, Any] = field(default_factory=dict)
     created_by: str = ""
     files: dict[str, FileEntry] = field(default_factory=dict)
@@ -122,6 +128,7 @@ def parse_manifest(text: str, where: Path) -> BundleManifest:
             "decoder": DecoderSpec(**body["decoder"]),
             "decode": DecodeOptions(**body["decode"]),
             "engines": tuple(body["engines"]),
+            "providers": tuple(Provider(**entry) for entry in body.get("providers", ())),
             "files": {name: FileEntry(**entry) for name, entry in body["files"].items()},
         }
         manifest = BundleManifest(**{**body, **nested})

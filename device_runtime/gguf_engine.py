@@ -19,6 +19,7 @@ from prunella.device_runtime.errors import BundleError, EngineError
 from prunella.device_runtime.gguf_embeddings import open_token_embeddings
 from prunella.device_runtime.likelihood import negative_log_likelihood
 from prunella.device_runtime.llama_decoder import LlamaDecoder
+from prunella.device_runtime.providers import Missing, announce
 
 DECODER_PATTERN = "gguf/decoder-*.gguf"
 MMPROJ_PATTERN = "gguf/mmproj-*.gguf"
@@ -58,7 +59,10 @@ class GgufEngine:
             path,
             positions=min(spec.max_context, prompt + longest + text),
             threads=threads,
+            options=manifest.llama,
         )
+        of_encoder: tuple[Missing, ...] = getattr(encoder, "missing", ())
+        self.missing = announce((*self._decoder.missing, *of_encoder))
         found = (self._decoder.num_layers, self._decoder.hidden_size, self._decoder.vocab_size)
         expected = (spec.num_layers, spec.hidden_size, spec.vocab_size)
         if found != expected:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import numpy as np
 from prunella.device_runtime.engine import Float32
 from prunella.device_runtime.errors import EngineError
 from prunella.device_runtime.llama_library import last_error, llama_library
+from prunella.device_runtime.provider_options import split_llama_options
+from prunella.device_runtime.providers import OptionValue, missing_offload
 
 _GGML_TYPE_F32 = 0
 _SEQUENCE = 0
@@ -26,22 +28,31 @@ class LlamaDecoder:
         positions: that the cache holds.
         threads: of the CPU.
         exact: keep the cache in float32 and attention unfused, for comparisons.
-        gpu_layers: layers on a GPU that llama.cpp was built for; None for llama.cpp's own default (all).
+        options: llama.cpp's settings by its own names, see `provider_options.LLAMA_OPTIONS`.
 
     Attributes:
         position: positions of the cache that are filled.
+        missing: hardware that the options ask for and that is not used.
 
     Raises:
         EngineError: llama.cpp is missing, or cannot load the file.
     """
 
     def __init__(
-        self, path: Path, *, positions: int, threads: int, exact: bool = False, gpu_layers: int | None = None
+        self,
+        path: Path,
+        *,
+        positions: int,
+        threads: int,
+        exact: bool = False,
+        options: Mapping[str, OptionValue] | None = None,
     ) -> None:
         self._library = library = llama_library()
         settings = library.llama_model_default_params()
-        if gpu_layers is not None:
-            settings.n_gpu_layers = gpu_layers
+        self.missing = missing_offload(library, options or {})
+        of_model, of_context = split_llama_options(options or {})
+        for key, value in of_model.items():
+            setattr(settings, key, value)
         self.model = library.llama_model_load_from_file(str(path).encode(), settings)
         if not self.model:
             raise EngineError(f"llama.cpp cannot load {path} ({last_error()}): export the bundle again")
@@ -50,16 +61,18 @@ class LlamaDecoder:
         self.num_layers = int(library.llama_model_n_layer(self.model))
         self.vocabulary = library.llama_model_get_vocab(self.model)
         self.vocab_size = int(library.llama_vocab_n_tokens(self.vocabulary))
-        options = library.llama_context_default_params()
-        options.n_ctx = options.n_batch = positions
-        options.n_ubatch = min(positions, 512)
-        options.n_seq_max = 1
-        options.n_threads = options.n_threads_batch = threads
-        options.no_perf = True
+        context = library.llama_context_default_params()
+        context.n_ctx = context.n_batch = positions
+        context.n_ubatch = min(positions, 512)
+        context.n_seq_max = 1
+        context.n_threads = context.n_threads_batch = threads
+        context.no_perf = True
+        for key, value in of_context.items():
+            setattr(context, key, value)
         if exact:
-            options.type_k = options.type_v = _GGML_TYPE_F32
-            options.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        self.context = library.llama_init_from_model(self.model, options)
+            context.type_k = context.type_v = _GGML_TYPE_F32
+            context.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self.context = library.llama_init_from_model(self.model, context)
         if not self.context:
             raise EngineError(f"llama.cpp cannot run {path} with {positions} positions ({last_error()})")
         # Registered later, so run earlier: the context goes before its model.

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from prunella.device_runtime.bundle import Bundle
 from prunella.device_runtime.engine import Float32
-from prunella.device_runtime.errors import EngineError
 from prunella.device_runtime.log_mel import log_mel, pad_to_stacks
+from prunella.device_runtime.providers import open_session
 
 AUDIO_ENCODER = "onnx/audio_encoder.onnx"
 
 
 class OnnxAudioEncoder:
     """Samples to embeddings in the decoder's space, over the audio's true length.
+
+    Attributes:
+        missing: hardware that the bundle asks for and that is not used.
 
     Raises:
         ModuleNotFoundError: onnxruntime is not installed.
@@ -26,16 +29,9 @@ class OnnxAudioEncoder:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        path = bundle.file(AUDIO_ENCODER)
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's classes derive from nothing narrower
-            raise EngineError(
-                f"onnxruntime {onnxruntime.__version__} cannot load {path} ({' '.join(str(error).split())}): "
-                "pip install -U 'prunella[cpu]', or export the bundle again"
-            ) from error
+        self._session, self.missing = open_session(
+            onnxruntime, bundle.file(AUDIO_ENCODER), options, bundle.manifest.providers
+        )
         self._audio = bundle.manifest.audio
 
     def encode(self, samples: Float32) -> Float32:

@@ -15,6 +15,7 @@ from prunella.device_runtime.engine import Float32
 from prunella.device_runtime.errors import BundleError, EngineError
 from prunella.device_runtime.likelihood import negative_log_likelihood
 from prunella.device_runtime.log_mel import log_mel, pad_to_stacks
+from prunella.device_runtime.providers import Missing, Provider, announce, open_session
 
 AUDIO_ENCODER = "onnx/audio_encoder.onnx"
 EMBED_TOKENS = "onnx/embed_tokens.onnx"
@@ -29,19 +30,20 @@ class OnnxEngine:
     before the audio is prefilled once: an utterance starts by winding the cache back to its end.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int = 0, providers: tuple[str, ...] = ()) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
         self._runtime = _import_onnxruntime()
         manifest = bundle.manifest
         self.name = f"onnx-{manifest.recipe}"
         self.threads = threads or physical_cores()
         self._audio = manifest.audio
         self._spec = manifest.decoder
-        chosen = list(providers) or ["CPUExecutionProvider"]
+        self._missing: list[Missing] = []
         # Spinning between two operators gives the decoder's many small ones a third more tokens a second where each
         # thread has a core, and costs half of them where other work wants that core; the encoder gains nothing.
-        self._encoder = self._session(bundle.file(AUDIO_ENCODER), chosen, spin=False)
-        self._embedder = self._session(bundle.file(EMBED_TOKENS), chosen, threads=1, spin=False)
-        self._decoder = self._session(bundle.file(DECODER), chosen, spin=True)
+        self._encoder = self._session(bundle.file(AUDIO_ENCODER), manifest.providers, spin=False)
+        self._embedder = self._session(bundle.file(EMBED_TOKENS), (), threads=1, spin=False)
+        self._decoder = self._session(bundle.file(DECODER), manifest.providers, spin=True)
+        self.missing = announce(self._missing)
         self._check_shapes(bundle.path)
 
         self._before = self._embed(manifest.prompt.before_ids)
@@ -189,20 +191,17 @@ class OnnxEngine:
             self._binding.bind_ortvalue_input(f"past_key_values.{name}", buffer)
             self._binding.bind_ortvalue_output(f"present.{name}", buffer)
 
-    def _session(self, path: Path, providers: list[str], *, spin: bool, threads: int | None = None) -> Any:
+    def _session(
+        self, path: Path, providers: tuple[Provider, ...], *, spin: bool, threads: int | None = None
+    ) -> Any:
         options = self._runtime.SessionOptions()
         options.intra_op_num_threads = threads or self.threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
         options.add_session_config_entry("session.force_spinning_stop", "1")  # not between two runs
-        try:
-            return self._runtime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # onnxruntime's classes derive from nothing narrower
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise EngineError(
-                f"onnxruntime {self._runtime.__version__} cannot load {path} ({reason}): "
-                "pip install -U 'prunella[cpu]', or export the bundle again"
-            ) from error
+        session, missing = open_session(self._runtime, path, options, providers)
+        self._missing += missing
+        return session
 
     def _run(self, session: Any, inputs: dict[str, npt.NDArray[Any]]) -> Float32:
         return session.run(None, inputs)[0]
