@@ -17,9 +17,11 @@ from prunella._version import __version__
 from prunella.device_runtime.bundle import Bundle, BundleManifest, DecoderSpec, open_bundle
 from prunella.device_runtime.errors import CheckpointError, UsageError
 from prunella.device_runtime.files import whole_directory, write_text
+from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.export.audio_encoder import export_audio_encoder
 from prunella.export.decoder import export_decoder
 from prunella.export.embed_tokens import export_embed_tokens
+from prunella.pruning.calibration import speech_batches
 from prunella.quantize.bundle_writer import TOKENIZER_NAME, requantize, seal_bundle
 from prunella.quantize.gguf_recipes import BundleRecipe, default_gguf_recipe, find_bundle_recipe
 from prunella.speech_llm.checkpoint import save_decoder
@@ -35,6 +37,7 @@ def export(
     *,
     recipe: str | None = None,
     provenance: dict[str, Any] | None = None,
+    importance: SpeechManifest | None = None,
 ) -> Bundle:
     """Export a model for a target, whole or not at all.
 
@@ -44,6 +47,7 @@ def export(
         out: folder of the bundle; what is there is replaced.
         recipe: how the weights are stored; the target's own when None.
         provenance: facts added to those of the model's config.
+        importance: transcribed speech; what it excites is stored more exactly in GGUF files.
 
     Raises:
         TargetError, UsageError: unknown target, or a recipe that it does not take.
@@ -57,13 +61,20 @@ def export(
     _check_recipe(profile, chosen.name)
     out = Path(out)
     if chosen.is_float:
-        return export_float(speech_llm, profile, out, provenance=provenance, recipe=chosen.name)
+        return export_float(
+            speech_llm, profile, out, provenance=provenance, recipe=chosen.name, importance=importance
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     for stale in out.parent.glob(f".{out.name}.float-*"):  # of an export that was killed
         shutil.rmtree(stale, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.float-", dir=out.parent) as work:
         bundle = export_float(
-            speech_llm, profile, Path(work) / "float", provenance=provenance, recipe=_float_of(chosen.engines)
+            speech_llm,
+            profile,
+            Path(work) / "float",
+            provenance=provenance,
+            recipe=_float_of(chosen.engines),
+            importance=importance,
         )
         return requantize(bundle, chosen.name, out)
 
@@ -75,11 +86,13 @@ def export_float(
     *,
     provenance: dict[str, Any] | None = None,
     recipe: str | None = None,
+    importance: SpeechManifest | None = None,
 ) -> Bundle:
     """The float bundle that `quantize.bundle_writer.requantize` makes all others from.
 
     Args:
         recipe: one of the float recipes, for example "fp32", "F16" or "fp32+BF16"; by default for the target's engines.
+        importance: see `export`; kept in the bundle for `requantize`.
 
     Raises as `export`, and ExportError when llama.cpp does not say of a GGUF file what PyTorch says of the model.
     """
@@ -104,6 +117,11 @@ def export_float(
                 speech_llm, partial / "gguf", chosen.gguf, max_context=profile.max_context
             )
             facts["gguf_gate"] = asdict(report)
+            if importance is not None:
+                from prunella.export.importance import export_importance
+
+                batches = speech_batches(speech_llm, importance.utterances)
+                facts["importance_positions"] = export_importance(speech_llm, batches, partial / "gguf")
         write_text(partial / TOKENIZER_NAME, speech_llm.tokenizer.backend_tokenizer.to_str())
         seal_bundle(_manifest(speech_llm, profile, facts, chosen), partial)
     return open_bundle(out, verify=False)
@@ -182,12 +200,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="'reference', a checkpoint folder, or a Hugging Face id")
     parser.add_argument("--target", required=True, help="a name of `prunella targets list`, or a .toml")
     parser.add_argument("--recipe", help="for example fp32, int4, Q4_K_M (default: the target's)")
+    parser.add_argument(
+        "--importance",
+        type=Path,
+        metavar="MANIFEST",
+        help="transcribed speech for an importance matrix: GGUF files of few bits lose less",
+    )
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the bundle")
 
 
 def run(args: argparse.Namespace) -> None:
     """Entry of `prunella export`."""
-    bundle = export(args.model, args.target, args.out, recipe=args.recipe)
+    importance = read_manifest(args.importance) if args.importance else None
+    bundle = export(args.model, args.target, args.out, recipe=args.recipe, importance=importance)
     megabytes = bundle.total_bytes / 1e6
     sys.stderr.write(f"{bundle.manifest.recipe} bundle for {bundle.manifest.target}: {megabytes:.1f} MB\n")
     sys.stdout.write(f"{bundle.path}\n")

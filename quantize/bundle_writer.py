@@ -54,14 +54,19 @@ def requantize(bundle: Bundle, recipe: str, out: str | Path) -> Bundle:
 
 def quantize_gguf(bundle: Bundle, recipe: GgufRecipe, out: Path) -> dict[str, Any]:
     """Write the `gguf/` files of a float bundle as `recipe` into folder `out`; what came of it, for the provenance."""
+    from prunella.quantize.gguf_importance import IMPORTANCE_NAME, read_importance
     from prunella.quantize.gguf_mmproj import quantize_mmproj
     from prunella.quantize.gguf_quantizer import quantize_decoder
 
     out.mkdir(parents=True)
+    measured = f"gguf/{IMPORTANCE_NAME}"
+    importance = None
+    if measured in bundle.manifest.files:
+        importance = read_importance(bundle.file(measured)).means()
     decoder, mmproj = one_file(bundle, DECODER_PATTERN), one_file(bundle, MMPROJ_PATTERN)
-    report = quantize_decoder(decoder, out / f"decoder-{recipe.name}.gguf", recipe)
+    report = quantize_decoder(decoder, out / f"decoder-{recipe.name}.gguf", recipe, importance=importance)
     quantize_mmproj(mmproj, out / f"mmproj-{recipe.mmproj}.gguf", recipe.mmproj)
-    return asdict(report)
+    return asdict(report) | {"importance": importance is not None}
 
 
 def _renamed(manifest: BundleManifest, recipe: BundleRecipe, facts: dict[str, Any]) -> BundleManifest:

@@ -1,0 +1,74 @@
+"""The importance matrix: the energy of the decoder's inputs, in a file that quantisation heeds."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+
+from prunella.evaluation.manifest import read_manifest
+from prunella.export.export import export
+from prunella.export.importance import measure_importance
+from prunella.pruning.calibration import speech_batches
+from prunella.quantize.bundle_writer import requantize
+from prunella.quantize.gguf_files import read_gguf
+from prunella.quantize.gguf_importance import read_importance
+from prunella.quantize.gguf_recipes import GGUF_RECIPES
+from prunella.targets.profile import TargetProfile
+
+TARGET = TargetProfile("tests", "for tests", ("gguf",), "Q4_0", tuple(GGUF_RECIPES), threads=1)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("speech")
+    rows = []
+    for index in range(3):
+        samples = np.random.default_rng(index).normal(0, 0.1, 16_000 + 4_000 * index)
+        soundfile.write(folder / f"{index}.wav", samples, 16_000)
+        rows.append(
+            {"audio_filepath": f"{index}.wav", "duration": len(samples) / 16_000, "text": f"clip {index}"}
+        )
+    path = folder / "manifest.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return read_manifest(path)
+
+
+def test_sums_are_of_the_true_positions(tiny_model, manifest):
+    batches = list(speech_batches(tiny_model, manifest.utterances))
+    found = measure_importance(tiny_model, batches)
+    norm = tiny_model.decoder.model.layers[0].input_layernorm
+    rows = torch.cat([norm(batch.inputs_embeds)[batch.is_token] for batch in batches])
+    assert found.positions == len(rows) < sum(batch.is_token.numel() for batch in batches)
+    np.testing.assert_allclose(found.sums["blk.0.attn_q.weight"], rows.square().sum(0), rtol=1e-4)
+    assert set(found.sums) == {
+        "token_embd.weight",
+        *(
+            f"blk.{layer}.{part}.weight"
+            for layer in range(3)
+            for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+        ),
+    }
+
+
+def test_quantisation_heeds_it(tiny_model, manifest, tmp_path):
+    weighed = export(tiny_model, TARGET, tmp_path / "float", recipe="F32", importance=manifest)
+    plain = export(tiny_model, TARGET, tmp_path / "plain", recipe="F32")
+    importance = read_importance(weighed.file("gguf/importance.gguf")).means()
+    errors = []
+    for source in (plain, weighed):
+        bundle = requantize(source, "Q4_0", tmp_path / f"{source.path.name}-4")
+        assert bundle.manifest.provenance["gguf"]["importance"] is (source is weighed)
+        assert "gguf/importance.gguf" not in bundle.manifest.files
+        stored = read_gguf(bundle.file("gguf/decoder-Q4_0.gguf"))
+        exact = read_gguf(source.file("gguf/decoder-F32.gguf"))
+        name = "blk.1.ffn_down.weight"
+        errors.append(
+            (np.square(stored.tensors[name].values() - exact.tensors[name].values()) * importance[name]).sum()
+        )
+    assert errors[1] < 0.95 * errors[0]
