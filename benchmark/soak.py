@@ -275,7 +275,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     utterances = [row for manifest in args.speech for row in read_manifest(manifest).utterances]
     recognizer = open_transcriber(args.bundle)
-    warm_up(recognizer)
+    # One utterance of the greatest length: the engine then holds all the memory that it can ever need.
+    warm_up(recognizer, LiveOptions().turns.maximum)
     held = True
     for part in _parts(recognizer, utterances, args.minutes, args.seconds):
         held &= part.held
