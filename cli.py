@@ -35,6 +35,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "transcribe": ("prunella.device_runtime.transcribe", "audio files to text"),
     "listen": ("prunella.device_runtime.listen", "a microphone (or standard input) to text, live"),
     "devices": ("prunella.device_runtime.devices", "list the microphones, with a level meter"),
+    "serve": (
+        "prunella.device_runtime.serve",
+        "an HTTP server as OpenAI's clients know it, a page with a microphone, and Wyoming",
+    ),
     "info": ("prunella.device_runtime.info", "say what is inside a bundle, and verify it"),
     "eval": ("prunella.evaluation.evaluate", "word error rates of a bundle or a model"),
     "bench": ("prunella.benchmark.bench", "speed and memory of a bundle or a model"),
@@ -51,6 +55,12 @@ _EXTRAS = {
     "faster_whisper": "baseline",
     "hibari": "synth",
     "datasets": "datasets",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "multipart": "serve",
+    "websockets": "serve",
+    "wyoming": "serve",
+    "cryptography": "serve",
 }
 
 

@@ -1,0 +1,303 @@
+"""A speech-to-text server: OpenAI's transcription endpoint, a page with a microphone, and Wyoming for Home Assistant.
+
+It listens to this machine alone unless --host says otherwise. `GET /` is the page; a program sends recordings to
+`POST /v1/audio/transcriptions`, as OpenAI's clients do; live audio goes to the WebSocket `/v1/live`. Browsers give the
+microphone only to localhost or to HTTPS: for a phone use --host 0.0.0.0 --tls --api-key KEY.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ipaddress
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from prunella.device_runtime.decode_worker import Recognizer, warm_up
+from prunella.device_runtime.errors import EngineError, PrunellaError, UsageError
+from prunella.device_runtime.phrase_grammar import parse_phrases
+from prunella.device_runtime.servers.desk import Desk, Limits
+from prunella.device_runtime.transcribe import add_phrase_arguments, hold_to_phrases
+from prunella.device_runtime.transcriber import ENGINES, Transcriber, open_transcriber
+from prunella.device_runtime.wheels import cache_folder
+
+WYOMING_PORT = 10_300
+_GRACE = 10  # seconds that requests have to end in when the server is stopped
+
+
+def make_desk(
+    transcriber: Transcriber,
+    model: str,
+    *,
+    language: str = "en",
+    limits: Limits | None = None,
+    min_score: float | None = None,
+) -> Desk:
+    """A desk whose requests may bring phrases of their own."""
+    options = {} if min_score is None else {"min_score": min_score}
+
+    def with_phrases(text: str) -> Recognizer:
+        return transcriber.limited_to(parse_phrases(text, name="phrases"), **options)
+
+    return Desk(transcriber, model, language, limits or Limits(), with_phrases=with_phrases)
+
+
+async def serve(
+    app: Any,
+    desk: Desk,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8_000,
+    wyoming_port: int | None = None,
+    tls: tuple[Path, Path] | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM; requests that are being worked on are then finished, up to 10 s.
+
+    Args:
+        app: from `create_app`.
+        desk: the one behind it.
+        host: address to listen at.
+        port: of HTTP.
+        wyoming_port: of Wyoming, at the same address; None for no Wyoming.
+        tls: certificate and key, for HTTPS.
+
+    Raises:
+        PrunellaError: a port cannot be listened at.
+    """
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            desk.closing = True
+            super().handle_exit(sig, frame)
+
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http="h11",
+        ws="websockets-sansio",
+        ws_max_size=1 << 20,
+        lifespan="off",
+        server_header=False,
+        access_log=False,
+        log_level="warning",
+        limit_concurrency=4 * (desk.limits.requests + desk.limits.live),
+        timeout_graceful_shutdown=_GRACE,
+        ssl_certfile=tls[0] if tls else None,
+        ssl_keyfile=tls[1] if tls else None,
+    )
+    socket = _bind(config)
+    try:
+        async with _wyoming(desk, host, wyoming_port):
+            scheme = "https" if tls else "http"
+            where = f"[{host}]" if ":" in host else host
+            _tell(f"{desk.model} at {scheme}://{where}:{socket.getsockname()[1]}/; Ctrl-C ends it")
+            await Server(config).serve(sockets=[socket])
+    finally:
+        socket.close()
+
+
+@contextlib.asynccontextmanager
+async def _wyoming(desk: Desk, host: str, port: int | None) -> AsyncIterator[None]:
+    if port is None:
+        yield
+        return
+    from prunella.device_runtime.servers.wyoming_server import start_wyoming
+
+    try:
+        server = await start_wyoming(desk, host, port)
+    except OSError as error:
+        raise _taken(host, port, error, "--wyoming PORT") from error
+    _tell(f"Wyoming at tcp://{host}:{port}")
+    try:
+        yield
+    finally:
+        await server.stop()
+
+
+def _bind(config: Any) -> Any:
+    import socket
+
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((config.host, config.port))
+    except OSError as error:
+        bound.close()
+        raise _taken(config.host, config.port, error, "--port") from error
+    bound.set_inheritable(True)
+    return bound
+
+
+def _taken(host: str, port: int, error: OSError, option: str) -> PrunellaError:
+    return PrunellaError(
+        f"cannot listen at {host}:{port} ({error.strerror or error}): choose another {option}"
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    limits = Limits()
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", help="a directory made by `prunella export` or `prunella build`"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8_000, help="of HTTP (default: %(default)s)")
+    parser.add_argument(
+        "--wyoming",
+        nargs="?",
+        type=int,
+        const=WYOMING_PORT,
+        metavar="PORT",
+        help=f"serve Home Assistant too, at this port (default: {WYOMING_PORT})",
+    )
+    parser.add_argument(
+        "--api-key", metavar="KEY", help="asked of every request (or set PRUNELLA_API_KEY); not of Wyoming"
+    )
+    parser.add_argument(
+        "--tls",
+        action="store_true",
+        help="HTTPS, with a self-signed certificate unless --certificate is given",
+    )
+    parser.add_argument("--certificate", metavar="PEM", help="your own certificate chain, with --key")
+    parser.add_argument("--key", metavar="PEM", help="and its private key")
+    parser.add_argument(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="another name of this server (repeatable)",
+    )
+    parser.add_argument(
+        "--allow-origin",
+        metavar="ORIGIN",
+        action="append",
+        default=[],
+        help="a foreign page that may use it, as https://home.example (repeatable)",
+    )
+    parser.add_argument(
+        "--language",
+        default="en",
+        help="what the bundle transcribes, as clients are told (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-upload-mb", type=float, default=limits.upload_bytes / 1e6, help="(default: %(default)g)"
+    )
+    parser.add_argument(
+        "--max-seconds", type=float, default=limits.seconds, help="of a recording (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--max-requests",
+        type=int,
+        default=limits.requests,
+        help="at once; more get 503 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-per-client",
+        type=int,
+        default=limits.requests_per_client,
+        help="of one address at once; more get 429 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-live", type=int, default=limits.live, help="live sessions at once (default: %(default)s)"
+    )
+    add_phrase_arguments(parser)
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="0: one per physical core (default: the bundle's)"
+    )
+    parser.add_argument(
+        "--engine", metavar="NAME", help=f"{' or '.join(ENGINES)} (default: the bundle's first)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    limits = _limits(args)
+    tls = _certificate(args)
+    from prunella.device_runtime.servers.gate import Access, unique
+    from prunella.device_runtime.servers.http_api import create_app
+
+    transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
+    desk = make_desk(
+        transcriber,
+        Path(args.bundle).resolve().name,
+        language=args.language,
+        limits=limits,
+        min_score=args.min_score,
+    )
+    desk.recognizer = hold_to_phrases(transcriber, args)
+    warm_up(transcriber)
+    key = args.api_key or os.environ.get("PRUNELLA_API_KEY") or None
+    access = Access(key, unique(args.allow_host), unique(args.allow_origin))
+    if key is None and not _is_loopback(args.host):
+        _tell(f"whoever reaches {args.host} may use this server: --api-key keeps others out")
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(
+            serve(
+                create_app(desk, access),
+                desk,
+                host=args.host,
+                port=args.port,
+                wyoming_port=args.wyoming,
+                tls=tls,
+            )
+        )
+    return 0
+
+
+def _limits(args: argparse.Namespace) -> Limits:
+    limits = Limits(
+        upload_bytes=int(args.max_upload_mb * 1e6),
+        seconds=args.max_seconds,
+        requests=args.max_requests,
+        requests_per_client=args.max_per_client,
+        live=args.max_live,
+    )
+    for name, value in vars(limits).items():
+        if not value > 0:
+            raise UsageError(f"the limit of {name.replace('_', ' ')} is {value}: give a number above 0")
+    for port in (args.port, args.wyoming):
+        if port is not None and not 0 <= port < 65_536:
+            raise UsageError(f"there is no port {port}: give one from 1 to 65535, or 0 for any that is free")
+    return limits
+
+
+def _certificate(args: argparse.Namespace) -> tuple[Path, Path] | None:
+    if bool(args.certificate) != bool(args.key):
+        raise UsageError(
+            "--certificate and --key belong together: give both, or --tls alone for a self-signed one"
+        )
+    if args.certificate:
+        for path in (args.certificate, args.key):
+            if not Path(path).is_file():
+                raise UsageError(f"{path} is no file: give certificate and key in PEM")
+        return Path(args.certificate), Path(args.key)
+    if not args.tls:
+        return None
+    try:
+        from prunella.device_runtime.servers.tls import key_folder, self_signed
+    except ModuleNotFoundError as error:
+        raise EngineError(
+            "a self-signed certificate needs cryptography: pip install 'prunella[serve]'"
+        ) from error
+    names = () if args.host in ("0.0.0.0", "::") else (args.host,)  # noqa: S104
+    certificate, key, fingerprint = self_signed(key_folder(cache_folder()), (*names, *args.allow_host))
+    _tell(f"self-signed certificate {certificate}, SHA-256 {fingerprint}; browsers warn once")
+    return certificate, key
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(f"prunella: {line}\n")
+    sys.stderr.flush()

@@ -1,0 +1,213 @@
+"""One model behind any number of connections: places, turns at the engine, and what a request gets back."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from prunella.device_runtime.decode_worker import Recognizer
+from prunella.device_runtime.errors import AudioError, PrunellaError
+from prunella.device_runtime.log_mel import SAMPLE_RATE
+from prunella.device_runtime.transcript import Timings, Transcript
+from prunella.device_runtime.utterances import find_utterances
+from prunella.device_runtime.vad import SileroVad, SpeechDetector
+
+Float32 = npt.NDArray[np.float32]
+
+
+class BusyError(PrunellaError):
+    """No place is free. `of_client`: because this client has all that one may have."""
+
+    def __init__(self, message: str, *, of_client: bool = False) -> None:
+        super().__init__(message)
+        self.of_client = of_client
+
+
+class CancelledError(PrunellaError):
+    """Whoever asked has gone."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one server takes."""
+
+    upload_bytes: int = 100_000_000
+    seconds: float = 3_600.0  # of one recording
+    requests: int = 8  # at once: one is decoded, the others wait
+    requests_per_client: int = 4
+    live: int = 4  # microphones at once
+    idle_seconds: float = 30.0  # that a client may keep a connection without sending what it owes
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One stretch of speech; `t0` and `t1` are seconds from the start of the recording."""
+
+    t0: float
+    t1: float
+    transcript: Transcript
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """A recording's text, utterance by utterance. `waited`: seconds for a turn at the engine."""
+
+    seconds: float
+    utterances: tuple[Utterance, ...] = ()
+    waited: float = 0.0
+
+    @property
+    def text(self) -> str:
+        return " ".join(filter(None, (utterance.transcript.text for utterance in self.utterances)))
+
+    @property
+    def timings(self) -> Timings:
+        """Summed over utterances; `audio` is their length."""
+        return sum((utterance.transcript.timings for utterance in self.utterances), Timings())
+
+
+@dataclass
+class Desk:
+    """Shares a model. Thread-safe; the engine does one utterance at a time, and a long file lets others in between.
+
+    Args:
+        recognizer: what requests use that bring no phrases of their own.
+        model: the name under which it is listed.
+        language: what it transcribes, as a BCP 47 code.
+        limits: see `Limits`.
+        make_vad: a fresh speech detector for every recording.
+        with_phrases: a recognizer over the same engine that can say nothing but these templates; None: not offered.
+    """
+
+    recognizer: Recognizer
+    model: str
+    language: str = "en"
+    limits: Limits = field(default_factory=Limits)
+    make_vad: Callable[[], SpeechDetector] = SileroVad
+    with_phrases: Callable[[str], Recognizer] | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    closing: bool = False
+
+    def __post_init__(self) -> None:
+        self._clients: Counter[str] = Counter()
+        self._live = 0
+        self._counting = threading.Lock()
+
+    @property
+    def busy(self) -> int:
+        """Requests and live sessions that hold a place."""
+        return self._clients.total() + self._live
+
+    @contextlib.contextmanager
+    def place(self, client: str) -> Iterator[None]:
+        """Hold one of the places for requests.
+
+        Raises:
+            BusyError: none is free, for this client or at all.
+        """
+        with self._counting:
+            if self.closing:
+                raise BusyError("the server is shutting down: ask again when it is back")
+            if self._clients[client] >= self.limits.requests_per_client:
+                raise BusyError(
+                    f"{self.limits.requests_per_client} requests of this client are being worked on, more are not "
+                    "taken: wait for one of them",
+                    of_client=True,
+                )
+            if self._clients.total() >= self.limits.requests:
+                raise BusyError(f"all {self.limits.requests} places are taken: ask again in a moment")
+            self._clients[client] += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._clients[client] -= 1
+                if not self._clients[client]:
+                    del self._clients[client]
+
+    @contextlib.contextmanager
+    def live_place(self) -> Iterator[None]:
+        """Hold one of the places for live sessions.
+
+        Raises:
+            BusyError: none is free.
+        """
+        with self._counting:
+            if self.closing or self._live >= self.limits.live:
+                raise BusyError(f"all {self.limits.live} live sessions are taken: try again in a moment")
+            self._live += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._live -= 1
+
+    def choose(self, phrases: str | None) -> Recognizer:
+        """The recognizer for a request: over its own phrases, if it brings some.
+
+        Raises:
+            UsageError: they cannot be read.
+            PrunellaError: this model cannot be held to phrases.
+        """
+        if not phrases or not phrases.strip():
+            return self.recognizer
+        if self.with_phrases is None:
+            raise PrunellaError("this server takes no phrases: leave them out")
+        return self.with_phrases(phrases)
+
+    def recognise(
+        self,
+        samples: Float32,
+        recognizer: Recognizer | None = None,
+        *,
+        on_text: Callable[[int, str], None] | None = None,
+        gone: threading.Event | None = None,
+    ) -> Recognition:
+        """Find the utterances of a recording and transcribe each. Blocks: call it on a thread.
+
+        Args:
+            samples: (n,) float32 at 16 kHz.
+            recognizer: from `choose`.
+            on_text: called on this thread with an utterance's number and its text so far.
+            gone: once set, the work ends within a token.
+
+        Raises:
+            AudioError: longer than the limit.
+            CancelledError: `gone` was set.
+        """
+        seconds = len(samples) / SAMPLE_RATE
+        if seconds > self.limits.seconds:
+            raise AudioError(
+                f"{seconds:.0f} s of audio are too long: send at most {self.limits.seconds:.0f} s"
+            )
+        chosen = recognizer or self.recognizer
+        gone = gone or threading.Event()
+        done: list[Utterance] = []
+        waited = 0.0
+        for number, (start, stop) in enumerate(find_utterances(samples, self.make_vad())):
+            asked = time.perf_counter()
+            with self.lock:
+                waited += time.perf_counter() - asked
+                steps = chosen.stream(samples[start:stop])
+                try:
+                    while True:
+                        if gone.is_set():
+                            steps.close()
+                            raise CancelledError("whoever asked has gone")
+                        text = next(steps)
+                        if on_text:
+                            on_text(number, text)
+                except StopIteration as end:
+                    transcript: Transcript = end.value
+            if on_text:
+                on_text(number, transcript.text)
+            if transcript.text:
+                done.append(Utterance(start / SAMPLE_RATE, stop / SAMPLE_RATE, transcript))
+        return Recognition(seconds, tuple(done), waited)

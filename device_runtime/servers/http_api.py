@@ -1,0 +1,294 @@
+"""OpenAI's transcription endpoint over a `Desk`, and the page, as one ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import importlib.resources
+import json
+import re
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.types import Receive, Scope, Send
+
+from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.errors import AudioError, PrunellaError, TooLongError
+from prunella.device_runtime.servers.desk import BusyError, CancelledError, Desk, Recognition
+from prunella.device_runtime.servers.formats import FORMATS, render, summary
+from prunella.device_runtime.servers.gate import Access, Gate, problem
+from prunella.device_runtime.servers.live_socket import live_socket
+
+_FIELD_BYTES = 256 * 1024
+_POLL = 0.25  # seconds between two looks whether a client is still there
+
+
+def create_app(desk: Desk, access: Access | None = None) -> Starlette:
+    """The HTTP server: `POST /v1/audio/transcriptions`, `GET /v1/models`, `GET /health`, `GET /` (a page), and the
+    WebSocket `/v1/live`.
+
+    Args:
+        desk: the model and its limits.
+        access: who is let in; by default whoever reaches the port, by this machine's names.
+    """
+    access = access or Access()
+    limits = desk.limits
+    page = _page()
+    policy = _content_policy(page)
+
+    async def index(_: Request) -> Response:
+        headers = {
+            "Content-Security-Policy": policy,
+            "Referrer-Policy": "no-referrer",
+            "X-Content-Type-Options": "nosniff",
+        }
+        return HTMLResponse(page, headers=headers)
+
+    async def health(_: Request) -> Response:
+        body = {
+            "status": "closing" if desk.closing else "ok",
+            "model": desk.model,
+            "language": desk.language,
+            "busy": desk.busy,
+            "needs_key": access.api_key is not None,
+        }
+        return JSONResponse(body, 503 if desk.closing else 200)
+
+    async def models(_: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [_model(desk)]})
+
+    async def model(request: Request) -> Response:
+        if request.path_params["name"] != desk.model:
+            return problem(404, f"there is no such model here: this server has '{desk.model}'")
+        return JSONResponse(_model(desk))
+
+    async def transcriptions(request: Request) -> Response:
+        return await _transcribe(desk, request)
+
+    return Starlette(
+        routes=[
+            Route("/", index),
+            Route("/health", health),
+            Route("/v1/models", models),
+            Route("/v1/models/{name:path}", model),
+            Route("/v1/audio/transcriptions", transcriptions, methods=["POST"]),
+            WebSocketRoute("/v1/live", live_socket(desk, access)),
+        ],
+        middleware=[
+            Middleware(
+                Gate, access=access, upload_bytes=limits.upload_bytes, idle_seconds=limits.idle_seconds
+            )
+        ],
+        exception_handlers={
+            HTTPException: _http_problem,
+            BusyError: _busy,
+            TooLongError: _status(413),
+            AudioError: _status(400),
+            PrunellaError: _status(400),
+            ClientDisconnect: _status(499),
+            CancelledError: _status(499),
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a request asks for, checked."""
+
+    file: UploadFile
+    form: str
+    stream: bool
+    phrases: str | None
+    notes: tuple[str, ...]
+
+
+async def _transcribe(desk: Desk, request: Request) -> Response:
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise HTTPException(415, "send the recording as multipart/form-data, in a field named 'file'")
+    client = request.client.host if request.client else "local"
+    with contextlib.ExitStack() as held:
+        held.enter_context(desk.place(client))
+        form = await _form(request)
+        try:
+            wanted = _wanted(form, desk)
+            recognizer = await asyncio.to_thread(desk.choose, wanted.phrases)
+            samples = await asyncio.to_thread(load_audio, wanted.file.file, max_seconds=desk.limits.seconds)
+        finally:
+            await form.close()
+        gone = threading.Event()
+        if wanted.stream:
+            loop = asyncio.get_running_loop()
+            events: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
+
+            def on_text(number: int, text: str) -> None:
+                loop.call_soon_threadsafe(events.put_nowait, (number, text))
+
+            work = asyncio.ensure_future(
+                asyncio.to_thread(desk.recognise, samples, recognizer, on_text=on_text, gone=gone)
+            )
+            work.add_done_callback(lambda _: events.put_nowait(None))
+            return _EventStream(_sse(desk, wanted, work, events), gone, work, held.pop_all())
+        work = asyncio.ensure_future(asyncio.to_thread(desk.recognise, samples, recognizer, gone=gone))
+        try:
+            while not work.done():
+                await asyncio.wait({work}, timeout=_POLL)
+                if await request.is_disconnected():
+                    gone.set()
+            recognition = await work
+        finally:
+            gone.set()
+    body = render(recognition, wanted.form, model=desk.model, language=desk.language, notes=wanted.notes)
+    return Response(body, headers={"Content-Type": FORMATS[wanted.form], "Prunella-Model": desk.model})
+
+
+async def _form(request: Request) -> FormData:
+    try:
+        return await request.form(max_files=1, max_fields=64, max_part_size=_FIELD_BYTES)
+    except (ValueError, KeyError, UnicodeError) as error:  # what malformed headers of a part end in
+        raise HTTPException(400, f"the form cannot be read ({error}): send it again") from error
+
+
+def _wanted(form: FormData, desk: Desk) -> _Wanted:
+    file = form.get("file")
+    if not isinstance(file, UploadFile):
+        raise HTTPException(400, "the form has no file: put the recording in a field named 'file'")
+    name = _text(form, "response_format") or "json"
+    if name not in FORMATS:
+        raise HTTPException(
+            400, f"the response_format '{name[:50]}' is not known here: choose one of {', '.join(FORMATS)}"
+        )
+    granularities = [str(value) for value in form.getlist("timestamp_granularities[]")]
+    if set(granularities) - {"segment", ""}:
+        raise HTTPException(
+            400, "this model has no times of words: ask for timestamp_granularities ['segment']"
+        )
+    notes = []
+    language = _text(form, "language")
+    if language and language.lower().partition("-")[0] != desk.language.partition("-")[0]:
+        notes.append(f"this model transcribes '{desk.language}', the language '{language[:20]}' was not used")
+    asked = _text(form, "model")
+    if asked and asked != desk.model:
+        notes.append(f"this server has one model, '{desk.model}', the model '{asked[:80]}' was not used")
+    if _text(form, "prompt"):
+        notes.append("this model's prompt is fixed, the request's was not used")
+    return _Wanted(
+        file=file,
+        form=name,
+        stream=_text(form, "stream").lower() in ("true", "1"),
+        phrases=_text(form, "phrases") or None,
+        notes=tuple(notes),
+    )
+
+
+def _text(form: FormData, name: str) -> str:
+    value = form.get(name)
+    return value.strip() if isinstance(value, str) else ""
+
+
+class _EventStream(StreamingResponse):
+    """Ends the work and gives the place back however the response ends."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        events: AsyncIterator[str],
+        gone: threading.Event,
+        work: asyncio.Future[Recognition],
+        held: contextlib.ExitStack,
+    ) -> None:
+        super().__init__(events, headers={"Cache-Control": "no-store"})
+        self._gone, self._work, self._held = gone, work, held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._gone.set()
+            self._held.close()
+            self._work.cancel()
+
+
+async def _sse(
+    desk: Desk,
+    wanted: _Wanted,
+    work: asyncio.Future[Recognition],
+    events: asyncio.Queue[tuple[int, str] | None],
+) -> AsyncIterator[str]:
+    """OpenAI's events: deltas that only append, then the whole text, which is the one that counts."""
+    sent: dict[int, str] = {}
+    while (event := await events.get()) is not None:
+        number, text = event
+        before = sent.get(number, "")
+        if text.startswith(before) and len(text) > len(before):
+            gap = " " if not before and sent else ""
+            sent[number] = text
+            yield _event({"type": "transcript.text.delta", "delta": gap + text[len(before) :]})
+    try:
+        recognition = await work
+    except PrunellaError as error:
+        yield _event({"type": "error", "error": {"message": str(error), "type": "server_error"}})
+        return
+    body = summary(recognition, model=desk.model, language=desk.language, notes=wanted.notes)
+    yield _event({"type": "transcript.text.done", **body})
+
+
+def _event(body: dict[str, Any]) -> str:
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+
+
+def _model(desk: Desk) -> dict[str, Any]:
+    return {
+        "id": desk.model,
+        "object": "model",
+        "created": 0,
+        "owned_by": "prunella",
+        "language": desk.language,
+    }
+
+
+def _http_problem(_: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 500)
+    headers = dict(getattr(error, "headers", None) or {})
+    return problem(status, str(getattr(error, "detail", error)), headers=headers)
+
+
+def _busy(_: Request, error: Exception) -> Response:
+    status = 429 if getattr(error, "of_client", False) else 503
+    return problem(status, str(error), code="busy", headers={"Retry-After": "1"})
+
+
+def _status(status: int) -> Callable[[Request, Exception], Response]:
+    def handler(_: Request, error: Exception) -> Response:
+        return problem(status, " ".join(str(error).split()))
+
+    return handler
+
+
+def _page() -> str:
+    return importlib.resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+
+
+def _content_policy(page: str) -> str:
+    """Nothing may run in the page but its own script and style, and it may talk to nobody but this server."""
+
+    def hashes(tag: str) -> str:
+        found = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.S)
+        digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in found)
+        return " ".join(f"'sha256-{digest}'" for digest in digests)
+
+    return (
+        f"default-src 'none'; script-src {hashes('script')} blob:; style-src {hashes('style')}; "
+        "connect-src 'self'; worker-src blob:; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    )

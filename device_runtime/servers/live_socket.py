@@ -1,0 +1,162 @@
+"""Live audio over a WebSocket: `/v1/live`.
+
+The client sends `{"type": "start", "sample_rate": 48000}` (with `api_key` where the server has one, and `phrases` if it
+likes), then 16-bit little-endian mono PCM as binary messages, then `{"type": "stop"}`. The server answers
+`{"type": "ready"}`, the events of `LiveEvent`, and `{"type": "done"}`; a refusal is `{"type": "error", "message": ...}`
+and a close code: 1008 not allowed, 1007 not understood, 1009 too much, 1013 try again later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import soxr
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from prunella.device_runtime.errors import PrunellaError
+from prunella.device_runtime.live_event import LiveEvent
+from prunella.device_runtime.live_session import LiveSession
+from prunella.device_runtime.log_mel import SAMPLE_RATE
+from prunella.device_runtime.servers.desk import BusyError, Desk
+from prunella.device_runtime.servers.gate import Access, bearer
+
+RATES = range(8_000, 192_001)
+_UNREAD = 1_000  # events that a client may leave unread before it is given up
+
+
+class RefusedError(PrunellaError):
+    """The client did something that ends the connection."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def live_socket(desk: Desk, access: Access) -> Callable[[WebSocket], Awaitable[None]]:
+    """The handler of `/v1/live`. The Origin was checked before it (`Gate`)."""
+
+    async def handle(socket: WebSocket) -> None:
+        await socket.accept()
+        try:
+            await _serve(socket, desk, access)
+        except WebSocketDisconnect:
+            return
+        except RefusedError as error:
+            await _refuse(socket, error.code, str(error))
+        except BusyError as error:
+            await _refuse(socket, 1013, str(error))
+        except PrunellaError as error:
+            await _refuse(socket, 1007, str(error))
+
+    return handle
+
+
+async def _serve(socket: WebSocket, desk: Desk, access: Access) -> None:
+    start = await _next(socket, desk.limits.idle_seconds)
+    if not isinstance(start, dict) or start.get("type") != "start":
+        raise RefusedError(1007, "the first message must be {'type': 'start', 'sample_rate': ...}")
+    key = start.get("api_key") or bearer(socket.headers)
+    if not access.key_allowed(key if isinstance(key, str) else None):
+        raise RefusedError(1008, "a valid API key is missing: send it as 'api_key' in the first message")
+    rate = start.get("sample_rate", SAMPLE_RATE)
+    if not isinstance(rate, int) or rate not in RATES:
+        raise RefusedError(1007, f"the sample rate must be a whole number from {RATES[0]} to {RATES[-1]}")
+    phrases = start.get("phrases")
+    if phrases is not None and not isinstance(phrases, str):
+        raise RefusedError(1007, "phrases must be one text with a phrase a line")
+    with desk.live_place():
+        recognizer = await asyncio.to_thread(desk.choose, phrases)
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[LiveEvent | None] = asyncio.Queue()
+        session = LiveSession(
+            recognizer,
+            lambda event: _post(loop, events, event),
+            vad=await asyncio.to_thread(desk.make_vad),
+            lock=desk.lock,
+        )
+        await socket.send_json({"type": "ready", "model": desk.model, "language": desk.language})
+        sender = asyncio.create_task(_send(socket, events))
+        try:
+            await _feed(socket, session, rate, desk, events)
+            await asyncio.to_thread(session.finish)
+            events.put_nowait(None)
+            await sender
+            await socket.send_json({"type": "done", "seconds": round(session.seconds_fed, 3)})
+            await socket.close()
+        finally:
+            sender.cancel()
+            with contextlib.suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
+                await sender
+            await asyncio.shield(asyncio.to_thread(session.close))
+
+
+async def _feed(
+    socket: WebSocket,
+    session: LiveSession,
+    rate: int,
+    desk: Desk,
+    events: asyncio.Queue[LiveEvent | None],
+) -> None:
+    """Pass audio on until the client says stop. A session that is behind holds the client back; nothing is lost."""
+    resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32") if rate != SAMPLE_RATE else None
+
+    def feed(samples: npt.NDArray[np.float32], last: bool) -> None:
+        session.feed(resampler.resample_chunk(samples, last=last) if resampler else samples)
+
+    while True:
+        message = await _next(socket, desk.limits.idle_seconds)
+        if isinstance(message, bytes):
+            if len(message) % 2:
+                raise RefusedError(1007, "half a sample came: send whole 16-bit samples")
+            samples = np.frombuffer(message, "<i2").astype(np.float32) / np.float32(32_768)
+            await asyncio.to_thread(feed, samples, False)
+        elif message.get("type") == "stop":
+            await asyncio.to_thread(feed, np.zeros(0, np.float32), True)
+            return
+        else:
+            raise RefusedError(1007, "send audio as binary messages, or {'type': 'stop'}")
+        if session.seconds_fed > desk.limits.seconds:
+            raise RefusedError(1009, f"a session may last {desk.limits.seconds:.0f} s: open a new one")
+        if events.qsize() > _UNREAD:
+            raise RefusedError(1008, "the answers are not read: read them")
+
+
+async def _next(socket: WebSocket, idle: float) -> Any:
+    """The next message: bytes, or the object that a text message holds."""
+    try:
+        message = await asyncio.wait_for(socket.receive(), idle)
+    except (TimeoutError, asyncio.TimeoutError) as error:
+        raise RefusedError(1008, f"nothing came for {idle:g} s: open a new session") from error
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", 1005))
+    if message.get("bytes") is not None:
+        return message["bytes"]
+    try:
+        body = json.loads(message.get("text") or "")
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(1007, "a text message must be JSON") from error
+    if not isinstance(body, dict):
+        raise RefusedError(1007, "a text message must be a JSON object")
+    return body
+
+
+async def _send(socket: WebSocket, events: asyncio.Queue[LiveEvent | None]) -> None:
+    while (event := await events.get()) is not None:
+        await socket.send_json(event.to_json())
+
+
+def _post(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[LiveEvent | None], event: LiveEvent) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+        loop.call_soon_threadsafe(events.put_nowait, event)
+
+
+async def _refuse(socket: WebSocket, code: int, message: str) -> None:
+    with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # it may have gone in the meantime
+        await socket.send_json({"type": "error", "message": message})
+        await socket.close(code, message[:100])

@@ -1,0 +1,193 @@
+"""Speech to text for Home Assistant: the Wyoming protocol over a `Desk`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from wyoming.asr import Transcribe, Transcript, TranscriptChunk, TranscriptStart, TranscriptStop
+from wyoming.audio import AudioChunk, AudioStart, AudioStop
+from wyoming.error import Error
+from wyoming.event import Event
+from wyoming.info import AsrModel, AsrProgram, Attribution, Describe, Info
+from wyoming.ping import Ping, Pong
+from wyoming.server import AsyncEventHandler, AsyncTcpServer
+
+from prunella._version import __version__
+from prunella.device_runtime.audio import MAX_CHANNELS, check_samples
+from prunella.device_runtime.errors import AudioError, PrunellaError
+from prunella.device_runtime.servers.desk import BusyError, Desk
+
+_LARGEST = 1 << 20  # bytes of one event's data or audio
+_WIDTHS: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<i2"), 4: np.dtype("<i4")}
+_FASTEST = 192_000
+
+
+async def start_wyoming(desk: Desk, host: str, port: int) -> AsyncTcpServer:
+    """Begin to serve; `stop()` of what is returned ends it.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    server = AsyncTcpServer(host, port)
+    await server.start(lambda reader, writer: _Handler(desk, reader, writer))
+    return server
+
+
+class _BoundedReader:
+    """A stream that takes no event larger than this server wants, and waits for none for ever."""
+
+    def __init__(self, reader: asyncio.StreamReader, idle: float) -> None:
+        self._reader = reader
+        self._idle = idle
+        self.in_utterance = False  # only then does the client owe something
+
+    async def readline(self) -> bytes:
+        line = self._reader.readline()
+        return await (asyncio.wait_for(line, self._idle) if self.in_utterance else line)
+
+    async def readexactly(self, count: int) -> bytes:
+        if not isinstance(count, int) or count > _LARGEST:
+            raise ValueError(f"an event of {count} bytes: at most {_LARGEST} are taken")
+        return await asyncio.wait_for(self._reader.readexactly(count), self._idle)
+
+    def feed_eof(self) -> None:
+        self._reader.feed_eof()
+
+
+class _Handler(AsyncEventHandler):
+    """One connection; any number of utterances after one another."""
+
+    def __init__(self, desk: Desk, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._bounded = _BoundedReader(reader, desk.limits.idle_seconds)
+        super().__init__(self._bounded, writer)  # type: ignore[arg-type]
+        self._desk = desk
+        peer = writer.get_extra_info("peername")
+        self._client = str(peer[0]) if peer else "local"
+        self._gone = threading.Event()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._format: AudioStart | None = None
+        self._audio = bytearray()
+        self._bounded.in_utterance = False
+
+    async def run(self) -> None:
+        try:
+            await super().run()
+        except (asyncio.IncompleteReadError, asyncio.TimeoutError, ConnectionError):
+            pass  # the client went, or stalled
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
+            sys.stderr.write(f"prunella: a Wyoming client at {self._client} sent no event ({error!r})\n")
+
+    async def disconnect(self) -> None:
+        self._gone.set()
+
+    async def handle_event(self, event: Event) -> bool:
+        try:
+            return await self._handle(event)
+        except (AudioError, BusyError) as error:
+            await self.write_event(Error(str(error), type(error).__name__).event())
+            self._clear()
+            return isinstance(error, BusyError)
+        except PrunellaError as error:
+            await self.write_event(Error(str(error), type(error).__name__).event())
+            return False
+
+    async def _handle(self, event: Event) -> bool:
+        if Describe.is_type(event.type):
+            await self.write_event(_info(self._desk).event())
+        elif Ping.is_type(event.type):
+            await self.write_event(Pong(text=Ping.from_event(event).text).event())
+        elif Transcribe.is_type(event.type):
+            self._clear()
+        elif AudioStart.is_type(event.type):
+            self._clear()
+            self._begin(AudioStart.from_event(event))
+        elif AudioChunk.is_type(event.type):
+            chunk = AudioChunk.from_event(event)
+            if self._format is None:
+                self._begin(AudioStart(chunk.rate, chunk.width, chunk.channels))
+            self._append(chunk)
+        elif AudioStop.is_type(event.type):
+            await self._answer()
+        return True
+
+    def _begin(self, start: AudioStart) -> None:
+        sound = (
+            start.width in _WIDTHS
+            and isinstance(start.rate, int)
+            and isinstance(start.channels, int)
+            and 0 < start.rate <= _FASTEST
+            and 0 < start.channels <= MAX_CHANNELS
+        )
+        if not sound:
+            raise AudioError(
+                f"audio of {start.rate} Hz, {start.width} bytes a sample and {start.channels} channels is not taken: "
+                "send 16000 Hz, 2 bytes, 1 channel"
+            )
+        self._format = start
+        self._bounded.in_utterance = True
+
+    def _append(self, chunk: AudioChunk) -> None:
+        wanted = self._format
+        assert wanted is not None
+        if (chunk.rate, chunk.width, chunk.channels) != (wanted.rate, wanted.width, wanted.channels):
+            raise AudioError(
+                "the format of the audio changed within an utterance: keep to that of audio-start"
+            )
+        self._audio += chunk.audio or b""
+        frame = wanted.width * wanted.channels
+        if len(self._audio) > self._desk.limits.seconds * wanted.rate * frame:
+            raise AudioError(f"the audio is longer than {self._desk.limits.seconds:g} s: send less at once")
+
+    async def _answer(self) -> None:
+        samples = self._samples()
+        self._clear()
+        await self.write_event(TranscriptStart(language=self._desk.language).event())
+        text = ""
+        if samples is not None:
+            with self._desk.place(self._client):
+                recognition = await asyncio.to_thread(self._desk.recognise, samples, gone=self._gone)
+            text = recognition.text
+        if text:
+            await self.write_event(TranscriptChunk(text=text).event())
+        await self.write_event(Transcript(text=text, language=self._desk.language).event())
+        await self.write_event(TranscriptStop().event())
+
+    def _samples(self) -> npt.NDArray[np.float32] | None:
+        """What was said → (n,) float32 at 16 kHz; None where nothing came."""
+        if self._format is None:
+            return None
+        frame = self._format.width * self._format.channels
+        whole = bytes(self._audio[: len(self._audio) // frame * frame])
+        if not whole:
+            return None
+        values: npt.NDArray[Any] = np.frombuffer(whole, _WIDTHS[self._format.width])
+        return check_samples(values.reshape(-1, self._format.channels), self._format.rate)
+
+
+def _info(desk: Desk) -> Info:
+    origin = Attribution("prunella", "https://pypi.org/project/prunella")
+    model = AsrModel(
+        name=desk.model,
+        attribution=origin,
+        installed=True,
+        description="a pruned speech LLM",
+        version=__version__,
+        languages=[desk.language],
+    )
+    program = AsrProgram(
+        name="prunella",
+        attribution=origin,
+        installed=True,
+        description="speech LLMs on small machines",
+        version=__version__,
+        models=[model],
+        supports_transcript_streaming=True,
+    )
+    return Info(asr=[program])
