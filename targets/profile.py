@@ -3,28 +3,66 @@
 from __future__ import annotations
 
 import difflib
-import sys
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from prunella.device_runtime.errors import TargetError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from prunella.device_runtime.providers import OptionValue, Provider
+from prunella.targets.schema import read_merged, read_toml, typed_fields
 
 PROFILES = Path(__file__).parent
-_ENGINES = ("onnx", "gguf")
 
 
 @dataclass(frozen=True)
 class MatchRules:
-    """Which machines a target is for; values as `platform.machine()` and `platform.system()` give them."""
+    """Which machines a target is for. Every rule that is stated must hold, by any one of its values.
+
+    Attributes:
+        arch: as `platform.machine()` gives it.
+        os: as `platform.system()` gives it.
+        device_tree: a part of the board's model or of its compatible strings, as Linux shows them in /proc/device-tree.
+        soc: a part of the name of the processor.
+        gpu: a part of the name of a graphics card.
+    """
 
     arch: tuple[str, ...] = ()
     os: tuple[str, ...] = ()
+    device_tree: tuple[str, ...] = ()
+    soc: tuple[str, ...] = ()
+    gpu: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How single parts are stored where a recipe would store them otherwise: "float", "int8", or "" for the recipe's own.
+
+    The decoder's precision is the recipe.
+    """
+
+    audio_encoder: str = ""
+    embed_tokens: str = ""
+    head: str = ""
+
+    def overrides(self) -> dict[str, str]:
+        """The parts that are not left to the recipe."""
+        return {part: value for part, value in vars(self).items() if value}
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """What a bundle may take in memory, and with whom the memory is shared."""
+
+    budget_mb: int = 0  # 0: not limited
+    shared_with: str = ""
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """Of the memory that the decoder's weights are read from, once a token: it bounds the tokens a second."""
+
+    gb_per_s: float = 0.0  # 0: not known
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,10 +75,19 @@ class TargetProfile:
     recipe: str  # the default one
     recipes: tuple[str, ...]  # all that work there
     providers: tuple[str, ...] = ("CPUExecutionProvider",)  # of ONNX Runtime, in order of preference
+    provider_options: Mapping[str, Mapping[str, OptionValue]] = field(default_factory=dict)
+    llama: Mapping[str, OptionValue] = field(default_factory=dict)  # llama.cpp's settings, by its own names
     threads: int = 0  # 0: one per physical core
     max_context: int = 2_048  # positions of the decoder
     install: tuple[str, ...] = ()  # command lines for the device
     match: MatchRules = field(default_factory=MatchRules)
+    precision: Precision = field(default_factory=Precision)
+    memory: MemoryBudget = field(default_factory=MemoryBudget)
+    bandwidth: Bandwidth = field(default_factory=Bandwidth)
+
+    def onnx_providers(self) -> tuple[Provider, ...]:
+        """The providers with their options, as a bundle carries them."""
+        return tuple(Provider(name, dict(self.provider_options.get(name, {}))) for name in self.providers)
 
 
 def list_targets() -> tuple[str, ...]:
@@ -54,11 +101,20 @@ def load_target(name: str | Path) -> TargetProfile:
     Raises:
         TargetError: unknown (with the nearest name), or malformed (with file and key).
     """
+    return read_profile(target_path(name))
+
+
+def target_path(name: str | Path) -> Path:
+    """The file of a target.
+
+    Raises:
+        TargetError: neither a built-in name nor a path to a `.toml`.
+    """
     text = str(name)
     if text in list_targets():
-        return read_profile(PROFILES / f"{text}.toml")
+        return PROFILES / f"{text}.toml"
     if text.endswith(".toml"):
-        return read_profile(Path(name))
+        return Path(name)
     near = difflib.get_close_matches(text, list_targets(), n=1, cutoff=0.3)
     hint = f"did you mean '{near[0]}'?" if near else f"there is {', '.join(list_targets())}."
     raise TargetError(
@@ -67,71 +123,50 @@ def load_target(name: str | Path) -> TargetProfile:
 
 
 def read_profile(path: Path) -> TargetProfile:
-    """Parse and check one profile.
+    """Parse and check one profile, with what it inherits.
 
     Raises:
-        TargetError: unreadable, not TOML, a key missing, unknown, or of another type.
+        TargetError: unreadable, not TOML, a key missing, unknown, of another type or with an impossible value.
     """
-    try:
-        body = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TargetError(f"cannot read the target {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise TargetError(f"{path} is not valid TOML: {error}") from error
-    rules = body.pop("match", {})
-    if not isinstance(rules, dict):
-        raise TargetError(f"{path}: 'match' must be a table: write [match]")
-    values = _checked(body, TargetProfile, path, skip=("match",))
-    values["match"] = MatchRules(**_checked(rules, MatchRules, path, prefix="match."))
-    profile = TargetProfile(**values)
+    merged = read_merged(path, TargetProfile, find=_parent)
+    profile = TargetProfile(**typed_fields(merged, TargetProfile, path))
     _check_values(profile, path)
     return profile
 
 
-def _checked(
-    body: dict[str, Any], kind: type, path: Path, *, prefix: str = "", skip: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """Values of a table by field name, each of the type that its field has."""
-    known = {entry.name: entry for entry in fields(kind) if entry.name not in skip}
-    for key in body:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known keys: {', '.join(known)}"
-            raise TargetError(f"{path}: unknown key '{prefix}{key}': {hint}")
-    values: dict[str, Any] = {}
-    for key, entry in known.items():
-        if key not in body:
-            if entry.default is MISSING and entry.default_factory is MISSING:
-                raise TargetError(f"{path}: the key '{prefix}{key}' is missing ({entry.type})")
-            continue
-        values[key] = _typed(body[key], str(entry.type), f"{path}: '{prefix}{key}'")
-    return values
-
-
-def _typed(value: Any, kind: str, where: str) -> Any:
-    if kind.startswith("tuple"):
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise TargetError(f"{where} must be a list of strings, is {value!r}")
-        return tuple(value)
-    expected = {"str": str, "int": int}[kind]
-    if not isinstance(value, expected) or isinstance(value, bool):
-        raise TargetError(
-            f"{where} must be {'a string' if kind == 'str' else 'a whole number'}, is {value!r}"
-        )
-    return value
+def _parent(name: str, child: Path) -> Path:
+    """A path in `inherits` counts from the file that it stands in."""
+    return child.parent / name if name.endswith(".toml") else target_path(name)
 
 
 def _check_values(profile: TargetProfile, path: Path) -> None:
+    def among(key: str, value: str, known: tuple[str, ...]) -> None:
+        if value not in known:
+            raise TargetError(f"{path}: {key} {value!r}: choose among {', '.join(known)}")
+
+    engines = ("onnx", "gguf")
     for engine in profile.engines:
-        if engine not in _ENGINES:
-            raise TargetError(f"{path}: 'engines' holds {engine!r}: choose among {', '.join(_ENGINES)}")
+        among("'engines' holds", engine, engines)
     if not profile.engines:
-        raise TargetError(f"{path}: 'engines' is empty: choose among {', '.join(_ENGINES)}")
+        raise TargetError(f"{path}: 'engines' is empty: choose among {', '.join(engines)}")
     if profile.recipe not in profile.recipes:
         raise TargetError(f"{path}: 'recipe' is {profile.recipe!r}, which is not in 'recipes'")
-    if profile.threads < 0:
-        raise TargetError(
-            f"{path}: 'threads' must be 0 (one per physical core) or more, is {profile.threads}"
-        )
-    if profile.max_context < 64:
-        raise TargetError(f"{path}: 'max_context' must be 64 or more, is {profile.max_context}")
+    for part, value in profile.precision.overrides().items():
+        among(f"'precision.{part}' is", value, ("float", "int8"))
+    for key, number, least, unit in (
+        ("threads", profile.threads, 0, "0 (one per physical core) or more"),
+        ("max_context", profile.max_context, 64, "64 or more"),
+        ("memory.budget_mb", profile.memory.budget_mb, 0, "0 (not limited) or more"),
+        ("bandwidth.gb_per_s", profile.bandwidth.gb_per_s, 0, "0 (not known) or more"),
+    ):
+        if number < least:
+            raise TargetError(f"{path}: '{key}' must be {unit}, is {number}")
+    if profile.bandwidth.gb_per_s and not profile.bandwidth.source:
+        raise TargetError(f"{path}: 'bandwidth.source' is missing: say where the figure comes from")
+    # Of this file alone: a child that chooses other providers may inherit options that it has no use for.
+    for name in read_toml(path).get("provider_options", {}):
+        if name not in profile.providers:
+            raise TargetError(
+                f"{path}: 'provider_options.{name}' is for a provider that is not in 'providers' "
+                f"({', '.join(profile.providers)})"
+            )
