@@ -1,0 +1,71 @@
+"""What a bundle or model says where nothing is said, and before a long silence.
+
+    python examples/reference_model/robustness.py BUNDLE --speech dev.jsonl
+
+Clips of at most 4.4 s are transcribed as they are and followed by 25 s of silence (in one piece, as llama.cpp's mtmd pads
+to 30 s); a minute of noise and silence is cut into 5 s clips. Without guards, so that the model itself is seen; the noise
+also with them. One JSON object on stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+
+from prunella.device_runtime.audio import load_audio
+from prunella.evaluation.manifest import read_manifest
+from prunella.evaluation.systems import open_system
+from prunella.evaluation.word_errors import count_errors
+from prunella.healing.augment import NOISES, coloured_noise
+
+RATE, SILENCE, LONGEST = 16_000, 25.0, 4.4
+
+
+def noises(seconds: float = 5.0) -> list[np.ndarray]:
+    """A minute in twelve pieces: every colour of noise at three levels, the rest silence."""
+    rng = np.random.default_rng(0)
+    size = int(seconds * RATE)
+    pieces = [
+        coloured_noise(size, colour, rng) * 10 ** (level / 20)
+        for level in (-50, -35, -20)
+        for colour in NOISES
+    ]
+    pieces = [np.asarray(piece, np.float32) for piece in pieces[:10]]
+    return [*pieces, *(np.zeros(size, np.float32) for _ in range(12 - len(pieces)))]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("system")
+    parser.add_argument("--speech", required=True, metavar="MANIFEST")
+    parser.add_argument("--clips", type=int, default=12, help="of every source")
+    args = parser.parse_args()
+    system = open_system(args.system).system
+    guarded = system.options
+    system.options = replace(guarded, guards=False)
+    plain = padded = None
+    manifest = read_manifest(args.speech).at_most(LONGEST).limit(args.clips, seed=0)
+    for one in manifest.utterances:
+        samples = load_audio(one.audio)
+        heard = [system.transcribe(samples), system.transcribe(np.pad(samples, (0, int(SILENCE * RATE))))]
+        errors = [count_errors(one.text, transcript.text).words for transcript in heard]
+        plain, padded = (
+            new if old is None else old + new for old, new in zip((plain, padded), errors, strict=True)
+        )
+    said = {}
+    for name, options in (("model alone", system.options), ("with guards", guarded)):
+        system.options = options
+        said[name] = [text for piece in noises() if (text := system.transcribe(piece).text)]
+    result = {"system": args.system, "clips": len(manifest), "wer": plain.rate, "wer_before_silence": padded.rate,
+              "insertions": plain.insertions, "insertions_before_silence": padded.insertions,
+              "noise_clips_with_text": {name: len(texts) for name, texts in said.items()}, "texts": said}  # fmt: skip
+    sys.stdout.write(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

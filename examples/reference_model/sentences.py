@@ -1,0 +1,146 @@
+"""Sentences for `prunella synth`: novels for grammar, a word list for rare words, commands for what devices hear.
+
+    apt-get download r-cran-janeaustenr scowl
+    python examples/reference_model/sentences.py --novels r-cran-janeaustenr_*.deb --words scowl_*.deb \\
+        --commands commands.txt --unlike dev.jsonl > sentences.txt
+
+The novels are Jane Austen's (public domain, as packed for R by Debian), the words those of SCOWL's sizes 10 to 40. A
+sentence that shares six words in a row with a transcript of `--unlike` is left out, so that no dev text is trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+_SHARED = 6
+_STRING = re.compile(
+    rb"\x00[\x04\x00]\x00\x09(....)", re.S
+)  # an R character vector's element, and its length
+
+
+def novel_sentences(package: Path) -> list[str]:
+    """Sentences of 4 to 26 words without digits, from the Debian package r-cran-janeaustenr."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["dpkg", "-x", package, folder], check=True)
+        (data,) = Path(folder).rglob("janeaustenr/data/Rdata.rdb")
+        lines = list(_strings(data.read_bytes()))
+    sentences = []
+    for paragraph in re.split(r"\n\s*\n", "\n".join(lines)):
+        text = re.sub(r'[_"“”]', "", " ".join(paragraph.split()).replace("--", ", "))
+        if re.search(r"\d", text) or re.match(r"chapter|volume", text, re.I):
+            continue
+        text = re.sub(r"\b(Mrs|Mr|Dr|St)\.", r"\1", text)
+        for sentence in re.split(r"(?<=[.!?;])\s+", text):
+            if 4 <= len(sentence.split()) <= 26 and sentence.isascii():
+                sentences.append(sentence.strip(" ,;"))
+    return sentences
+
+
+def word_lines(package: Path, rng: random.Random) -> list[str]:
+    """Every common English word once, in random lines of 4 to 10, from the Debian package scowl."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["dpkg", "-x", package, folder], check=True)
+        words: set[str] = set()
+        for size in (10, 20, 35, 40):
+            for path in Path(folder).rglob(f"*-words.{size}"):
+                if path.name.startswith(("english-", "american-")):
+                    words.update(path.read_text(encoding="latin1").split())
+    chosen = sorted(word for word in words if word.isascii() and word.isalpha() and len(word) > 2)
+    rng.shuffle(chosen)
+    lines = []
+    while chosen:
+        count = rng.randint(4, 10)
+        lines.append(" ".join(chosen[:count]))
+        del chosen[:count]
+    return lines
+
+
+def command_lines(path: Path) -> list[str]:
+    """Lines of 2 to 20 words without digits, each once."""
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return [
+        line for line in dict.fromkeys(lines) if 2 <= len(line.split()) <= 20 and not re.search(r"\d", line)
+    ]
+
+
+def unlike(sentences: Iterable[str], manifest: Path) -> list[str]:
+    """Those that share no six words in a row with a transcript of the manifest."""
+    known: set[tuple[str, ...]] = set()
+    for line in manifest.read_text(encoding="utf-8").splitlines():
+        known.update(_runs(json.loads(line)["text"]))
+    return [sentence for sentence in sentences if known.isdisjoint(_runs(sentence))]
+
+
+def _runs(text: str) -> list[tuple[str, ...]]:
+    words = re.sub(r"[^a-z' ]", "", text.lower()).split()
+    return [tuple(words[at : at + _SHARED]) for at in range(len(words) - _SHARED + 1)]
+
+
+def _strings(data: bytes) -> Iterable[str]:
+    """Strings of R's lazy-load database: chunks of a big-endian length and a zlib stream."""
+    at = 0
+    while at < len(data) - 4:
+        stream = zlib.decompressobj()
+        try:
+            raw = stream.decompress(data[at + 4 :])
+        except zlib.error:
+            raw = b""
+        if not raw or len(raw) != struct.unpack(">I", data[at : at + 4])[0]:
+            at += 1
+            continue
+        at = len(data) - len(stream.unused_data)
+        end = 0
+        for match in _STRING.finditer(raw):
+            (length,) = struct.unpack(">I", match.group(1))
+            if match.start() >= end and length < 400:
+                end = match.end() + length
+                yield raw[match.end() : end].decode("latin1")
+
+
+def _words(sentences: list[str], most: int) -> list[str]:
+    taken, count = [], 0
+    for sentence in sentences:
+        taken.append(sentence)
+        count += len(sentence.split())
+        if count >= most:
+            break
+    return taken
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--novels", type=Path, required=True, metavar="DEB")
+    parser.add_argument("--words", type=Path, required=True, metavar="DEB")
+    parser.add_argument("--commands", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--unlike", type=Path, required=True, metavar="MANIFEST")
+    parser.add_argument("--novel-words", type=int, default=70_000)
+    parser.add_argument("--command-words", type=int, default=35_000)
+    parser.add_argument("--seed", type=int, default=7)
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    novels, commands = (
+        unlike(sentences, args.unlike)
+        for sentences in (novel_sentences(args.novels), command_lines(args.commands))
+    )
+    rng.shuffle(novels)
+    rng.shuffle(commands)
+    lines = (
+        _words(novels, args.novel_words) + _words(commands, args.command_words) + word_lines(args.words, rng)
+    )
+    rng.shuffle(lines)
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
