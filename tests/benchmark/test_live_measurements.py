@@ -1,0 +1,72 @@
+"""Latency and hallucinations of live sessions: the measures measure what they say."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from prunella.benchmark import live_latency
+from prunella.benchmark.hallucination import count_hallucinations
+from prunella.benchmark.live_latency import measure_latency
+from prunella.device_runtime.errors import ManifestError
+from prunella.device_runtime.transcript import DecodeOptions, Segment, Timings, Transcript
+from prunella.evaluation.manifest import read_manifest
+
+MANIFEST = Path(__file__).parents[2] / "examples" / "clips" / "evaluation.jsonl"
+
+
+class Waiting:
+    """Answers after `seconds`; without text when `options.guards` is on."""
+
+    def __init__(self, seconds, guarded=False):
+        self.seconds = seconds
+        self.options = DecodeOptions(guards=guarded)
+        self.calls = 0
+
+    def stream(self, samples, *, draft=()):
+        self.calls += 1
+        time.sleep(self.seconds)
+        text = "" if self.options.guards else "ghost"
+        yield text
+        spent = Timings(total=self.seconds)
+        return Transcript(text, (Segment(0, 1, text, (1,), 0, "eos", spent),), spent)
+
+    def transcribe(self, samples):
+        steps = self.stream(samples)
+        next(steps)
+        try:
+            next(steps)
+        except StopIteration as done:
+            return done.value
+
+
+def test_latency_has_the_end_silence_in_it_and_guessing_hides_the_decode():
+    clip = next(row for row in read_manifest(MANIFEST).utterances if "cards_001" in row.id)
+    guessing, waiting = measure_latency({"slow": Waiting(0.25)}, [clip])
+    assert (guessing.mode, waiting.mode) == ("guessing", "after the turn")
+    assert guessing.utterances == waiting.utterances == 1
+    assert guessing.compute_median == waiting.compute_median == 0.25
+    assert guessing.guessed == 1
+    assert waiting.guessed == 0
+    assert waiting.latency_median > 0.5 + 0.25 - 0.05
+    assert 0.5 - 0.05 < guessing.latency_median < waiting.latency_median - 0.1
+
+
+def test_no_clip_of_the_wanted_length_is_said():
+    with pytest.raises(ManifestError, match="--seconds"):
+        live_latency.main(["nowhere", "--speech", str(MANIFEST), "--seconds", "300", "400"])
+
+
+def test_texts_without_speech_are_counted_with_and_without_guards():
+    model = Waiting(0.0)
+    counts = list(count_hallucinations(model, 0.4, piece_seconds=1.0))
+    assert len({count.kind for count in counts}) == len(counts) == 8
+    assert {count.pieces for count in counts} == {3}
+    assert {count.model_alone for count in counts} == {3}
+    assert {count.with_guards for count in counts} == {0}
+    assert {count.live_texts for count in counts} == {()}
+    assert {count.example for count in counts} == {"ghost"}
+    assert model.options == replace(DecodeOptions(), guards=False), "the options were not put back"
