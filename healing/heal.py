@@ -150,12 +150,13 @@ def heal(
 def _open_run(model: SpeechLLM, plan: HealingPlan, clips: Any, work: Path | None) -> RunState:
     identity = plan.identity()
     digest = [module_digest(model.projector), module_digest(model.audio_encoder), module_digest(model.layers)]
-    mark = fingerprint(identity, digest, clips)
     state = read_state(work) if work is not None else None
     if state is None:
-        return RunState(fingerprint=mark, identity=identity)
-    if state.fingerprint != mark:
-        changed = [key for key, value in identity.items() if state.identity.get(key) != value]
+        return RunState(fingerprint=fingerprint(identity, digest, clips), identity=identity)
+    # A setting that this prunella knows and the one that began the run did not had its default then.
+    defaults = HealingPlan(steps=1).identity()
+    changed = [key for key, value in identity.items() if state.identity.get(key, defaults[key]) != value]
+    if changed or state.fingerprint != fingerprint(state.identity, digest, clips):
         what = f"other settings ({', '.join(changed)})" if changed else "another model or other speech"
         raise HealingError(
             f"{work} holds a run with {what}: remove it to begin anew, or write to another folder"

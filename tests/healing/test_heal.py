@@ -177,6 +177,22 @@ def test_other_settings_do_not_go_on_in_the_same_folder(manifest, tmp_path, make
     assert longer.config.provenance["healing"][-1]["steps"] == 5
 
 
+def test_a_run_of_an_older_prunella_goes_on(manifest, tmp_path, make_model, monkeypatch):
+    clips = open_speech([manifest])
+    whole = HealingPlan.identity
+    with monkeypatch.context() as older:
+        older.setattr(
+            HealingPlan,
+            "identity",
+            lambda plan: {k: v for k, v in whole(plan).items() if k != "hidden_weight"},
+        )
+        heal(make_model(), PLAN, clips, work=tmp_path)
+    longer = heal(make_model(), replace(PLAN, steps=5), clips, work=tmp_path)
+    assert longer.config.provenance["healing"][-1]["steps"] == 5
+    with pytest.raises(HealingError, match=r"other settings.*hidden_weight"):
+        heal(make_model(), replace(PLAN, hidden_weight=1.0), clips, work=tmp_path)
+
+
 def test_early_stop(manifest, tmp_path, make_model):
     clips = open_speech([manifest])
     plan = replace(PLAN, steps=50, decoder_lr=0.0, projector_lr=0.0, dev_steps=2, patience=2)
