@@ -27,6 +27,7 @@ from prunella.quantize.gguf_recipes import BundleRecipe, default_gguf_recipe, fi
 from prunella.speech_llm.checkpoint import save_decoder
 from prunella.speech_llm.load import load
 from prunella.speech_llm.model import SpeechLLM
+from prunella.targets.fit import fit_bundle
 from prunella.targets.profile import TargetProfile, load_target
 
 
@@ -91,13 +92,14 @@ def export_float(
     """The float bundle that `quantize.bundle_writer.requantize` makes all others from.
 
     Args:
-        recipe: one of the float recipes, for example "fp32", "F16" or "fp32+BF16"; by default for the target's engines.
+        recipe: one of the float recipes, for example "fp32", "F16" or "fp32+BF16"; by default for the
+            engines of the target's own recipe.
         importance: see `export`; kept in the bundle for `requantize`.
 
     Raises as `export`, and ExportError when llama.cpp does not say of a GGUF file what PyTorch says of the model.
     """
     profile = target if isinstance(target, TargetProfile) else load_target(target)
-    chosen = find_bundle_recipe(recipe or _float_of(profile.engines))
+    chosen = find_bundle_recipe(recipe or _float_of(find_bundle_recipe(profile.recipe).engines))
     if not chosen.is_float:
         raise UsageError(
             f"'{chosen.name}' is not a float recipe: give fp32, F16, BF16, F32, or fp32 and one of those"
@@ -190,6 +192,9 @@ def _manifest(
         ),
         decode=model.config.decode,
         threads=profile.threads,
+        providers=profile.onnx_providers(),
+        llama=dict(profile.llama),
+        precision=profile.precision.overrides(),
         provenance=facts,
         created_by=f"prunella {__version__}",
     )
@@ -214,5 +219,8 @@ def run(args: argparse.Namespace) -> None:
     importance = read_manifest(args.importance) if args.importance else None
     bundle = export(args.model, args.target, args.out, recipe=args.recipe, importance=importance)
     megabytes = bundle.total_bytes / 1e6
+    fit = fit_bundle(load_target(args.target), bundle)
+    if not fit.fits:
+        sys.stderr.write(f"warning: too large for {bundle.manifest.target}: {fit.describe()}\n")
     sys.stderr.write(f"{bundle.manifest.recipe} bundle for {bundle.manifest.target}: {megabytes:.1f} MB\n")
     sys.stdout.write(f"{bundle.path}\n")

@@ -13,6 +13,7 @@ from prunella.device_runtime.files import sha256, whole_directory, write_text
 from prunella.device_runtime.gguf_engine import DECODER_PATTERN, MMPROJ_PATTERN, one_file
 from prunella.quantize.gguf_recipes import BundleRecipe, GgufRecipe, find_bundle_recipe
 from prunella.quantize.onnx_graphs import quantize_audio_encoder, quantize_graphs
+from prunella.quantize.part_precision import with_precision
 
 TOKENIZER_NAME = "tokenizer.json"
 
@@ -21,6 +22,7 @@ def requantize(bundle: Bundle, recipe: str, out: str | Path) -> Bundle:
     """Write a float bundle again as another recipe says, whole or not at all.
 
     The new bundle has the engines that the recipe is for: `int4` drops a bundle's GGUF files, `int4+Q4_0` keeps both.
+    Parts for which the bundle's target asks for a precision of its own have that one.
 
     Raises:
         BundleError: the bundle is not float: nothing could be gained from it; or it has no files for the engine.
@@ -39,6 +41,7 @@ def requantize(bundle: Bundle, recipe: str, out: str | Path) -> Bundle:
                 f"{bundle.path} has no {engine} files, which the recipe {chosen.name} is for "
                 f"(it has {', '.join(manifest.engines)}): export the model again for a target with {engine}"
             )
+    chosen = with_precision(chosen, manifest.precision)
     with whole_directory(out) as partial:
         if chosen.onnx is not None:
             quantize_graphs(bundle.path / "onnx", chosen.onnx, partial / "onnx")

@@ -1,0 +1,40 @@
+"""Parts of a speech LLM that a target stores otherwise than a recipe says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from prunella.device_runtime.errors import UsageError
+from prunella.quantize.gguf_recipes import BundleRecipe
+from prunella.quantize.recipes import WeightFormat
+
+_FLOAT = WeightFormat("float")
+_ROWS = WeightFormat("channelwise", bits=8)
+_BLOCKS = WeightFormat("blockwise", bits=8, block_size=64, accuracy_level=4)
+# What "float" and "int8" mean for each part that a target may name.
+_FORMATS: dict[str, dict[str, WeightFormat]] = {
+    "audio_encoder": {"float": _FLOAT, "int8": _ROWS},
+    "embed_tokens": {"float": _FLOAT, "int8": _ROWS},
+    "head": {"float": _FLOAT, "int8": _BLOCKS},
+}
+
+
+def with_precision(recipe: BundleRecipe, precision: Mapping[str, str]) -> BundleRecipe:
+    """The recipe, with single parts stored as a bundle's `precision` says; of llama.cpp's, the audio encoder alone.
+
+    Raises:
+        UsageError: a part or a precision that does not exist.
+    """
+    formats = {}
+    for part, value in precision.items():
+        if value not in _FORMATS.get(part, {}):
+            known = "; ".join(f"{name}: {' or '.join(words)}" for name, words in _FORMATS.items())
+            raise UsageError(f"precision '{part} = {value}' does not exist: a target may say {known}")
+        formats[part] = _FORMATS[part][value]
+    onnx, gguf = recipe.onnx, recipe.gguf
+    if onnx is not None and onnx.name != "fp32":
+        onnx = replace(onnx, **formats)  # type: ignore[arg-type]
+    if gguf is not None and not gguf.is_float and "audio_encoder" in formats:
+        gguf = replace(gguf, audio_encoder=formats["audio_encoder"])
+    return BundleRecipe(onnx, gguf)
