@@ -129,6 +129,7 @@ def _bind(config: Any) -> Any:
         if os.name == "posix":
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((config.host, config.port))
+        bound.listen(128)  # from here on who connects is served, if a moment later
     except OSError as error:
         bound.close()
         raise _taken(config.host, config.port, error, "--port") from error

@@ -1,0 +1,189 @@
+"""The Wyoming server, spoken to with the stock client and with bytes that no client sends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+from collections.abc import Awaitable, Callable
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from wyoming.asr import Transcribe, Transcript
+from wyoming.audio import AudioChunk, AudioStart, AudioStop
+from wyoming.client import AsyncTcpClient
+from wyoming.error import Error
+from wyoming.info import Describe, Info
+from wyoming.ping import Ping, Pong
+
+from prunella.device_runtime.servers.desk import Desk, Limits
+from prunella.device_runtime.servers.wyoming_server import start_wyoming
+from prunella.device_runtime.transcript import Transcript as Text
+
+TONE = (9_000 * np.sin(np.arange(16_000) / 5)).astype("<i2")
+
+
+class Fixed:
+    """Always says the same."""
+
+    def stream(self, samples, *, draft=()):
+        yield "turn on"
+        return Text("turn on the light")
+
+
+@pytest.fixture
+def desk() -> Desk:
+    limits = Limits(seconds=5.0, idle_seconds=2.0, requests=1)
+    return Desk(
+        Fixed(), "tiny", "en", limits, make_vad=lambda: lambda frame: float(np.abs(frame).max() > 0.05)
+    )
+
+
+def served(desk: Desk, talk: Callable[[int], Awaitable[None]]) -> None:
+    """Run a conversation with a server of its own, given its port."""
+
+    async def run() -> None:
+        server = await start_wyoming(desk, "127.0.0.1", 0)
+        try:
+            await asyncio.wait_for(talk(server._server.sockets[0].getsockname()[1]), 20)
+        finally:
+            await server.stop()
+
+    asyncio.run(run())
+
+
+async def say(client: AsyncTcpClient, samples: np.ndarray, rate: int, channels: int = 1) -> list:
+    await client.write_event(Transcribe(language="en").event())
+    await client.write_event(AudioStart(rate, 2, channels).event())
+    for block in np.array_split(samples, 7):
+        await client.write_event(AudioChunk(rate, 2, channels, block.tobytes()).event())
+    await client.write_event(AudioStop().event())
+    events = []
+    while not events or events[-1].type not in ("transcript-stop", "error"):
+        events.append(await client.read_event())
+        assert events[-1] is not None
+    return events
+
+
+def test_a_client_gets_transcripts_one_after_the_other(desk):
+    async def talk(port: int) -> None:
+        async with AsyncTcpClient("127.0.0.1", port) as client:
+            await client.write_event(Describe().event())
+            (program,) = Info.from_event(await client.read_event()).asr
+            assert [(m.name, m.languages) for m in program.models] == [("tiny", ["en"])]
+            await client.write_event(Ping(text="there?").event())
+            assert Pong.from_event(await client.read_event()).text == "there?"
+            for samples, rate, channels in (
+                (TONE, 16_000, 1),
+                (np.repeat(np.repeat(TONE, 3), 2), 48_000, 2),
+            ):
+                events = await say(client, samples, rate, channels)
+                assert [event.type for event in events] == [
+                    "transcript-start",
+                    "transcript-chunk",
+                    "transcript",
+                    "transcript-stop",
+                ]
+                assert Transcript.from_event(events[2]).text == "turn on the light"
+            silent = await say(client, 0 * TONE, 16_000)
+            assert [e.data["text"] for e in silent if e.type == "transcript"] == [""]
+
+    served(desk, talk)
+
+
+def test_an_audio_stop_alone_is_an_empty_transcript(desk):
+    async def talk(port: int) -> None:
+        async with AsyncTcpClient("127.0.0.1", port) as client:
+            await client.write_event(AudioStop().event())
+            events = [await client.read_event() for _ in range(3)]
+            assert [event.type for event in events] == ["transcript-start", "transcript", "transcript-stop"]
+
+    served(desk, talk)
+
+
+@pytest.mark.parametrize(
+    ("start", "audio", "message"),
+    [
+        (AudioStart(0, 2, 1), b"", "not taken"),
+        (AudioStart(16_000, 3, 1), b"", "not taken"),
+        (AudioStart(16_000, 2, 99), b"", "not taken"),
+        (AudioStart(8_000, 2, 1), bytes(2), "format"),
+        (AudioStart(16_000, 2, 1), bytes(200_000), "longer than 5 s"),
+    ],
+)
+def test_unusable_audio_is_refused(desk, start, audio, message):
+    async def talk(port: int) -> None:
+        async with AsyncTcpClient("127.0.0.1", port) as client:
+            await client.write_event(start.event())
+            if audio:
+                await client.write_event(AudioChunk(16_000, 2, 1, audio).event())
+            error = Error.from_event(await client.read_event())
+            assert message in error.text
+            assert await client.read_event() is None, "the connection is closed"
+
+    served(desk, talk)
+
+
+def test_an_event_too_large_to_take_is_not_waited_for(desk):
+    async def talk(port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b'{"type": "audio-chunk", "payload_length": 9999999999}\n')
+        assert await reader.read() == b""
+        writer.close()
+
+    served(desk, talk)
+
+
+_HEADERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(
+            ["audio-start", "audio-chunk", "audio-stop", "transcribe", "describe", "ping"]
+        )
+        | st.none()
+        | st.integers(),
+        "data": st.dictionaries(
+            st.sampled_from(["rate", "width", "channels", "text", "name"]),
+            st.sampled_from([16_000, 2, 1, 0, -1, 2**40, 1.5, "x", None, []]),
+        )
+        | st.none()
+        | st.just([]),
+        "data_length": st.sampled_from([2, -1, "x", 2**40]),
+        "payload_length": st.sampled_from([2, 3, -1, "x", 2**40]),
+    },
+)
+_BYTES = st.binary(max_size=100) | st.lists(
+    _HEADERS.map(lambda event: json.dumps(event).encode() + b"\n{}ab"), max_size=4
+).map(b"".join)
+
+
+def test_any_bytes_leave_the_server_well(desk, capfd):
+    async def talk(port: int) -> None:
+        troubles = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: troubles.append(context))
+        for blob in blobs:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(blob)
+            writer.write_eof()
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+            writer.close()
+        async with AsyncTcpClient("127.0.0.1", port) as client:
+            assert (await say(client, TONE, 16_000))[-1].type == "transcript-stop"
+        gc.collect()  # a task that failed unseen tells when it is collected
+        assert troubles == []
+        assert desk.busy == 0
+
+    blobs: list[bytes] = []
+
+    @given(_BYTES)
+    @settings(max_examples=300, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    def collect(blob: bytes) -> None:
+        blobs.append(blob)
+
+    collect()
+    served(desk, talk)
+    assert "Traceback" not in capfd.readouterr().err
