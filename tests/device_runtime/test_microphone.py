@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from prunella.cli import main
 from prunella.device_runtime import microphone as microphone_module
 from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.devices import levels
 from prunella.device_runtime.errors import AudioError, UsageError
 from prunella.device_runtime.microphone import Microphone, level
 from prunella.device_runtime.portaudio import find_device, input_devices
@@ -232,3 +235,58 @@ def test_level_is_in_dbfs():
     assert level(np.ones((100, 2), np.float32)) == pytest.approx(0)
     assert level(np.full(100, 0.1, np.float32)) == pytest.approx(-20, abs=0.01)
     assert level(np.zeros(100, np.float32)) == -120
+
+
+@pytest.fixture
+def humming(portaudio, monkeypatch):
+    """Devices that deliver a second of a loud hum when they are started; the USB one cannot be opened."""
+
+    def start(stream):
+        stream.active = True
+        for _ in range(10):
+            stream.deliver(np.full((stream.samplerate // 10, stream.channels), 0.1, np.float32))
+
+    monkeypatch.setattr(FakeStream, "start", start)
+    monkeypatch.setattr(
+        portaudio, "InputStream", lambda **kw: refuse_usb(FakePortAudio.InputStream, portaudio, **kw)
+    )
+    return portaudio
+
+
+def refuse_usb(opener, portaudio, **options):
+    if options["device"] == 2:
+        raise PortAudioError("busy")
+    return opener(portaudio, **options)
+
+
+def test_devices_are_listed_with_their_level(humming, capsys):
+    assert main(["devices"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("*  0  HDA Intel")
+    assert "44100 Hz, 2 ch" in first
+    assert first.endswith("-20.0 dBFS")
+    assert second.startswith("   2  USB Mic")
+    assert "cannot be opened" in second
+    assert not any(stream.active for stream in humming.streams)
+    assert main(["devices", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert rows[0]["dbfs"] == -20.0
+    humming.devices = []
+    assert main(["devices"]) == 1
+    assert "no microphone" in capsys.readouterr().err
+
+
+def test_the_meter_shows_a_level_until_ctrl_c(humming, monkeypatch, capsys):
+    shown = []
+
+    def interrupted(device):
+        for loudness in levels(device):
+            shown.append(loudness)
+            yield loudness
+            if len(shown) == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr("prunella.device_runtime.devices.levels", interrupted)
+    assert main(["devices", "--meter", "0"]) == 0
+    assert shown == pytest.approx([-20] * 3, abs=0.5)
+    assert "-20.0 dBFS |####" in capsys.readouterr().err
