@@ -28,7 +28,7 @@ from prunella.device_runtime.files import sha256, write_json, write_text
 from prunella.evaluation.evaluate import evaluate
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.evaluation.systems import BASELINE, open_system
-from prunella.export.export import export_float
+from prunella.export.export import default_recipe, export_float, float_recipe
 from prunella.pruning.analyze import MAP_NAME, analyze, save_analysis
 from prunella.pruning.blocks import Block, check_blocks
 from prunella.pruning.calibration import (
@@ -42,6 +42,7 @@ from prunella.pruning.prune import REPORT_NAME, layers_to_drop, prune, save_prun
 from prunella.pruning.redundancy import load_maps
 from prunella.pruning.selection import STRATEGIES, Evidence, choose_blocks
 from prunella.quantize.bundle_writer import requantize
+from prunella.quantize.gguf_recipes import find_bundle_recipe
 from prunella.speech_llm.checkpoint import save_checkpoint
 from prunella.speech_llm.load import load, resolve
 from prunella.speech_llm.model import SpeechLLM
@@ -50,6 +51,7 @@ from prunella.targets.profile import TargetProfile, load_target
 _EXAMPLES = Path(__file__).parent / "examples"
 PLAN_NAME, REPORT_JSON, REPORT_TABLE = "plan.json", "report.json", "report.md"
 BENCH_CLIPS, BENCH_REPEATS = 5, 3
+_COMPARED = ("int8", "int4", "Q8_0", "Q4_0", "int8+Q8_0")  # beside the float and the target's own
 _HEAL_MINUTES = 15.0
 TEXT_LINES = 40  # of the text: about as many positions as 70 short clips
 
@@ -104,9 +106,20 @@ class Build:
     def __init__(self, plan: BuildPlan, out: Path) -> None:
         self.plan, self.out = plan, out
         self.target: TargetProfile = load_target(plan.target)
-        self.recipes = tuple(name for name in ("fp32", "int8", "int4") if name in self.target.recipes)
         self._model: SpeechLLM | None = None
         self._calibration: Calibration | None = None
+        # Of the engines that the target's recipe is for: the float one that the others come from, and what is compared.
+        asked = find_bundle_recipe(self.target.recipe)
+        if "Q4_K_M" in self.target.recipe:  # what that becomes depends on the model
+            asked = find_bundle_recipe(default_recipe(self.model, self.target))
+        self.recipe = asked.name
+        self.float_recipe = float_recipe(asked.engines)
+        compared = [name for name in _COMPARED if find_bundle_recipe(name).engines == asked.engines]
+        offered = [name for name in compared if name in self.target.recipes]
+        self.recipes = tuple(dict.fromkeys([self.float_recipe, *offered, self.recipe]))
+        self._label = (
+            "ONNX" if asked.engines == ("onnx",) else "GGUF" if asked.engines == ("gguf",) else "both"
+        )
 
     @property
     def model(self) -> SpeechLLM:
@@ -138,7 +151,7 @@ class Build:
                     sys.stderr.write(f"{what} ...\n") if bar.disable else None
                     step()
         rows = tuple(BuildRow(**json.loads(path.read_text())) for path in self._row_files())
-        report = BuildReport(rows, self._bundle("pruned", self.target.recipe))
+        report = BuildReport(rows, self._bundle("pruned", self.recipe))
         write_json(self.out / REPORT_JSON, {"plan": asdict(self.plan), "rows": [asdict(row) for row in rows]})
         write_text(self.out / REPORT_TABLE, render_rows(rows, markdown=True) + "\n")
         return report
@@ -166,7 +179,7 @@ class Build:
             steps.append((self.out / "healed", "healing", self._heal))
         for kind in ("full", "pruned"):
             for recipe in self.recipes:
-                make = self._export if recipe == "fp32" else self._requantize
+                make = self._export if recipe == self.float_recipe else self._requantize
                 steps.append(
                     (self._bundle(kind, recipe), f"exporting {kind} as {recipe}", _call(make, kind, recipe))
                 )
@@ -232,10 +245,10 @@ class Build:
         model = self.model if kind == "full" else load(self._smaller)
         name = Path(self.plan.model).name
         facts = {"name": name if kind == "full" else f"{name}-pruned"}
-        export_float(model, self.target, self._bundle(kind, recipe), provenance=facts)
+        export_float(model, self.target, self._bundle(kind, recipe), provenance=facts, recipe=recipe)
 
     def _requantize(self, kind: str, recipe: str) -> None:
-        requantize(open_bundle(self._bundle(kind, "fp32")), recipe, self._bundle(kind, recipe))
+        requantize(open_bundle(self._bundle(kind, self.float_recipe)), recipe, self._bundle(kind, recipe))
 
     def _systems(self) -> dict[str, str]:
         systems = {
@@ -246,7 +259,9 @@ class Build:
         if self.plan.heals:
             systems["healed, PyTorch"] = str(self.out / "healed")
         for kind in ("full", "pruned"):
-            systems |= {f"{kind}, ONNX {recipe}": str(self._bundle(kind, recipe)) for recipe in self.recipes}
+            systems |= {
+                f"{kind}, {self._label} {recipe}": str(self._bundle(kind, recipe)) for recipe in self.recipes
+            }
         if self.plan.baseline:
             systems["Whisper tiny.en, own decoder, int8"] = BASELINE
         return systems

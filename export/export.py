@@ -74,7 +74,7 @@ def export(
             profile,
             Path(work) / "float",
             provenance=provenance,
-            recipe=_float_of(chosen.engines),
+            recipe=float_recipe(chosen.engines),
             importance=importance,
         )
         return requantize(bundle, chosen.name, out)
@@ -99,7 +99,7 @@ def export_float(
     Raises as `export`, and ExportError when llama.cpp does not say of a GGUF file what PyTorch says of the model.
     """
     profile = target if isinstance(target, TargetProfile) else load_target(target)
-    chosen = find_bundle_recipe(recipe or _float_of(find_bundle_recipe(profile.recipe).engines))
+    chosen = find_bundle_recipe(recipe or float_recipe(find_bundle_recipe(profile.recipe).engines))
     if not chosen.is_float:
         raise UsageError(
             f"'{chosen.name}' is not a float recipe: give fp32, F16, BF16, F32, or fp32 and one of those"
@@ -155,7 +155,8 @@ def default_recipe(model: SpeechLLM, profile: TargetProfile) -> str:
     return followed if followed in profile.recipes else profile.recipe
 
 
-def _float_of(engines: tuple[str, ...]) -> str:
+def float_recipe(engines: tuple[str, ...]) -> str:
+    """The recipe that others for these engines are made from."""
     return "+".join(name for engine, name in (("onnx", "fp32"), ("gguf", "F16")) if engine in engines)
 
 

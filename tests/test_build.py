@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunella.build import BuildPlan, build
+from prunella.build import Build, BuildPlan, build
 from prunella.cli import main
 from prunella.device_runtime.bundle import open_bundle
 from prunella.device_runtime.errors import UsageError
@@ -43,6 +43,24 @@ def test_a_build_ends_in_bundles_and_a_table(built):
     assert sizes["pruned, ONNX int4"] < sizes["pruned, ONNX int8"] < sizes["full, ONNX fp32"]
     assert open_bundle(built / "pruned-int4").manifest.decoder.num_layers == 4
     assert (built / "report.md").read_text().count("\n|") == 10
+
+
+def test_a_build_for_llama_cpp(plan, tmp_path):
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    profile = tmp_path / "small.toml"
+    recipes = ["F16", "Q8_0", "Q4_K_M", "Q4_0"]
+    profile.write_text(
+        f'name = "small"\ndescription = "for a test"\nengines = ["gguf", "onnx"]\n'
+        f'recipe = "Q4_K_M"\nrecipes = {json.dumps(recipes)}\n'
+    )
+    whole = Build(replace(plan, target=str(profile)), tmp_path / "out")
+    assert whole.recipe == "Q4_0"  # the model's rows are too narrow for Q4_K_M
+    assert whole.recipes == ("F16", "Q8_0", "Q4_0")
+    assert "pruned, GGUF Q4_0" in whole._systems()
+    for artefact, what, step in whole._steps():
+        if what in ("exporting full as F16", "exporting full as Q4_0"):
+            step()
+            assert open_bundle(artefact).manifest.engines == ("gguf",)
 
 
 def test_a_build_that_heals_exports_what_was_healed(plan, tmp_path):
