@@ -1,6 +1,7 @@
-"""Re-quantise a float bundle without its model.
+"""Re-quantise a float bundle without its model, as one recipe or as the smallest that is good enough.
 
 `prunella quantize out/reference-fp32 --recipe int4 -o out/reference-int4`
+`prunella quantize out/reference-fp32 --auto --max-wer-increase 1.0 --speech DEV.jsonl -o out/reference-small`
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 from prunella.device_runtime.bundle import Bundle, open_bundle
+from prunella.device_runtime.errors import UsageError
+from prunella.evaluation.manifest import read_manifest
 from prunella.quantize.bundle_writer import requantize
 from prunella.quantize.gguf_recipes import GGUF_RECIPES
 from prunella.quantize.recipes import RECIPES
@@ -26,12 +29,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     summaries |= {name: recipe.summary for name, recipe in GGUF_RECIPES.items()}
     recipes = "; ".join(f"{name}: {summary}" for name, summary in summaries.items())
     parser.add_argument("bundle", type=Path, help="a float bundle")
-    parser.add_argument("--recipe", required=True, help=recipes)
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--recipe", help=recipes)
+    how.add_argument(
+        "--auto",
+        action="store_true",
+        help="the smallest recipe that keeps the WER, found by trying; resumable",
+    )
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the new bundle")
+    auto = parser.add_argument_group("with --auto")
+    auto.add_argument(
+        "--speech", type=Path, metavar="MANIFEST", help="JSONL of transcribed clips to decide on"
+    )
+    auto.add_argument(
+        "--max-wer-increase",
+        type=float,
+        default=1.0,
+        metavar="POINTS",
+        help="over the float bundle's WER (default: %(default)s)",
+    )
+    auto.add_argument(
+        "--recipes", metavar="A,B", help="only these (default: all that bundle and target can take)"
+    )
+    auto.add_argument("--limit", type=int, metavar="N", help="the first N clips of every source")
+    auto.add_argument("--max-seconds", type=float, metavar="S", help="only clips of at most S seconds")
+    auto.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the bundle's)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Entry of `prunella quantize`."""
-    bundle = quantize(args.bundle, args.recipe, args.out)
+    bundle = _auto(args) if args.auto else quantize(args.bundle, args.recipe, args.out)
     sys.stderr.write(f"{bundle.manifest.recipe}: {bundle.total_bytes / 1e6:.1f} MB\n")
     sys.stdout.write(f"{bundle.path}\n")
+
+
+def _auto(args: argparse.Namespace) -> Bundle:
+    from prunella.quantize.smallest import quantize_smallest
+
+    if args.speech is None:
+        raise UsageError("--auto decides on real speech: give --speech MANIFEST, JSONL of transcribed clips")
+    manifest = read_manifest(args.speech).select(max_seconds=args.max_seconds, limit=args.limit)
+    bundle, search = quantize_smallest(
+        open_bundle(args.bundle),
+        args.out,
+        manifest,
+        max_wer_increase=args.max_wer_increase / 100,
+        recipes=args.recipes.split(",") if args.recipes else (),
+        threads=args.threads,
+        progress=True,
+    )
+    sys.stderr.write(search.table() + "\n")
+    return bundle
