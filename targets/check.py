@@ -65,13 +65,13 @@ def _machine(target: TargetProfile, machine: Machine) -> Finding:
 def _onnx(target: TargetProfile) -> Iterator[Finding]:
     runtime = _import("onnxruntime")
     if runtime is None:
-        yield Finding("onnxruntime", False, f"not installed: {_install(target)}")
+        yield Finding("onnxruntime", False, "not installed")
         return
     yield Finding("onnxruntime", True, runtime.__version__)
     present = runtime.get_available_providers()
     for name in target.providers:
         here = name in present
-        detail = "built in" if here else f"not in this onnxruntime ({', '.join(present)}): {_install(target)}"
+        detail = "built in" if here else f"not in this onnxruntime ({', '.join(present)})"
         yield Finding(name, here, detail)
 
 
@@ -79,11 +79,11 @@ def _llama(target: TargetProfile) -> Iterator[Finding]:
     try:
         library = llama_library()
     except EngineError as error:
-        yield Finding("llama-cpp-python", False, f"{error}: {_install(target)}")
+        yield Finding("llama-cpp-python", False, str(error))
         return
     yield Finding("llama-cpp-python", True, library.__version__)
     for missing in missing_offload(library, target.llama):
-        yield Finding(missing.name, False, f"{missing.reason}: {_install(target)}")
+        yield Finding(missing.name, False, missing.reason)
     lacking = [
         key
         for key in target.llama
@@ -98,7 +98,3 @@ def _import(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError:
         return None
-
-
-def _install(target: TargetProfile) -> str:
-    return " && ".join(target.install) or "the target has no install lines"

@@ -106,7 +106,9 @@ def _detect(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     bundle = open_bundle(args.bundle, verify=False) if args.bundle else None
-    findings = check_target(load_target(args.name), read_machine(), bundle)
+    target = load_target(args.name)
+    findings = check_target(target, read_machine(), bundle)
+    lacks = any(finding.needed and not finding.ok for finding in findings)
     if args.json:
         sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
     else:
@@ -114,7 +116,9 @@ def _check(args: argparse.Namespace) -> int:
         for finding in findings:
             state = "ok" if finding.ok else "MISSING" if finding.needed else "absent"
             sys.stdout.write(f"{state:<7}  {finding.what:<{width}}  {finding.detail}\n")
-    return int(not all(finding.ok or not finding.needed for finding in findings))
+        if lacks:
+            sys.stdout.write("".join(f"$ {line}\n" for line in target.install))
+    return int(lacks)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
