@@ -31,6 +31,7 @@ from prunella.device_runtime.live_session import LiveSession
 from prunella.device_runtime.log_mel import SAMPLE_RATE
 from prunella.device_runtime.microphone import Microphone
 from prunella.device_runtime.pcm_stream import PcmFormat, PcmStream
+from prunella.device_runtime.providers import STRICT_HELP, require_all
 from prunella.device_runtime.transcribe import add_phrase_arguments, hold_to_phrases
 from prunella.device_runtime.transcriber import ENGINES, open_transcriber
 from prunella.device_runtime.turn_detector import TurnOptions
@@ -128,6 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", metavar="NAME", help=f"{' or '.join(ENGINES)} (default: the bundle's first)"
     )
+    parser.add_argument("--strict", action="store_true", help=STRICT_HELP)
     add_phrase_arguments(parser)
     parser.add_argument("--rate", type=int, default=SAMPLE_RATE, help="of raw PCM (default: %(default)s)")
     parser.add_argument("--channels", type=int, default=1, help="of raw PCM (default: %(default)s)")
@@ -141,6 +143,8 @@ def run(args: argparse.Namespace) -> int:
     turns = replace(turns, end_silence=args.end_silence, tail=min(turns.tail, args.end_silence))
     options = LiveOptions(turns, partial_interval=max(0.0, args.partial_interval))
     transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
+    if args.strict:
+        require_all(transcriber.engine)
     transcriber = hold_to_phrases(transcriber, args)
     warm_up(transcriber)
     printer = Printer(as_json=args.json)

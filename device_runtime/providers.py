@@ -14,6 +14,7 @@ from typing import Any
 from prunella.device_runtime.errors import EngineError
 
 CPU = "CPUExecutionProvider"
+STRICT_HELP = "stop where hardware that the bundle asks for cannot be used, instead of saying so"
 _LOG = logging.getLogger(__name__)
 # Paths in options may begin with ~; folders that ONNX Runtime writes into must exist.
 _FOLDERS = ("trt_engine_cache_path", "trt_timing_cache_path", "ModelCacheDirectory")

@@ -20,6 +20,7 @@ from typing import Any
 from prunella.device_runtime.decode_worker import Recognizer, warm_up
 from prunella.device_runtime.errors import EngineError, PrunellaError, UsageError
 from prunella.device_runtime.phrase_grammar import parse_phrases
+from prunella.device_runtime.providers import STRICT_HELP, require_all
 from prunella.device_runtime.servers.desk import Desk, Limits
 from prunella.device_runtime.transcribe import add_phrase_arguments, hold_to_phrases
 from prunella.device_runtime.transcriber import ENGINES, Transcriber, open_transcriber
@@ -215,6 +216,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", metavar="NAME", help=f"{' or '.join(ENGINES)} (default: the bundle's first)"
     )
+    parser.add_argument("--strict", action="store_true", help=STRICT_HELP)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -224,6 +226,8 @@ def run(args: argparse.Namespace) -> int:
     from prunella.device_runtime.servers.http_api import create_app
 
     transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
+    if args.strict:
+        require_all(transcriber.engine)
     desk = make_desk(
         transcriber,
         Path(args.bundle).resolve().name,

@@ -17,6 +17,7 @@ from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.errors import AudioError
 from prunella.device_runtime.phrase_grammar import read_phrases
 from prunella.device_runtime.phrases import MIN_SCORE
+from prunella.device_runtime.providers import STRICT_HELP, require_all
 from prunella.device_runtime.transcriber import ENGINES, Transcriber, open_transcriber
 from prunella.device_runtime.transcript import Transcript
 
@@ -90,10 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", metavar="NAME", help=f"{' or '.join(ENGINES)} (default: the bundle's first)"
     )
+    parser.add_argument("--strict", action="store_true", help=STRICT_HELP)
 
 
 def run(args: argparse.Namespace) -> int:
     transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
+    if args.strict:
+        require_all(transcriber.engine)
     if args.no_guards:
         transcriber.options = replace(transcriber.options, guards=False)
     transcriber = hold_to_phrases(transcriber, args)

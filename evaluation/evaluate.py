@@ -16,6 +16,7 @@ import tqdm
 
 from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.errors import AudioError
+from prunella.device_runtime.providers import STRICT_HELP, require_all
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.evaluation.records import ClipRecord, RecordsFile, clip_record
 from prunella.evaluation.report import (
@@ -126,6 +127,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="of bundles that have several (as BUNDLE@NAME; default: the bundle's first)",
     )
+    parser.add_argument("--strict", action="store_true", help=STRICT_HELP)
     parser.add_argument(
         "--records", type=Path, metavar="FILE", help="JSONL of every clip; an interrupted run goes on from it"
     )
@@ -161,6 +163,8 @@ def run(args: argparse.Namespace) -> int:
 def _evaluate_named(name: str, manifest: SpeechManifest, args: argparse.Namespace) -> EvaluationReport:
     # Opened here so that the first system's memory is free before the second one is loaded.
     opened = open_system(name, guards=not args.no_guards, threads=args.threads)
+    if args.strict:
+        require_all(getattr(opened.system, "engine", None))
     return evaluate(
         opened.system,
         manifest,
