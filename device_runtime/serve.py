@@ -13,6 +13,7 @@ import contextlib
 import ipaddress
 import os
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,9 @@ async def serve(
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:
             desk.closing = True
+            hurry = threading.Timer(_GRACE - 3, desk.stop.set)  # who still waits then gets a 503
+            hurry.daemon = True
+            hurry.start()
             super().handle_exit(sig, frame)
 
     config = uvicorn.Config(

@@ -93,7 +93,10 @@ class Desk:
     make_vad: Callable[[], SpeechDetector] = SileroVad
     with_phrases: Callable[[str], Recognizer] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
-    closing: bool = False
+    closing: bool = False  # take no more requests
+    stop: threading.Event = field(
+        default_factory=threading.Event
+    )  # and give up those that are being worked on
 
     def __post_init__(self) -> None:
         self._clients: Counter[str] = Counter()
@@ -180,6 +183,7 @@ class Desk:
 
         Raises:
             AudioError: longer than the limit.
+            BusyError: the server is being stopped and cannot wait.
             CancelledError: `gone` was set.
         """
         seconds = len(samples) / SAMPLE_RATE
@@ -198,9 +202,13 @@ class Desk:
                 steps = chosen.stream(samples[start:stop])
                 try:
                     while True:
-                        if gone.is_set():
+                        if gone.is_set() or self.stop.is_set():
                             steps.close()
-                            raise CancelledError("whoever asked has gone")
+                            if gone.is_set():
+                                raise CancelledError("whoever asked has gone")
+                            raise BusyError(
+                                "the server was shut down before this was done: ask again when it is back"
+                            )
                         text = next(steps)
                         if on_text:
                             on_text(number, text)

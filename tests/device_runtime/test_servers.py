@@ -286,6 +286,19 @@ def test_places_are_bounded_and_given_back(desk, recognizer, limits, status):
     assert post(client, content).status_code == 200
 
 
+def test_what_is_not_done_when_the_server_stops_is_told(desk, recognizer):
+    client = TestClient(create_app(desk), base_url="http://localhost")
+    recognizer.go.clear()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(post, client, wav(speech(1.0)))
+        while not recognizer.heard:
+            time.sleep(0.01)
+        desk.stop.set()
+        recognizer.go.set()
+        assert waiting.result().status_code == 503
+    assert recognizer.closed == 1
+
+
 def test_live_audio_comes_back_as_text(client, desk, recognizer):
     samples = speech(1.0, 2.0)
     upsampled = np.repeat(samples, 3)
