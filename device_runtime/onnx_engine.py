@@ -15,7 +15,7 @@ from prunella.device_runtime.engine import Float32
 from prunella.device_runtime.errors import BundleError, EngineError
 from prunella.device_runtime.likelihood import negative_log_likelihood
 from prunella.device_runtime.log_mel import log_mel, pad_to_stacks
-from prunella.device_runtime.providers import Missing, Provider, announce, open_session
+from prunella.device_runtime.providers import Missing, Provider, announce, for_decoder, open_session
 
 AUDIO_ENCODER = "onnx/audio_encoder.onnx"
 EMBED_TOKENS = "onnx/embed_tokens.onnx"
@@ -42,7 +42,7 @@ class OnnxEngine:
         # thread has a core, and costs half of them where other work wants that core; the encoder gains nothing.
         self._encoder = self._session(bundle.file(AUDIO_ENCODER), manifest.providers, spin=False)
         self._embedder = self._session(bundle.file(EMBED_TOKENS), (), threads=1, spin=False)
-        self._decoder = self._session(bundle.file(DECODER), manifest.providers, spin=True)
+        self._decoder = self._session(bundle.file(DECODER), for_decoder(manifest.providers), spin=True)
         self.missing = announce(self._missing)
         self._check_shapes(bundle.path)
 

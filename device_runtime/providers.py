@@ -14,6 +14,7 @@ from typing import Any
 from prunella.device_runtime.errors import EngineError
 
 CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
 STRICT_HELP = "stop where hardware that the bundle asks for cannot be used, instead of saying so"
 _LOG = logging.getLogger(__name__)
 # Paths in options may begin with ~; folders that ONNX Runtime writes into must exist.
@@ -85,6 +86,15 @@ def open_session(
         if provider.name not in active
     ]
     return session, tuple(missing)
+
+
+def for_decoder(providers: Sequence[Provider]) -> tuple[Provider, ...]:
+    """Those with kernels for the decoder's operators (GroupQueryAttention, MatMulNBits).
+
+    TensorRT and CoreML have none: they would take the graph apart, and a token would travel between two processors at
+    every layer. They are for the audio encoder.
+    """
+    return tuple(provider for provider in providers if provider.name in (CUDA, CPU))
 
 
 def announce(missing: Sequence[Missing]) -> tuple[Missing, ...]:

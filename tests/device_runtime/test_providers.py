@@ -14,6 +14,7 @@ from prunella.device_runtime.providers import (
     CPU,
     Provider,
     announce,
+    for_decoder,
     missing_offload,
     open_session,
     require_all,
@@ -85,6 +86,11 @@ def test_offload():
         {"n_gpu_layers": 3},
         {"offload_kqv": True},
     )
+
+
+def test_the_decoder_stays_where_its_operators_are():
+    chosen = for_decoder([Provider(TENSORRT), Provider(CUDA, {"device_id": 1}), Provider(CPU)])
+    assert chosen == (Provider(CUDA, {"device_id": 1}), Provider(CPU))
 
 
 def test_announced_once(caplog):
