@@ -100,8 +100,10 @@ def pack_reference(model: SpeechLLM, folder: str | Path, rank: int) -> Path:
         f"{name}.weight" for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)
     }
     linear.discard("lm_head.weight")
-    other = [name for name in before if name not in linear and not torch.equal(before[name], after[name])]
-    if before.keys() != after.keys() or other:
+    other = sorted(before.keys() ^ after.keys()) or [
+        name for name in before if name not in linear and not torch.equal(before[name], after[name])
+    ]
+    if other:
         raise CheckpointError(
             f"a LoRA over {SMOLLM2_135M.package} cannot hold the change of {other[:1] or 'its layers'}: "
             "train with --lora and without cutting layers"

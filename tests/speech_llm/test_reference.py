@@ -1,0 +1,56 @@
+"""The reference's own files: its prompt, and the small form that it is shipped in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from prunella.device_runtime.errors import CheckpointError
+from prunella.pruning.blocks import Block
+from prunella.pruning.prune import prune
+from prunella.speech_llm.load import load
+from prunella.speech_llm.reference import convert_reference, pack_reference
+from prunella.speech_llm.reference_prompt import INSTRUCTION, instruct_before_audio
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return instruct_before_audio(load("reference"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "<audio>",
+        f"{INSTRUCTION}\n<audio>",
+        [{"type": "text", "text": f"{INSTRUCTION}\n<audio>"}],
+    ],
+)
+def test_the_chat_template_renders_the_trained_prompt(reference, content):
+    text = reference.tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    prompt = reference.config.prompt
+    assert text == prompt.before_audio + "<audio>" + prompt.after_audio
+    assert prompt.before_audio.index(INSTRUCTION) > 0
+
+
+def test_packed_weights_make_the_same_model(reference, tmp_path):
+    pack_reference(reference, tmp_path / "weights", rank=48)
+    assert sum(path.stat().st_size for path in (tmp_path / "weights").iterdir()) < 60e6
+    again = convert_reference(tmp_path / "weights")
+    for name, tensor in reference.decoder.state_dict().items():
+        assert torch.allclose(again.decoder.state_dict()[name], tensor, atol=1e-3), name
+    assert again.prompt == reference.prompt
+    assert again.tokenizer.chat_template == reference.tokenizer.chat_template
+    tokens = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        before, after = (model.decoder(tokens).logits for model in (reference, again))
+    assert (before - after).abs().max() < 0.02 * before.std()
+
+
+def test_what_a_lora_cannot_hold_is_not_packed(reference, tmp_path):
+    pruned, _ = prune(reference, [Block(3, 4)])
+    with pytest.raises(CheckpointError, match="without cutting layers"):
+        pack_reference(pruned, tmp_path / "weights", rank=4)
+    assert not (tmp_path / "weights").exists()
