@@ -46,7 +46,7 @@ def render(
     body = summary(recognition, model=model, language=language, notes=notes)
     if form == "verbose_json":
         segments = [_segment(number, u) for number, u in enumerate(recognition.utterances)]
-        body = {"task": "transcribe", "duration": round(recognition.seconds, 3), **body, "segments": segments}
+        body = {"task": "transcribe", "duration": round(recognition.seconds, 5), **body, "segments": segments}
     return json.dumps(body, ensure_ascii=False)
 
 
@@ -82,8 +82,8 @@ def _segment(number: int, utterance: Utterance) -> dict[str, Any]:
     segment: dict[str, Any] = {
         "id": number,
         "seek": int(utterance.t0 * 100),
-        "start": round(utterance.t0, 3),
-        "end": round(utterance.t1, 3),
+        "start": round(utterance.t0, 5),  # to the sample
+        "end": round(utterance.t1, 5),
         "text": text,
         "tokens": list(utterance.transcript.tokens),
         "temperature": 0.0,
