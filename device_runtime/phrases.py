@@ -2,8 +2,9 @@
 
 The probability of a whole phrase, end included, is compared over all phrases, never token by token: a word that begins
 well is no reason to end in a phrase that was not said. A phrase is refused where the model itself finds it unlikely.
-On the dev clips of four sources the geometric mean of its tokens' probabilities told commands from other speech
-better than the distance to the free transcript did (`examples/phrases/measure.py`).
+The score is the geometric mean of the phrase's token probabilities. Tried on dev clips, it separated commands from other
+speech about as well as the distance to the free transcript (area under the curve 0.98 to 1.00 against 0.98 to 1.00), and
+needs no second decode. What it gives in use: `examples/phrases/measure.py`.
 """
 
 from __future__ import annotations
