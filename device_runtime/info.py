@@ -90,7 +90,7 @@ def _guards(bundle: Bundle) -> str:
         return "off"
     return (
         f"stop after {decode.repeat_times} times the same 1 to {decode.repeat_max_words} words; "
-        f"no text for audio below {decode.silence_dbfs:g} dBFS"
+        f"no text for audio below {decode.silence_dbfs:g} dBFS or without speech"
     )
 
 

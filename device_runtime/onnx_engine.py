@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunella.device_runtime.bundle import Bundle
+from prunella.device_runtime.cores import physical_cores
 from prunella.device_runtime.engine import Float32
 from prunella.device_runtime.errors import BundleError, EngineError
 from prunella.device_runtime.likelihood import negative_log_likelihood
@@ -222,22 +222,6 @@ class OnnxEngine:
                 f"{where}: the decoder's graph has (layers, hidden, kv heads, vocabulary) {found}, "
                 f"the manifest says {expected}: export the bundle again"
             )
-
-
-def physical_cores() -> int:
-    """Number of physical CPU cores this process may use; at least 1."""
-    try:
-        allowed = os.sched_getaffinity(0)
-    except AttributeError:  # not Linux
-        return max(1, (os.cpu_count() or 1) // 2)
-    cores = set()
-    for cpu in allowed:
-        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
-        try:
-            cores.add(((topology / "physical_package_id").read_text(), (topology / "core_id").read_text()))
-        except OSError:
-            return len(allowed)
-    return max(1, len(cores))
 
 
 def _import_onnxruntime() -> Any:

@@ -21,6 +21,7 @@ from prunella.device_runtime.greedy import GreedyDecoder
 from prunella.device_runtime.guards import RepeatStop, strip_template
 from prunella.device_runtime.phrase_grammar import Phrase
 from prunella.device_runtime.phrases import MIN_SCORE, PhraseMatch, PhraseTrie, find_phrase
+from prunella.device_runtime.speech_gate import SpeechGate, open_speech_gate
 from prunella.device_runtime.text_style import style_text
 from prunella.device_runtime.transcript import DecodeOptions, FinishReason, Segment, Timings, Transcript
 
@@ -36,6 +37,7 @@ class Transcriber:
         audio: how samples become audio tokens.
         prompt: whose end-of-sequence tokens end a transcript.
         options: limits and guards.
+        speech_gate: what tells speech from noise before anything is encoded; none: only silence is told.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Transcriber:
         audio: AudioSpec,
         prompt: PromptSpec,
         options: DecodeOptions | None = None,
+        speech_gate: SpeechGate | None = None,
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
@@ -52,6 +55,7 @@ class Transcriber:
         self.prompt = prompt
         self.options = options or DecodeOptions()
         self.phrases: PhraseTrie | None = None
+        self._speech_gate = speech_gate
         self._drafter = self._make_drafter() if self.options.draft else None
 
     def transcribe(self, samples: npt.ArrayLike, *, draft: Sequence[int] = ()) -> Transcript:
@@ -158,7 +162,7 @@ class Transcriber:
         text = ""
         passes = 0
         phrase: PhraseMatch | None = None
-        if not (options.guards and is_silent(samples, options.silence_dbfs)):
+        if not options.guards or self._worth_decoding(samples):
             embeddings = self.engine.encode(samples)
             audio_tokens = len(embeddings)
             encoded = time.perf_counter()
@@ -197,6 +201,17 @@ class Transcriber:
             ),
             passes=passes,
             phrase=phrase,
+        )
+
+    def _worth_decoding(self, samples: Float32) -> bool:
+        """Neither silence nor, where a gate is there, something else than speech."""
+        if is_silent(samples, self.options.silence_dbfs):
+            return False
+        probability = self.options.speech_probability
+        return (
+            self._speech_gate is None
+            or probability <= 0
+            or self._speech_gate.hears_speech(samples, probability)
         )
 
     def _draft(self, embeddings: Float32, draft: Sequence[int]) -> Draft | None:
@@ -278,7 +293,9 @@ def open_transcriber(
     except Exception as error:  # tokenizers raises nothing more specific
         raise BundleError(f"{tokenizer_file} cannot be read ({error}): export the bundle again") from error
     chosen = _open_engine(bundle, engine or usable[0], threads)
-    return Transcriber(chosen, tokenizer, manifest.audio, manifest.prompt, options or manifest.decode)
+    return Transcriber(
+        chosen, tokenizer, manifest.audio, manifest.prompt, options or manifest.decode, open_speech_gate()
+    )
 
 
 def _open_engine(bundle: Bundle, name: str, threads: int | None) -> Engine:

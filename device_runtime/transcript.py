@@ -17,11 +17,14 @@ class DecodeOptions:
 
     max_tokens_per_second: float = 10.0  # cap: audio seconds * this + extra_tokens
     extra_tokens: int = 10
-    guards: bool = True  # repeat stop and silence gate; the token cap always holds
+    guards: bool = True  # repeat stop, silence and speech gate; the token cap always holds
     repeat_max_words: int = 48  # longest loop the repeat stop sees, in words
     repeat_times: int = 3  # a loop said this many times in a row is cut down to one
     repeat_min_words: int = 6  # and so many words in all: "no no no" is ordinary speech
     silence_dbfs: float = -60.0  # audio whose loudest 30 ms frame is below this gives no text
+    speech_probability: float = (
+        0.3  # audio in which no 32 ms are speech with this gives no text; 0: all audio does
+    )
     draft: bool = (
         True  # verify several guessed tokens in one pass (device_runtime/draft.py): the same text, sooner
     )

@@ -93,11 +93,17 @@ def model_features(model: SpeechLLM, samples: np.ndarray) -> torch.Tensor:
 
 def model_transcriber(model: SpeechLLM, options: DecodeOptions | None = None) -> Transcriber:
     """A transcriber around a model in memory."""
+    from prunella.device_runtime.speech_gate import open_speech_gate
     from prunella.device_runtime.transcriber import Transcriber
 
     tokenizer: Tokenizer = model.tokenizer.backend_tokenizer
     return Transcriber(
-        TorchEngine(model), tokenizer, model.config.audio, model.prompt, options or model.config.decode
+        TorchEngine(model),
+        tokenizer,
+        model.config.audio,
+        model.prompt,
+        options or model.config.decode,
+        open_speech_gate(),
     )
 
 

@@ -25,7 +25,7 @@ from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConf
 from prunella.speech_llm.model import SpeechLLM
 
 REFERENCE_WEIGHTS = Path(__file__).parent / "reference"
-_RECIPE = 5  # raise when the conversion below changes, so that caches made by the old one are not used
+_RECIPE = 6  # raise when the conversion below changes, so that caches made by the old one are not used
 
 
 def reference_folder() -> Path:

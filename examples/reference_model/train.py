@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--ship-rank", type=int, default=48)
     parser.add_argument("--learning-rate", type=float, default=4e-4)
+    parser.add_argument("--ctc-weight", type=float, default=0.05)
     parser.add_argument("--dev-minutes", type=float, default=15.0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -49,7 +50,7 @@ def main() -> int:
         rank=args.rank,
         decoder_lr=args.learning_rate,
         projector_lr=args.learning_rate,
-        ctc_weight=0.3,
+        ctc_weight=args.ctc_weight,
         batch_positions=3_072,
         micro_positions=1_024,
         warmup=0.03,

@@ -1,0 +1,50 @@
+"""Noise is told from speech before anything is encoded."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.speech_gate import SpeechGate
+from prunella.device_runtime.transcriber import Transcriber
+from prunella.device_runtime.transcript import DecodeOptions
+
+CLIPS = sorted((Path(__file__).parents[2] / "examples" / "clips" / "evaluation").iterdir())
+
+
+@pytest.fixture(scope="module")
+def gate() -> SpeechGate:
+    return SpeechGate()
+
+
+@pytest.mark.parametrize("clip", CLIPS, ids=lambda path: path.stem)
+def test_speech_is_heard(gate, clip):
+    samples = load_audio(clip)
+    assert gate.hears_speech(samples, 0.3)
+    assert gate.hears_speech(np.pad(samples, (40_000, 40_000)), 0.3)
+
+
+@pytest.mark.parametrize("level", [0.003, 0.03, 0.3])
+def test_noise_is_not(gate, level):
+    rng = np.random.default_rng(0)
+    white = rng.normal(size=80_000).astype(np.float32)
+    brown = np.cumsum(white)
+    for noise in (white, brown / np.abs(brown).max(), np.sin(np.arange(80_000) * 0.05)):
+        assert not gate.hears_speech((noise * level).astype(np.float32), 0.3)
+
+
+def test_what_is_not_speech_is_never_encoded(scripted, gate):
+    noise = np.random.default_rng(0).normal(size=32_000).astype(np.float32) * 0.05
+    plain = scripted("hello", "hello", "hello")
+    said = {}
+    for name, options in (
+        ("guarded", DecodeOptions()),
+        ("unguarded", DecodeOptions(guards=False)),
+        ("ungated", DecodeOptions(speech_probability=0)),
+    ):
+        gated = Transcriber(plain.engine, plain.tokenizer, plain.audio, plain.prompt, options, gate)
+        said[name] = gated.transcribe(noise)
+    assert said["guarded"].text == "" and said["guarded"].finish_reason == "silence"
+    assert said["unguarded"].text == said["ungated"].text == "hello"
+    assert len(plain.engine.heard) == 2
