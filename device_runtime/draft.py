@@ -20,12 +20,8 @@ from prunella.device_runtime.engine import Float32
 
 VOCABULARY = 8_192  # candidates; byte-pair tokens come in the order of their frequency, so the first are the likely ones
 _SPOKEN = {"lower": re.compile(r" ?[a-z']+"), "as-is": re.compile(r" ?[A-Za-z']+[.,?!]?|[.,?!]")}
-# Fitted on training clips of the reference, 75 of four sources: a nearest token of cosine 0.5 was the next one said in
-# 58 of 100 cases, one of 0.7 in 88, one of 0.4 in 16.
-_NEAR = 0.45
-_SURE = 0.75
-_NEVER = 0.35
-_MOST = 0.95
+_MOST = 0.95  # nothing is surer than this
+_LEAST = 0.25  # what is less likely is not even kept as a guess
 _WORTH = 0.35  # a guess is verified where the whole chain up to it is at least so likely
 _RETRY = 0.75  # a guess that was wrong for one token may be right for the next, but less likely
 _FAILURES = 4  # after which it is given up
@@ -93,9 +89,12 @@ class AudioDrafter:
     Args:
         ids: candidate tokens (`spoken_tokens`).
         rows: (len(ids), hidden) their embeddings.
+        never, sure: cosines of a nearest token at which it is never, and as good as always, what was said. They depend on
+            how the projector was trained: `examples/reference_model/draft_cosines.py` measures them.
     """
 
-    def __init__(self, ids: Sequence[int], rows: Float32) -> None:
+    def __init__(self, ids: Sequence[int], rows: Float32, never: float = 0.35, sure: float = 0.75) -> None:
+        self._never, self._sure = never, sure
         self._ids = np.asarray(ids, np.int64)
         self._columns = np.ascontiguousarray(_unit(rows).T)
 
@@ -108,10 +107,13 @@ class AudioDrafter:
         guesses: list[Guess] = []
         # CTC: the same token at neighbouring positions was said once.
         for run in np.split(np.arange(len(best)), np.flatnonzero(np.diff(best)) + 1):
-            cosine = float(cosines[run].max(initial=0.0))
-            if cosine >= _NEAR:
-                guesses.append(Guess(int(self._ids[best[run[0]]]), _likely(cosine)))
+            likely = self._likely(float(cosines[run].max(initial=0.0)))
+            if likely >= _LEAST:
+                guesses.append(Guess(int(self._ids[best[run[0]]]), likely))
         return Draft(guesses)
+
+    def _likely(self, cosine: float) -> float:
+        return min(_MOST, (cosine - self._never) / (self._sure - self._never))
 
 
 def spoken_tokens(tokenizer: Tokenizer, style: str, most: int = VOCABULARY) -> list[int]:
@@ -125,10 +127,6 @@ def spoken_tokens(tokenizer: Tokenizer, style: str, most: int = VOCABULARY) -> l
             if len(found) == most:
                 break
     return found
-
-
-def _likely(cosine: float) -> float:
-    return min(_MOST, max(0.0, (cosine - _NEVER) / (_SURE - _NEVER)))
 
 
 def _unit(rows: npt.NDArray[np.float32]) -> Float32:

@@ -225,7 +225,9 @@ class Transcriber:
             return None
         ids = spoken_tokens(self.tokenizer, self.prompt.text_style)
         rows = self.engine.token_embeddings(ids)
-        return AudioDrafter(ids, rows) if ids and rows is not None else None
+        if not ids or rows is None:
+            return None
+        return AudioDrafter(ids, rows, self.options.draft_never, self.options.draft_sure)
 
     def _decode(
         self, decoder: GreedyDecoder, cap: int, guard: RepeatStop, tokens: list[int]

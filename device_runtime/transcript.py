@@ -22,12 +22,10 @@ class DecodeOptions:
     repeat_times: int = 3  # a loop said this many times in a row is cut down to one
     repeat_min_words: int = 6  # and so many words in all: "no no no" is ordinary speech
     silence_dbfs: float = -60.0  # audio whose loudest 30 ms frame is below this gives no text
-    speech_probability: float = (
-        0.3  # audio in which no 32 ms are speech with this gives no text; 0: all audio does
-    )
-    draft: bool = (
-        True  # verify several guessed tokens in one pass (device_runtime/draft.py): the same text, sooner
-    )
+    speech_probability: float = 0.3  # audio without 32 ms that are speech with this gives no text; 0: no gate
+    draft: bool = True  # verify several guessed tokens in one pass (device_runtime/draft.py)
+    draft_never: float = 0.35  # cosine of audio and its nearest token at which that is never what was said
+    draft_sure: float = 0.75  # and at which it nearly always is
 
     def token_cap(self, seconds: float) -> int:
         """Most tokens that `seconds` of audio may become."""

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from prunella.device_runtime.errors import CheckpointError
 from prunella.device_runtime.files import sha256, whole_directory, write_json
+from prunella.device_runtime.transcript import DecodeOptions
 from prunella.device_runtime.wheels import SMOLLM2_135M, cache_folder
 from prunella.speech_llm.checkpoint import is_checkpoint, load_weights, save_checkpoint
 from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
@@ -67,6 +68,7 @@ def convert_reference(weights: Path) -> SpeechLLM:
         sampling_rate=facts["sampling_rate"],
         text_style="lower",
         extra_padding=1_600,
+        decode=DecodeOptions(**facts.get("decode", {})),
         provenance={
             "base_model": "reference",
             "decoder_base": facts["decoder_base"],
@@ -149,6 +151,7 @@ def _facts(model: SpeechLLM) -> dict[str, Any]:
         "eos_token": prompt.eos_token,
         "chat_template": model.tokenizer.chat_template,
         "sampling_rate": config.sampling_rate,
+        "decode": {key: getattr(config.decode, key) for key in ("draft_never", "draft_sure")},
         "training": config.provenance.get("healing", []),
     }
 
