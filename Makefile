@@ -14,10 +14,10 @@ demo: $(VENV)/installed
 	@echo; echo "prunella transcribe out/demo/pruned-int4 examples/clips/evaluation/librivox_0880.flac"
 	@$(BIN)/prunella transcribe out/demo/pruned-int4 examples/clips/evaluation/librivox_0880.flac
 
-test: $(VENV)/installed .venv-device/installed lint
+test: $(VENV)/installed-dev .venv-device/installed lint
 	PRUNELLA_DEVICE_PYTHON=$(CURDIR)/.venv-device/bin/python $(BIN)/python -m pytest
 
-lint: $(VENV)/installed
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@mkdir -p build/typecheck && ln -sfn ../.. build/typecheck/prunella
@@ -34,8 +34,13 @@ soak: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(PIP_FLAGS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(BIN)/pip install $(PIP_FLAGS) -e '.[dev]'
+	$(BIN)/pip install $(PIP_FLAGS) -e '.[build,baseline]'
 	$(BIN)/prunella models fetch
+	@touch $@
+
+# llama-cpp-python among them, which is built from source: some minutes.
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/pip install $(PIP_FLAGS) -e '.[dev]'
 	@touch $@
 
 # What a device has: the runtime and one engine, no torch. A test runs `prunella transcribe` in it.
