@@ -91,10 +91,18 @@ class AudioDrafter:
         rows: (len(ids), hidden) their embeddings.
         never, sure: cosines of a nearest token at which it is never, and as good as always, what was said. They depend on
             how the projector was trained: `examples/reference_model/draft_cosines.py` measures them.
+        blank: token that audio without a token of its own is nearest to (CTC's blank is close to it); -1: none.
     """
 
-    def __init__(self, ids: Sequence[int], rows: Float32, never: float = 0.35, sure: float = 0.75) -> None:
-        self._never, self._sure = never, sure
+    def __init__(
+        self,
+        ids: Sequence[int],
+        rows: Float32,
+        never: float = 0.35,
+        sure: float = 0.75,
+        blank: int = -1,
+    ) -> None:
+        self._never, self._sure, self._blank = never, sure, blank
         self._ids = np.asarray(ids, np.int64)
         self._columns = np.ascontiguousarray(_unit(rows).T)
 
@@ -107,9 +115,10 @@ class AudioDrafter:
         guesses: list[Guess] = []
         # CTC: the same token at neighbouring positions was said once.
         for run in np.split(np.arange(len(best)), np.flatnonzero(np.diff(best)) + 1):
+            token = int(self._ids[best[run[0]]]) if len(run) else self._blank
             likely = self._likely(float(cosines[run].max(initial=0.0)))
-            if likely >= _LEAST:
-                guesses.append(Guess(int(self._ids[best[run[0]]]), likely))
+            if token != self._blank and likely >= _LEAST:
+                guesses.append(Guess(token, likely))
         return Draft(guesses)
 
     def _likely(self, cosine: float) -> float:

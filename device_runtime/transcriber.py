@@ -227,7 +227,8 @@ class Transcriber:
         rows = self.engine.token_embeddings(ids)
         if not ids or rows is None:
             return None
-        return AudioDrafter(ids, rows, self.options.draft_never, self.options.draft_sure)
+        options = self.options
+        return AudioDrafter(ids, rows, options.draft_never, options.draft_sure, options.draft_blank)
 
     def _decode(
         self, decoder: GreedyDecoder, cap: int, guard: RepeatStop, tokens: list[int]

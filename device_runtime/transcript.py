@@ -26,6 +26,7 @@ class DecodeOptions:
     draft: bool = True  # verify several guessed tokens in one pass (device_runtime/draft.py)
     draft_never: float = 0.35  # cosine of audio and its nearest token at which that is never what was said
     draft_sure: float = 0.75  # and at which it nearly always is
+    draft_blank: int = -1  # token that audio without a token of its own is nearest to
 
     def token_cap(self, seconds: float) -> int:
         """Most tokens that `seconds` of audio may become."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 from prunella.device_runtime.errors import EngineError, UsageError
 from prunella.healing.plan import HealingPlan
+from prunella.healing.quantization_aware import RoundedWeights
 from prunella.pruning.blocks import Block
 from prunella.speech_llm.model import SpeechLLM, decoder_layers
 
@@ -107,6 +109,19 @@ class TrainableDecoder:
             elif precision == "bf16" and not parameter.requires_grad and parameter.dtype == torch.float32:
                 self._originals[parameter] = parameter.data
                 parameter.data = parameter.data.to(torch.bfloat16)
+
+        self.rounded: RoundedWeights | None = None
+        if plan.rounding:
+            self.rounded = RoundedWeights(self._roundable(), plan.rounding)
+
+    def _roundable(self) -> Iterator[tuple[nn.Parameter, torch.Tensor, Callable[[], torch.Tensor]]]:
+        for module in self._tuned().values():
+            weight = module.get_base_layer().weight
+            exact = self._originals.get(weight)
+            if exact is None:
+                exact = self._originals[weight] = weight.data
+                weight.data = weight.data.clone()
+            yield weight, exact, partial(module.get_delta_weight, _ADAPTER)
 
     def merge(self) -> None:
         """Fold the LoRA into the original weights; the decoder is then what it was, with other numbers."""

@@ -125,7 +125,16 @@ def heal(
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     try:
         trainer = Trainer(
-            accelerator, learner, plan, store, dev_set, state, work, progress=progress, on_step=on_step
+            accelerator,
+            learner,
+            plan,
+            store,
+            dev_set,
+            state,
+            work,
+            progress=progress,
+            on_step=on_step,
+            rounded=decoder.rounded if decoder is not None else None,
         )
         state = trainer.run()
     finally:
@@ -257,6 +266,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=(0, 4),
         default=0,
         help="4: QLoRA, where bitsandbytes supports the device",
+    )
+    add(
+        "--rounding",
+        type=int,
+        default=0,
+        metavar="BLOCK",
+        help="train with 4-bit weights in blocks of so many inputs, for the int4 recipes (32)",
     )
     add("--gradient-checkpointing", action="store_true", help="less memory, a third more work")
     add(

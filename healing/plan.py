@@ -76,6 +76,8 @@ class HealingPlan:
     )
     kl_weight: float = 0.5  # share of the teacher's distribution in the loss, when there is a teacher
     hidden_weight: float = 0.0  # of the distance to the teacher's hidden states behind what was cut
+    rounding: int = 0  # train with 4-bit weights that share a scale in blocks of so many; 0: as they are
+    rounding_steps: int = 10  # after which they are rounded anew
     steps: int | None = None
     epochs: float | None = None
     minutes: float | None = None
@@ -122,6 +124,10 @@ class HealingPlan:
         for name in ("ctc_weight", "hidden_weight"):
             weight = getattr(self, name)
             _check(weight >= 0, f"{name} {weight} is negative: give 0 or more")
+        _check(
+            not self.rounding or (self.rank > 0 and not self.base_bits),
+            "--rounding needs a LoRA over whole weights: give --rank, and leave out --base-bits",
+        )
         _check(self.augmentation.variants >= 1, "there must be at least one variant of each clip")
 
     @property

@@ -21,6 +21,7 @@ from prunella.healing.features import FeatureStore
 from prunella.healing.feeder import Feeder, Step
 from prunella.healing.learner import Learner
 from prunella.healing.plan import HealingError, HealingPlan
+from prunella.healing.quantization_aware import RoundedWeights
 from prunella.healing.run_state import (
     BEST,
     LAST,
@@ -57,6 +58,7 @@ class Trainer:
         work: folder of its checkpoints; None keeps none.
         progress: a bar on stderr.
         on_step: called with the number and the loss of every step.
+        rounded: frozen weights that are kept rounded.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class Trainer:
         *,
         progress: bool = False,
         on_step: Callable[[int, float], None] | None = None,
+        rounded: RoundedWeights | None = None,
     ) -> None:
+        self._rounded = rounded
         self.accelerator, self.plan = accelerator, plan
         self.dev, self.state, self.work, self.progress = dev, state, work, progress
         self.losses: list[float] = []
@@ -108,6 +112,7 @@ class Trainer:
             steps = self.feeder.steps(state.epoch, state.step_in_epoch, reader)
             while not state.finished and (done := self._agree(self._done(total))) < 1.0:
                 self._set_rates(done)
+                self._round(again=not self.losses)
                 self.losses.append(self._step(next(steps)))
                 self._on_step(self.state.step, self.losses[-1])
                 if self.accelerator.is_main_process:
@@ -119,6 +124,11 @@ class Trainer:
         if self.work is not None and (self.work / BEST).is_dir():
             restore(self.wrapped, None, self.work / BEST)
         return state
+
+    def _round(self, *, again: bool) -> None:
+        """At the same steps whether or not the run was stopped in between, and once more when it goes on."""
+        if self._rounded is not None and (again or self.state.step % self.plan.rounding_steps == 0):
+            self._rounded.refresh()
 
     def _step(self, step: Step) -> float:
         accelerator, state = self.accelerator, self.state

@@ -41,6 +41,7 @@ def reference_folder() -> Path:
     return folder
 
 
+_DRAFT = ("draft_never", "draft_sure", "draft_blank")
 _PARTS = (
     "reference.json",
     "adapter_config.json",
@@ -151,7 +152,7 @@ def _facts(model: SpeechLLM) -> dict[str, Any]:
         "eos_token": prompt.eos_token,
         "chat_template": model.tokenizer.chat_template,
         "sampling_rate": config.sampling_rate,
-        "decode": {key: getattr(config.decode, key) for key in ("draft_never", "draft_sure")},
+        "decode": {key: getattr(config.decode, key) for key in _DRAFT},
         "training": config.provenance.get("healing", []),
     }
 

@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     transcriber = open_transcriber(args.bundle, threads=args.threads)
-    cosines, hits = [], []
+    cosines, hits, names = [], [], []
     for one in read_manifest(args.speech).at_most(15).sample(args.clips).utterances:
         samples = load_audio(one.audio)
         said = list(transcriber.transcribe(samples).tokens)
@@ -53,7 +53,12 @@ def main() -> int:
             hit[match.a : match.a + match.size] = 1
         cosines += near
         hits += hit.tolist()
-    place, right = np.array(cosines), np.array(hits)
+        names += tokens
+    place, right, named = np.array(cosines), np.array(hits), np.array(names)
+    # The token of blank audio: the most frequent of those that are never said.
+    often = sorted(set(names), key=names.count, reverse=True)[:20]
+    blank = next((token for token in often if right[named == token].mean() < 0.02), -1)
+    place, right = place[named != blank], right[named != blank]
     rows = []
     for low in np.arange(0.2, 0.9, STEP):
         inside = (place >= low) & (place < low + STEP)
@@ -66,6 +71,7 @@ def main() -> int:
     result = {
         "draft_never": round(-offset / slope, 3),
         "draft_sure": round((1 - offset) / slope, 3),
+        "draft_blank": int(blank),
         "shares": rows,
     }
     sys.stdout.write(json.dumps(result) + "\n")

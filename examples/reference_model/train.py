@@ -38,10 +38,11 @@ def main() -> int:
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--ship-rank", type=int, default=48)
+    parser.add_argument("--ship-rank", type=int, default=56)
     parser.add_argument("--learning-rate", type=float, default=4e-4)
     parser.add_argument("--ctc-weight", type=float, default=0.05)
     parser.add_argument("--dev-minutes", type=float, default=15.0)
+    parser.add_argument("--rounding", type=int, default=0, help="train with 4-bit weights in such blocks")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -51,6 +52,7 @@ def main() -> int:
         decoder_lr=args.learning_rate,
         projector_lr=args.learning_rate,
         ctc_weight=args.ctc_weight,
+        rounding=args.rounding,
         batch_positions=3_072,
         micro_positions=1_024,
         warmup=0.03,

@@ -63,7 +63,8 @@ def test_dev_texts_are_the_transcribers(manifest, make_model):
     learner = Learner(model, PLAN).eval()
     store = FeatureStore(model, tokenise(model, clips, ctc=False), PLAIN, 0, encode=True)
     texts = DevSet(model, store, 400).transcribe(learner, inputs_of(model, clips))
-    transcriber = model_transcriber(model)
+    # Tones are not speech, but these models hear words in them.
+    transcriber = model_transcriber(model, replace(model.config.decode, speech_probability=0.0))
     expected = [transcriber.transcribe(clip.read()).text for clip in clips]
     assert any(expected)
     assert texts == expected
