@@ -41,7 +41,7 @@ def reference_folder() -> Path:
     return folder
 
 
-_DRAFT = ("draft_never", "draft_sure", "draft_blank")
+_DRAFT = ("draft", "draft_never", "draft_sure", "draft_blank")
 _PARTS = (
     "reference.json",
     "adapter_config.json",

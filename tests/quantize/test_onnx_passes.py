@@ -67,13 +67,13 @@ def test_only_what_was_chosen_changes(two_products):
     assert quantize_matmuls(model, WeightFormat("float"), lambda node: True) == 0
 
 
-def test_int4_is_symmetric_level_4_in_blocks_of_16(two_products):
+def test_int4_is_symmetric_level_4_in_blocks_of_32(two_products):
     model, _ = two_products
     quantize_matmuls(model, RECIPES["int4"].decoder, lambda node: True)
     for node in model.graph.node:
         attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         assert len(node.input) == 3  # no zero points
-        assert (attributes["bits"], attributes["block_size"], attributes["accuracy_level"]) == (4, 16, 4)
+        assert (attributes["bits"], attributes["block_size"], attributes["accuracy_level"]) == (4, 32, 4)
 
 
 @pytest.mark.parametrize(("bits", "block"), [(4, 32), (8, 32), (8, 128)])

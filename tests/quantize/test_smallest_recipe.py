@@ -22,7 +22,7 @@ from prunella.quantize.bundle_writer import seal_bundle
 from prunella.quantize.smallest import KEY, candidate_recipes, quantize_smallest
 
 # recipe: (bytes of its one large file, wrong words of every eight)
-RECIPES = {"int4-fast": (1_000, 3), "int4": (3_000, 1), "int8": (2_000, 2), "Q4_0": (4_000, 0)}
+RECIPES = {"int4-mixed": (1_000, 3), "int4": (3_000, 1), "int8": (2_000, 2), "Q4_0": (4_000, 0)}
 
 
 @dataclass
@@ -99,16 +99,16 @@ def test_the_smallest_that_passes(float_bundle, noise_manifest, written, calls, 
     found, table = search(float_bundle, noise_manifest, tmp_path / "out", 9)
     assert found.manifest.recipe == "int8"
     assert [(a.recipe, a.verdict) for a in table.attempts] == [
-        ("int4-fast", "too many errors"),
+        ("int4-mixed", "too many errors"),
         ("int8", "kept"),
         ("int4", "larger than needed"),
         ("Q4_0", "larger than needed"),
     ]
     assert table.attempts[0].increase == pytest.approx(3 / 24)
-    assert set(calls) == {"fp32+F16", "int4-fast", "int8"}  # larger ones are not measured
+    assert set(calls) == {"fp32+F16", "int4-mixed", "int8"}  # larger ones are not measured
     kept = open_bundle(tmp_path / "out").manifest.provenance
     assert kept["base_model"] == "tiny"
-    assert [row["recipe"] for row in kept[KEY]["attempts"]] == ["int4-fast", "int8", "int4", "Q4_0"]
+    assert [row["recipe"] for row in kept[KEY]["attempts"]] == ["int4-mixed", "int8", "int4", "Q4_0"]
     assert kept[KEY]["max_wer_increase"] == 0.09
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fp32", "out"]
 
@@ -117,14 +117,14 @@ def test_none_that_passes_then_a_weaker_demand_without_new_work(
     float_bundle, noise_manifest, written, calls, tmp_path
 ):
     with pytest.raises(ExportError, match=r"no recipe stays within 4 points .* nearest is int4 with \+4\.2"):
-        search(float_bundle, noise_manifest, tmp_path / "out", 4, ("int4-fast", "int4", "int8"))
+        search(float_bundle, noise_manifest, tmp_path / "out", 4, ("int4-mixed", "int4", "int8"))
     assert not (tmp_path / "out").exists()
     heard = {name: len(of) for name, of in calls.items()}
     assert set(heard.values()) == {8}
-    found, _ = search(float_bundle, noise_manifest, tmp_path / "out", 5, ("int4-fast", "int4", "int8"))
+    found, _ = search(float_bundle, noise_manifest, tmp_path / "out", 5, ("int4-mixed", "int4", "int8"))
     assert found.manifest.recipe == "int4"
     assert {name: len(of) for name, of in calls.items()} == heard
-    assert written == ["int4-fast", "int4", "int8"]
+    assert written == ["int4-mixed", "int4", "int8"]
 
 
 def test_a_damaged_candidate_is_written_again(float_bundle, noise_manifest, written, tmp_path):
@@ -159,11 +159,11 @@ def test_candidates_are_those_of_engines_and_target(float_bundle):
     assert {"int4", "int8", "Q4_0", "Q8_0"} <= set(both)
     assert not {"fp32", "F16", "F32"} & set(both)
     onnx = replace(float_bundle, manifest=replace(float_bundle.manifest, engines=("onnx",)))
-    assert candidate_recipes(onnx) == ("int8", "int4", "int4-fast")
+    assert candidate_recipes(onnx) == ("int8", "int4", "int4-mixed")
     apple = replace(float_bundle, manifest=replace(onnx.manifest, target="apple-silicon"))
     assert candidate_recipes(apple) == ("int8", "int4")
     unknown = replace(float_bundle, manifest=replace(onnx.manifest, target="my-board"))
-    assert candidate_recipes(unknown) == ("int8", "int4", "int4-fast")
+    assert candidate_recipes(unknown) == ("int8", "int4", "int4-mixed")
 
 
 def test_bad_demands(float_bundle, noise_manifest, written, tmp_path):
@@ -181,7 +181,7 @@ def test_the_verb(small_speech_llm, noise_manifest, tmp_path, capsys):
     line = ["quantize", str(tmp_path / "fp32"), "--auto", "-o", str(tmp_path / "out")]
     assert main(line) == 2
     assert "give --speech MANIFEST" in capsys.readouterr().err
-    line += ["--speech", str(noise_manifest), "--limit", "2", "--recipes", "int8,int4-fast"]
+    line += ["--speech", str(noise_manifest), "--limit", "2", "--recipes", "int8,int4-mixed"]
     assert main([*line, "--max-wer-increase", "10000", "--threads", "1"]) == 0
     captured = capsys.readouterr()
     assert captured.out == f"{tmp_path / 'out'}\n"
