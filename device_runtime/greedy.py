@@ -2,7 +2,8 @@
 
 On a device a pass costs the reading of the weights, nearly the same for one token as for six. So the likely next tokens
 (`draft.py`) are appended together, and as many as the decoder itself would have said are kept (speculative decoding,
-Leviathan et al. 2023, arXiv 2211.17192, with greedy acceptance).
+Leviathan et al. 2023, arXiv 2211.17192, with greedy acceptance). In float the tokens are those of plain decoding; where
+activations are rounded to 8 bits a pass over several tokens rounds differently, and a near tie may fall the other way.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Transcriber:
         Args:
             samples: the recording.
             draft: tokens believed to be said, such as an earlier transcript of the beginning: verified in one pass
-                instead of decoded one by one. They never change the text.
+                instead of decoded one by one; see `greedy.py` for when the text stays the same.
 
         Raises:
             AudioError: empty, NaN or infinite samples, or another shape.
