@@ -51,6 +51,7 @@ class Draft:
         self._longest = longest
         self._look_ahead = look_ahead
         self._place = 0
+        self._floor = 0  # guesses from here to the place were jumped over, perhaps wrongly
         self._failures = 0
 
     def next(self) -> list[int]:
@@ -65,9 +66,12 @@ class Draft:
         return chain
 
     def said(self, token: int) -> None:
-        """The decoder said `token`: go on behind it, where it is among the next guesses."""
-        for place in range(self._place, min(self._place + self._look_ahead, len(self._guesses))):
+        """The decoder said `token`: go on behind it, where it is among the next guesses, or those last jumped over."""
+        ahead = range(self._place, min(self._place + self._look_ahead, len(self._guesses)))
+        for place in (*ahead[:1], *range(self._floor, self._place), *ahead[1:]):
             if self._guesses[place].token == token:
+                # A word that comes twice makes a jump too far: until the next token agrees, the way back stays open.
+                self._floor = self._place if place > self._place else place + 1
                 self._place, self._failures = place + 1, 0
                 return
 
