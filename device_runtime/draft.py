@@ -68,7 +68,7 @@ class Draft:
     def said(self, token: int) -> None:
         """The decoder said `token`: go on behind it, where it is among the next guesses, or those last jumped over."""
         ahead = range(self._place, min(self._place + self._look_ahead, len(self._guesses)))
-        for place in (*ahead[:1], *range(self._floor, self._place), *ahead[1:]):
+        for place in (*ahead[:1], *range(self._floor, min(self._place, len(self._guesses))), *ahead[1:]):
             if self._guesses[place].token == token:
                 # A word that comes twice makes a jump too far: until the next token agrees, the way back stays open.
                 self._floor = self._place if place > self._place else place + 1
