@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from prunella.device_runtime.bundle import Bundle
-from prunella.device_runtime.engine import Float32
+from prunella.device_runtime.engine import GGUF_TIE, Float32
 from prunella.device_runtime.errors import BundleError, EngineError
 from prunella.device_runtime.gguf_embeddings import open_token_embeddings
 from prunella.device_runtime.likelihood import negative_log_likelihood
@@ -46,6 +46,7 @@ class GgufEngine:
         manifest = bundle.manifest
         spec, audio = manifest.decoder, manifest.audio
         self.name = name
+        self.tie = GGUF_TIE
         self.threads = threads
         self._encoder = encoder
         self._prompt = manifest.prompt

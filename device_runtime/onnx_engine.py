@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from prunella.device_runtime.bundle import Bundle
 from prunella.device_runtime.cores import physical_cores
-from prunella.device_runtime.engine import Float32
+from prunella.device_runtime.engine import ROUNDED_TIE, Float32
 from prunella.device_runtime.errors import BundleError, EngineError
 from prunella.device_runtime.likelihood import negative_log_likelihood
 from prunella.device_runtime.log_mel import log_mel, pad_to_stacks
@@ -34,6 +34,7 @@ class OnnxEngine:
         self._runtime = _import_onnxruntime()
         manifest = bundle.manifest
         self.name = f"onnx-{manifest.recipe}"
+        self.tie = 0.0 if manifest.recipe == "fp32" else ROUNDED_TIE
         self.threads = threads or physical_cores()
         self._audio = manifest.audio
         self._spec = manifest.decoder

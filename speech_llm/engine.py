@@ -26,6 +26,7 @@ class TorchEngine:
 
     def __init__(self, model: SpeechLLM) -> None:
         self.name = "torch-float32"
+        self.tie = 0.0
         self._model = model
         self._cache = DynamicCache()
         prompt = model.prompt

@@ -40,6 +40,10 @@ def main() -> int:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--ship-rank", type=int, default=56)
     parser.add_argument("--learning-rate", type=float, default=4e-4)
+    parser.add_argument(
+        "--encoder-rate", type=float, default=0.0, help="learning rate of the audio encoder; 0: frozen"
+    )
+    parser.add_argument("--batch-positions", type=int, default=3_072)
     parser.add_argument("--ctc-weight", type=float, default=0.05)
     parser.add_argument("--dev-minutes", type=float, default=15.0)
     parser.add_argument("--rounding", type=int, default=0, help="train with 4-bit weights in such blocks")
@@ -51,9 +55,11 @@ def main() -> int:
         rank=args.rank,
         decoder_lr=args.learning_rate,
         projector_lr=args.learning_rate,
+        encoder_lr=args.encoder_rate,
+        train=("projector", "decoder", *(("encoder",) if args.encoder_rate else ())),
         ctc_weight=args.ctc_weight,
         rounding=args.rounding,
-        batch_positions=3_072,
+        batch_positions=args.batch_positions,
         micro_positions=1_024,
         warmup=0.03,
         minutes=args.minutes,

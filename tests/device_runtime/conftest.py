@@ -51,6 +51,7 @@ class ScriptedEngine:
     scripts: list[list[int]]
     vocab_size: int
     name: str = "scripted"
+    tie: float = 0.0
     heard: list[int] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     scored: list[int] = field(default_factory=list)
