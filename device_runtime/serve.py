@@ -14,6 +14,7 @@ import ipaddress
 import os
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,13 @@ async def serve(
             hurry.daemon = True
             hurry.start()
             super().handle_exit(sig, frame)
+
+        async def shutdown(self, sockets: Any = None) -> None:
+            # Before uvicorn cuts the live sockets: what was said into them gets its text.
+            until = time.monotonic() + _GRACE - 3
+            while desk.live and time.monotonic() < until and not self.force_exit:
+                await asyncio.sleep(0.05)
+            await super().shutdown(sockets)
 
     config = uvicorn.Config(
         app,

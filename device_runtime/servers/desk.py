@@ -108,6 +108,11 @@ class Desk:
         """Requests and live sessions that hold a place."""
         return self._clients.total() + self._live
 
+    @property
+    def live(self) -> int:
+        """Live sessions that hold a place."""
+        return self._live
+
     @contextlib.contextmanager
     def place(self, client: str) -> Iterator[None]:
         """Hold one of the places for requests.

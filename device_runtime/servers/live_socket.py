@@ -27,6 +27,7 @@ from prunella.device_runtime.servers.desk import BusyError, Desk
 from prunella.device_runtime.servers.gate import Access, bearer
 
 RATES = range(8_000, 192_001)
+_LOOK_UP = 0.25  # seconds between two looks at whether the server is closing
 _UNREAD = 1_000  # events that a client may leave unread before it is given up
 
 
@@ -58,7 +59,8 @@ def live_socket(desk: Desk, access: Access) -> Callable[[WebSocket], Awaitable[N
 
 
 async def _serve(socket: WebSocket, desk: Desk, access: Access) -> None:
-    start = await _next(socket, desk.limits.idle_seconds)
+    messages = _Messages(socket, desk.limits.idle_seconds)
+    start = await messages.next()
     if not isinstance(start, dict) or start.get("type") != "start":
         raise RefusedError(1007, "the first message must be {'type': 'start', 'sample_rate': ...}")
     key = start.get("api_key") or bearer(socket.headers)
@@ -83,12 +85,12 @@ async def _serve(socket: WebSocket, desk: Desk, access: Access) -> None:
         await socket.send_json({"type": "ready", "model": desk.model, "language": desk.language})
         sender = asyncio.create_task(_send(socket, events))
         try:
-            await _feed(socket, session, rate, desk, events)
+            stopped = await _feed(messages, session, rate, desk, events)
             await asyncio.to_thread(session.finish)
             events.put_nowait(None)
             await sender
             await socket.send_json({"type": "done", "seconds": round(session.seconds_fed, 3)})
-            await socket.close()
+            await socket.close(1000 if stopped else 1012, "" if stopped else "the server is shutting down")
         finally:
             sender.cancel()
             with contextlib.suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
@@ -97,20 +99,26 @@ async def _serve(socket: WebSocket, desk: Desk, access: Access) -> None:
 
 
 async def _feed(
-    socket: WebSocket,
+    messages: _Messages,
     session: LiveSession,
     rate: int,
     desk: Desk,
     events: asyncio.Queue[LiveEvent | None],
-) -> None:
-    """Pass audio on until the client says stop. A session that is behind holds the client back; nothing is lost."""
+) -> bool:
+    """Pass audio on until the client says stop → True, or the server closes → False; what was said has its text then.
+
+    A session that is behind holds the client back; nothing is lost.
+    """
     resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32") if rate != SAMPLE_RATE else None
 
     def feed(samples: npt.NDArray[np.float32], last: bool) -> None:
         session.feed(resampler.resample_chunk(samples, last=last) if resampler else samples)
 
     while True:
-        message = await _next(socket, desk.limits.idle_seconds)
+        message = await messages.next(unless=lambda: desk.closing)
+        if message is None:
+            await asyncio.to_thread(feed, np.zeros(0, np.float32), True)
+            return False
         if isinstance(message, bytes):
             if len(message) % 2:
                 raise RefusedError(1007, "half a sample came: send whole 16-bit samples")
@@ -118,7 +126,7 @@ async def _feed(
             await asyncio.to_thread(feed, samples, False)
         elif message.get("type") == "stop":
             await asyncio.to_thread(feed, np.zeros(0, np.float32), True)
-            return
+            return True
         else:
             raise RefusedError(1007, "send audio as binary messages, or {'type': 'stop'}")
         if session.seconds_fed > desk.limits.seconds:
@@ -127,23 +135,44 @@ async def _feed(
             raise RefusedError(1008, "the answers are not read: read them")
 
 
-async def _next(socket: WebSocket, idle: float) -> Any:
-    """The next message: bytes, or the object that a text message holds."""
-    try:
-        message = await asyncio.wait_for(socket.receive(), idle)
-    except (TimeoutError, asyncio.TimeoutError) as error:
-        raise RefusedError(1008, f"nothing came for {idle:g} s: open a new session") from error
-    if message["type"] == "websocket.disconnect":
-        raise WebSocketDisconnect(message.get("code", 1005))
-    if message.get("bytes") is not None:
-        return message["bytes"]
-    try:
-        body = json.loads(message.get("text") or "")
-    except (ValueError, RecursionError) as error:
-        raise RefusedError(1007, "a text message must be JSON") from error
-    if not isinstance(body, dict):
-        raise RefusedError(1007, "a text message must be a JSON object")
-    return body
+class _Messages:
+    """What a client sends: bytes, or the object that a text message holds."""
+
+    def __init__(self, socket: WebSocket, idle: float) -> None:
+        self._socket, self._idle = socket, idle
+        self._coming: asyncio.Task[Any] | None = None
+
+    async def next(self, *, unless: Callable[[], bool] = lambda: False) -> Any:
+        """The next message; None as soon as `unless()`.
+
+        Raises:
+            RefusedError: nothing came in time, or what came is no message of ours.
+            WebSocketDisconnect: the client has gone.
+        """
+        self._coming = self._coming or asyncio.ensure_future(self._socket.receive())
+        waited = 0.0
+        while not self._coming.done():
+            if unless():
+                self._coming.cancel()
+                return None
+            if waited >= self._idle:
+                self._coming.cancel()
+                raise RefusedError(1008, f"nothing came for {self._idle:g} s: open a new session")
+            step = min(_LOOK_UP, self._idle - waited)
+            await asyncio.wait({self._coming}, timeout=step)
+            waited += step
+        message, self._coming = self._coming.result(), None
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", 1005))
+        if message.get("bytes") is not None:
+            return message["bytes"]
+        try:
+            body = json.loads(message.get("text") or "")
+        except (ValueError, RecursionError) as error:
+            raise RefusedError(1007, "a text message must be JSON") from error
+        if not isinstance(body, dict):
+            raise RefusedError(1007, "a text message must be a JSON object")
+        return body
 
 
 async def _send(socket: WebSocket, events: asyncio.Queue[LiveEvent | None]) -> None:

@@ -212,6 +212,24 @@ def test_the_page_needs_nothing_from_elsewhere(client):
     assert 'name="viewport"' in answer.text
 
 
+def test_a_closing_server_still_gives_the_text_of_what_was_said(client, desk):
+    with client.websocket_connect(LIVE) as socket:
+        socket.send_json({"type": "start", "sample_rate": 16_000})
+        assert socket.receive_json()["type"] == "ready"
+        said = speech(1.0, gap=0.5)[: int(1.5 * 16_000)]  # nobody has paused yet
+        socket.send_bytes((said * 32_767).astype("<i2").tobytes())
+        desk.closing = True
+        events = []
+        while not events or events[-1]["type"] != "done":
+            events.append(socket.receive_json())
+        (final,) = [event for event in events if event["type"] == "final"]
+        assert final["text"].startswith("heard")
+        assert events[-1]["seconds"] == 1.5
+        with pytest.raises(WebSocketDisconnect) as ended:
+            socket.receive_json()
+        assert ended.value.code == 1012
+
+
 def test_a_key_is_asked_for(desk):
     client = TestClient(create_app(desk, Access("secret")), base_url="http://localhost")
     assert client.get("/").status_code == client.get("/health").status_code == 200

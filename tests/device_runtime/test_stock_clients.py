@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -177,3 +178,26 @@ def test_a_port_that_is_taken_is_named(reference_bundle):
     assert done.returncode == 1
     assert f"127.0.0.1:{port}" in done.stderr and "--port" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_stopped_server_still_sends_what_was_said(reference_bundle, clip):
+    from websockets.exceptions import ConnectionClosed
+    from websockets.sync.client import connect
+
+    (port,) = free_ports(1)
+    samples = load_audio(clip)
+    with serving(str(reference_bundle), "--port", str(port), "--threads", "1") as process:
+        with connect(f"ws://127.0.0.1:{port}/v1/live") as socket:
+            socket.send(json.dumps({"type": "start", "sample_rate": 16_000}))
+            assert json.loads(socket.recv(20))["type"] == "ready"
+            socket.send((samples * 32_767).astype("<i2").tobytes())
+            process.send_signal(signal.SIGTERM)
+            events = []
+            with pytest.raises(ConnectionClosed) as ended:
+                while True:
+                    events.append(json.loads(socket.recv(20)))
+        assert ended.value.rcvd.code == 1012
+        assert process.wait(20) in (0, -signal.SIGTERM)
+    (final,) = [event for event in events if event["type"] == "final"]
+    assert final["text"].startswith("go")
+    assert events[-1]["type"] == "done"
