@@ -15,6 +15,7 @@ import tqdm
 
 from prunella.benchmark.compare import Comparison, measure
 from prunella.benchmark.record import BenchRecord
+from prunella.device_runtime.providers import STRICT_HELP
 from prunella.evaluation.bootstrap import Interval
 from prunella.evaluation.manifest import read_manifest
 from prunella.evaluation.systems import BASELINE
@@ -84,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads of every system (default: its own choice)"
     )
+    parser.add_argument("--strict", action="store_true", help=STRICT_HELP)
     parser.add_argument("--no-guards", action="store_true", help="no repeat stop and no silence gate")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     parser.add_argument("--markdown", action="store_true", help="the table in markdown")
@@ -107,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
             repeat=args.repeat,
             guards=not args.no_guards,
             threads=args.threads,
+            strict=args.strict,
             tick=bar.update,
         )
     if args.json:

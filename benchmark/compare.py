@@ -54,6 +54,7 @@ def measure(
     repeat: int = 3,
     guards: bool = True,
     threads: int | None = None,
+    strict: bool = False,
     tick: Callable[[], object] | None = None,
 ) -> Comparison:
     """Measure one or several systems on the clips of a manifest.
@@ -67,6 +68,7 @@ def measure(
         repeat: how often each clip is timed; the median counts.
         guards: False switches the repeat stop and the silence gate off.
         threads: CPU threads of every system; by default each one's own choice.
+        strict: refuse a system that runs on less than its bundle asks for.
         tick: called after every transcription (`len(systems) * len(manifest) * repeat` times), for a progress bar.
 
     Raises:
@@ -82,7 +84,8 @@ def measure(
     timings: list[list[ClipTiming]] = [[] for _ in systems]
     with contextlib.ExitStack() as stack:
         children = [
-            stack.enter_context(MeasuredProcess(system, guards=guards, threads=threads)) for system in systems
+            stack.enter_context(MeasuredProcess(system, guards=guards, threads=threads, strict=strict))
+            for system in systems
         ]
         first = [child.transcribe(clips[0].audio) for child in children]
         for turn in range(repeat):
@@ -115,7 +118,9 @@ def measure(
 class MeasuredProcess:
     """A system in a fresh child process (`benchmark.measure`); a context manager that leaves no process behind."""
 
-    def __init__(self, system: str, *, guards: bool = True, threads: int | None = None) -> None:
+    def __init__(
+        self, system: str, *, guards: bool = True, threads: int | None = None, strict: bool = False
+    ) -> None:
         """Start the child and wait until the system is loaded: `load_seconds` after the start of the process.
 
         Raises:
@@ -124,6 +129,7 @@ class MeasuredProcess:
         self.system = system
         command = [sys.executable, "-m", "prunella.benchmark.measure", system]
         command += [] if guards else ["--no-guards"]
+        command += ["--strict"] if strict else []
         command += [] if threads is None else ["--threads", str(threads)]
         began = time.perf_counter()
         self._child = subprocess.Popen(

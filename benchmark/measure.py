@@ -19,13 +19,20 @@ from typing import Any, TextIO
 from prunella.benchmark.conditions import peak_memory_bytes
 from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.errors import PrunellaError
+from prunella.device_runtime.providers import require_all
 from prunella.evaluation.systems import OpenedSystem, open_system
 
 _SAMPLING_RATE = 16_000
 
 
 def serve(
-    system: str, paths: TextIO, results: TextIO, *, guards: bool = True, threads: int | None = None
+    system: str,
+    paths: TextIO,
+    results: TextIO,
+    *,
+    guards: bool = True,
+    threads: int | None = None,
+    strict: bool = False,
 ) -> None:
     """Answer every line of `paths` (a path as JSON string) with one JSON line, until its end.
 
@@ -34,6 +41,8 @@ def serve(
     """
     try:
         opened = open_system(system, guards=guards, threads=threads)
+        if strict:
+            require_all(getattr(opened.system, "engine", None))
         _write(results, {"disk_bytes": opened.disk_bytes})
         for line in paths:
             _write(results, _timed(opened, json.loads(line)))
@@ -73,11 +82,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("system")
     parser.add_argument("--no-guards", action="store_true")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--strict", action="store_true")
     args = parser.parse_args(argv)
     # Native libraries print to file descriptor 1: they get stderr, the results keep the real stdout.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as results, contextlib.suppress(KeyboardInterrupt):
         os.dup2(2, 1)
-        serve(args.system, sys.stdin, results, guards=not args.no_guards, threads=args.threads)
+        serve(
+            args.system,
+            sys.stdin,
+            results,
+            guards=not args.no_guards,
+            threads=args.threads,
+            strict=args.strict,
+        )
     return 0
 
 

@@ -146,3 +146,5 @@ def test_strict(cuda_bundle, noise_manifest, capfd):
     assert main([*line, "--strict"]) == 1
     assert "CUDAExecutionProvider is not used" in capfd.readouterr().err
     assert main([*line, "--no-score"]) == 0
+    assert main(["bench", *line[1:], "--strict"]) == 1
+    assert "CUDAExecutionProvider is not used" in capfd.readouterr().err
