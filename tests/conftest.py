@@ -42,46 +42,20 @@ def reference_bundle(reference_float_bundle, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def small_speech_llm():
     """A random speech LLM of six layers whose logits differ by more than one."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from tiny_models import byte_level_tokenizer, tiny_speech_llm
 
-    from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
-    from prunella.speech_llm.model import SpeechLLM
+    from prunella.speech_llm.config import Prompt
 
-    torch.manual_seed(0)
-    tokens = ["<s>", "<pad>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<pad>")
-    decoder = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=320,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=6,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=2048,
-            initializer_range=0.1,
-            tie_word_embeddings=True,
-            bos_token_id=0,
-            eos_token_id=2,
-            pad_token_id=1,
-        )
-    )
-    config = SpeechLLMConfig(
-        audio_encoder=AudioEncoderConfig(32, 2, 2, 64),
-        stack_factor=5,
-        projector_hidden_size=64,
-        text_hidden_size=64,
+    return tiny_speech_llm(
+        byte_level_tokenizer(),
+        seed=0,
+        layers=6,
         prompt=Prompt("user: ", " say it: ", "<|im_end|>"),
         text_style="lower",
-        extra_padding=1_600,
-        provenance={"base_model": "tiny"},
+        intermediate_size=96,
+        max_position_embeddings=2048,
+        initializer_range=0.1,
     )
-    return SpeechLLM(config, decoder, tokenizer).float().eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+import tiny_models
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tiny_models import tiny_speech_llm
+from transformers import PreTrainedTokenizerFast
 
 from prunella.device_runtime.bundle import Bundle
 from prunella.export.export import export_float
@@ -12,54 +13,24 @@ from prunella.speech_llm.model import SpeechLLM
 from prunella.targets.profile import load_target
 
 
-def _byte_level() -> PreTrainedTokenizerFast:
-    vocab = {
-        token: i
-        for i, token in enumerate(["<s>", "<pad>", "<|im_end|>", *pre_tokenizers.ByteLevel.alphabet()])
-    }
-    core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<pad>")
-
-
 @pytest.fixture(scope="session")
 def tiny_model() -> SpeechLLM:
-    """A random speech LLM: grouped queries, tied head, weights large enough that logits differ."""
-    torch.manual_seed(3)
-    tokenizer = _byte_level()
-    decoder = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=320,
-            hidden_size=64,
-            intermediate_size=160,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=16,
-            max_position_embeddings=4096,
-            rope_theta=1e5,
-            initializer_range=0.2,
-            tie_word_embeddings=True,
-            bos_token_id=0,
-            eos_token_id=2,
-            pad_token_id=1,
-        )
-    )
-    config = SpeechLLMConfig(
-        audio_encoder=AudioEncoderConfig(32, 2, 2, 64),
-        stack_factor=5,
-        projector_hidden_size=64,
-        text_hidden_size=64,
+    """A random speech LLM whose weights are large enough that logits differ."""
+    model = tiny_speech_llm(
+        tiny_models.byte_level_tokenizer(),
+        seed=3,
+        layers=3,
         prompt=Prompt("user: ", " say it: ", "<|im_end|>"),
-        extra_padding=1_600,
-        provenance={"base_model": "tiny"},
+        intermediate_size=160,
+        head_dim=16,
+        max_position_embeddings=4096,
+        rope_theta=1e5,
+        initializer_range=0.2,
     )
-    model = SpeechLLM(config, decoder, tokenizer)
     for name, parameter in model.audio_encoder.named_parameters():
         if parameter.ndim > 1 and "embed_positions" not in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    return model.float().eval().requires_grad_(False)
+    return model
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +55,7 @@ def noise() -> np.ndarray:
 @pytest.fixture(scope="session")
 def byte_level_tokenizer() -> PreTrainedTokenizerFast:
     """The tiny model's: every byte a token, no merges."""
-    return _byte_level()
+    return tiny_models.byte_level_tokenizer()
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
+from tiny_models import tiny_speech_llm
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
+from prunella.speech_llm.config import AudioEncoderConfig, Prompt
 from prunella.speech_llm.model import SpeechLLM
 
 WORDS = {"go": 300, "stop": 500, "left": 800, "right": 1_200, "up": 1_800, "down": 2_600}
@@ -34,33 +34,20 @@ def make_model(*, layers: int = 3, seed: int = 0) -> SpeechLLM:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
     )
-    torch.manual_seed(seed)
-    decoder = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=320,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-            eos_token_id=2,
-            bos_token_id=1,
-            pad_token_id=0,
-            initializer_range=0.1,
-        )
-    )
-    config = SpeechLLMConfig(
-        audio_encoder=AudioEncoderConfig(24, 1, 2, 48),
-        stack_factor=5,
-        projector_hidden_size=64,
-        text_hidden_size=32,
+    return tiny_speech_llm(
+        fast,
+        seed=seed,
+        layers=layers,
         prompt=Prompt("<|im_start|>", "<|im_end|>", "<|im_end|>"),
+        hidden=32,
+        encoder=AudioEncoderConfig(24, 1, 2, 48),
         text_style="lower",
-        extra_padding=1_600,
+        intermediate_size=64,
+        max_position_embeddings=512,
+        initializer_range=0.1,
+        bos_token_id=1,
+        pad_token_id=0,
     )
-    return SpeechLLM(config, decoder, fast).eval().requires_grad_(False)
 
 
 def write_speech(folder: Path, count: int, *, seed: int = 0) -> Path:
