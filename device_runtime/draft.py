@@ -26,6 +26,9 @@ _WORTH = 0.35  # a guess is verified where the whole chain up to it is at least 
 _RETRY = 0.75  # a guess that was wrong for one token may be right for the next, but less likely
 _FAILURES = 4  # after which it is given up
 _LOOK_AHEAD = 5  # guesses among which the token that was really said is looked for
+LONGEST_BELIEVED = (
+    32  # of one pass over tokens believed to be right: a row of logits is 0.2 MB, and stays allocated
+)
 _LONGEST = 12  # guesses of one pass over the audio's draft
 
 
@@ -83,8 +86,8 @@ class Draft:
 
 
 def draft_of_tokens(tokens: Sequence[int]) -> Draft:
-    """A draft of tokens believed to be right, such as an earlier transcript of most of the audio: all in one pass."""
-    return Draft([Guess(int(token), 1.0) for token in tokens], longest=max(1, len(tokens)))
+    """A draft of tokens believed to be right, such as an earlier transcript of most of the audio: few passes."""
+    return Draft([Guess(int(token), 1.0) for token in tokens], longest=LONGEST_BELIEVED)
 
 
 class AudioDrafter:

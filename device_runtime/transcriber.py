@@ -14,7 +14,13 @@ from tokenizers.decoders import DecodeStream
 
 from prunella.device_runtime.audio import check_samples, is_silent, split_at_quiet_points
 from prunella.device_runtime.bundle import AudioSpec, Bundle, PromptSpec, open_bundle
-from prunella.device_runtime.draft import AudioDrafter, Draft, draft_of_tokens, spoken_tokens
+from prunella.device_runtime.draft import (
+    LONGEST_BELIEVED,
+    AudioDrafter,
+    Draft,
+    draft_of_tokens,
+    spoken_tokens,
+)
 from prunella.device_runtime.engine import Engine, Float32
 from prunella.device_runtime.errors import AudioError, BundleError, EngineError, UsageError
 from prunella.device_runtime.greedy import GreedyDecoder
@@ -110,6 +116,22 @@ class Transcriber:
             engine=self.engine.name,
             options=self.options,
         )
+
+    def warm_up(self, seconds: float = 1.0) -> None:
+        """Do once what an utterance of so many seconds needs, whatever the gates would say of it.
+
+        No first word then pays for cold caches, and the engine holds the memory that such an utterance takes.
+        """
+        noise = np.random.default_rng(0).standard_normal(int(seconds * self.audio.sampling_rate))
+        samples = (0.01 * noise).astype(np.float32)
+        if self._speech_gate is not None:
+            self._speech_gate.hears_speech(samples, 1.0)
+        embeddings = self.engine.encode(samples)
+        token = int(np.argmax(self.engine.start(embeddings)))
+        count = min(LONGEST_BELIEVED, self.options.token_cap(seconds))
+        self.engine.extend([token] * count)
+        self.engine.rewind(count)
+        self.engine.step(token)
 
     def limited_to(self, phrases: Iterable[Phrase], *, min_score: float = MIN_SCORE) -> Transcriber:
         """A transcriber over the same engine that can say nothing but these phrases, or nothing at all.

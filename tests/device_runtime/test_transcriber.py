@@ -88,6 +88,21 @@ def test_silence_never_reaches_the_engine(scripted):
     assert transcript.timings.first_token < 0.1
 
 
+def test_warming_up_goes_through_the_engine_though_the_gate_hears_no_speech(scripted, tone):
+    class NoSpeech:
+        def hears_speech(self, samples, probability):
+            return False
+
+    transcriber = scripted("anything", "tone")
+    transcriber._speech_gate = NoSpeech()
+    transcriber.engine.rewind = lambda count: None
+    transcriber.engine.scripts[0] = transcriber.engine.scripts[0] * 40
+    transcriber.warm_up(2.0)
+    assert transcriber.engine.heard == [32_000]
+    assert len(transcriber.engine.steps) > 20  # several verified at once, and one alone
+    assert transcriber.transcribe(tone).text == ""
+
+
 def test_special_tokens_and_their_remnants_are_no_text(scripted, tokenizer, tone):
     ids = [1, *tokenizer.encode("go").ids, 0, *tokenizer.encode(" on").ids]
     spelled = [token for char in "<|im_x|>" for token in tokenizer.encode(char).ids]
