@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from prunella.benchmark.live_stream import BLOCK, PacedSource
 from prunella.device_runtime.audio import load_audio
-from prunella.device_runtime.decode_worker import Recognizer, warm_up
+from prunella.device_runtime.decode_worker import Recognizer
 from prunella.device_runtime.errors import ManifestError
 from prunella.device_runtime.listen import listen
 from prunella.device_runtime.live_event import LiveEvent, LiveOptions
@@ -68,6 +68,11 @@ class WhisperRecognizer:
         yield from ()
         return self._baseline.transcribe(np.asarray(samples, np.float32))
 
+    def warm_up(self, seconds: float) -> None:
+        """Decode quiet noise once, as `Transcriber.warm_up` does."""
+        noise = np.random.default_rng(0).standard_normal(int(seconds * SAMPLE_RATE))
+        self._baseline.transcribe((0.01 * noise).astype(np.float32))
+
 
 def measure_latency(
     systems: Mapping[str, Recognizer],
@@ -77,8 +82,6 @@ def measure_latency(
     """Play every clip to every system in every mode, in turn, so that a slow moment of the machine meets all alike."""
     modes = modes or {"guessing": GUESSING, "after the turn": AFTER_THE_TURN}
     finals: dict[tuple[str, str], list[LiveEvent]] = {(name, mode): [] for mode in modes for name in systems}
-    for recognizer in systems.values():
-        warm_up(recognizer, 3.0)
     for number, utterance in enumerate(utterances):
         samples = load_audio(utterance.audio)
         for name, mode in finals:
@@ -136,11 +139,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = [row for row in rows if shortest <= row.duration <= longest][: args.clips]
     if not chosen:
         raise ManifestError(f"no clip lasts {shortest} to {longest} s: choose another range with --seconds")
-    systems: dict[str, Recognizer] = {
-        "prunella": open_transcriber(args.bundle, threads=args.threads),
-        "faster-whisper tiny.en int8": WhisperRecognizer(args.threads),
-    }
-    for row in measure_latency(systems, chosen):
+    ours, whisper = open_transcriber(args.bundle, threads=args.threads), WhisperRecognizer(args.threads)
+    ours.warm_up(longest)
+    whisper.warm_up(longest)
+    for row in measure_latency({"prunella": ours, "faster-whisper tiny.en int8": whisper}, chosen):
         sys.stdout.write(json.dumps(asdict(row)) + "\n")
     return 0
 

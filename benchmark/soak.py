@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from prunella.benchmark.live_judge import compare, tiled
 from prunella.benchmark.live_stream import PacedSource, SpeechAtKnownTimes
-from prunella.device_runtime.decode_worker import Recognizer, warm_up
+from prunella.device_runtime.decode_worker import Recognizer
 from prunella.device_runtime.listen import listen
 from prunella.device_runtime.live_event import LiveEvent, LiveOptions
 from prunella.device_runtime.live_session import LiveSession
@@ -276,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     utterances = [row for manifest in args.speech for row in read_manifest(manifest).utterances]
     recognizer = open_transcriber(args.bundle)
     # One utterance of the greatest length: the engine then holds all the memory that it can ever need.
-    warm_up(recognizer, LiveOptions().turns.maximum)
+    recognizer.warm_up(LiveOptions().turns.maximum)
     held = True
     for part in _parts(recognizer, utterances, args.minutes, args.seconds):
         held &= part.held

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from prunella.device_runtime.log_mel import SAMPLE_RATE
-from prunella.device_runtime.transcriber import Transcriber
 from prunella.device_runtime.transcript import Transcript
 
 Float32 = npt.NDArray[np.float32]
@@ -212,20 +210,3 @@ class DecodeWorker:
                     next(steps)
                 except StopIteration as done:
                     return done.value
-
-
-def warm_up(recognizer: Recognizer, seconds: float = 1.0) -> float:
-    """Let a recognizer do once what `seconds` of speech need, so that no first word pays for it → seconds it took.
-
-    A `Transcriber` does it itself; anything else decodes quiet noise.
-    """
-    began = time.perf_counter()
-    if isinstance(recognizer, Transcriber):
-        recognizer.warm_up(seconds)
-        return time.perf_counter() - began
-    noise = np.random.default_rng(0).standard_normal(int(seconds * SAMPLE_RATE)).astype(np.float32)
-    steps = recognizer.stream(0.01 * noise)
-    for _ in steps:
-        break
-    steps.close()
-    return time.perf_counter() - began

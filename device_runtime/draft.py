@@ -27,7 +27,7 @@ _RETRY = 0.75  # a guess that was wrong for one token may be right for the next,
 _FAILURES = 4  # after which it is given up
 _LOOK_AHEAD = 5  # guesses among which the token that was really said is looked for
 LONGEST_BELIEVED = (
-    32  # of one pass over tokens believed to be right: a row of logits is 0.2 MB, and stays allocated
+    32  # tokens of one pass over what is believed to be right: each takes a row of logits, 0.2 MB
 )
 _LONGEST = 12  # guesses of one pass over the audio's draft
 

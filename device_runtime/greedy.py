@@ -30,9 +30,8 @@ class GreedyDecoder:
 
     def __init__(self, engine: Engine, logits: Float32, draft: Draft | None = None) -> None:
         self._engine, self._logits, self._draft = engine, logits, draft or Draft(())
-        self._loose: list[
-            int
-        ] = []  # the cache's last tokens, from the first that a pass over several appended
+        # The cache's last tokens, from the first that a pass over several appended.
+        self._loose: list[int] = []
         self.passes = 0
 
     def tokens(self, most: int) -> Iterator[int]:

@@ -23,7 +23,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import Protocol
 
-from prunella.device_runtime.decode_worker import Recognizer, warm_up
+from prunella.device_runtime.decode_worker import Recognizer
 from prunella.device_runtime.errors import UsageError
 from prunella.device_runtime.live_audio import AudioBlock
 from prunella.device_runtime.live_event import LiveEvent, LiveOptions
@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
     if args.strict:
         require_all(transcriber.engine)
     transcriber = hold_to_phrases(transcriber, args)
-    warm_up(transcriber)
+    transcriber.warm_up()
     printer = Printer(as_json=args.json)
     with _open_source(args) as source, _stopped_by_signals(source):
         listen(transcriber, source, printer, options)

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from prunella.device_runtime.decode_worker import Recognizer, warm_up
+from prunella.device_runtime.decode_worker import Recognizer
 from prunella.device_runtime.errors import EngineError, PrunellaError, UsageError
 from prunella.device_runtime.phrase_grammar import parse_phrases
 from prunella.device_runtime.providers import STRICT_HELP, require_all
@@ -248,7 +248,7 @@ def run(args: argparse.Namespace) -> int:
         min_score=args.min_score,
     )
     desk.recognizer = hold_to_phrases(transcriber, args)
-    warm_up(transcriber)
+    transcriber.warm_up()
     key = args.api_key or os.environ.get("PRUNELLA_API_KEY") or None
     access = Access(key, unique(args.allow_host), unique(args.allow_origin))
     if key is None and not _is_loopback(args.host):

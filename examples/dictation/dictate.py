@@ -17,7 +17,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from prunella.device_runtime.decode_worker import warm_up
 from prunella.device_runtime.listen import listen
 from prunella.device_runtime.live_event import LiveEvent
 from prunella.device_runtime.microphone import Microphone
@@ -68,7 +67,7 @@ def main() -> None:
         parser.error(f"--type needs one of {', '.join(TYPERS)}: install it, or leave --type out")
     text = args.notes.read_text(encoding="utf-8") if args.notes.exists() else ""
     transcriber = open_transcriber(args.bundle)
-    warm_up(transcriber)
+    transcriber.warm_up()
     microphone = Microphone(args.device)
     signal.signal(signal.SIGINT, lambda *_: microphone.stop())
 

@@ -19,7 +19,6 @@ from datetime import datetime
 from pathlib import Path
 
 from prunella.device_runtime.audio import load_audio
-from prunella.device_runtime.decode_worker import warm_up
 from prunella.device_runtime.listen import listen
 from prunella.device_runtime.live_event import LiveEvent
 from prunella.device_runtime.microphone import Microphone
@@ -115,7 +114,7 @@ def main() -> None:
     parser.add_argument("--min-score", type=float, default=MIN_SCORE)
     args = parser.parse_args()
     transcriber = open_transcriber(args.bundle).limited_to(read_phrases(COMMANDS), min_score=args.min_score)
-    warm_up(transcriber)
+    transcriber.warm_up()
     home = Home(answer=lambda text: print(text, flush=True))
 
     def obey(found: tuple[dict, ...]) -> None:
