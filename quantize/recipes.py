@@ -45,7 +45,8 @@ class Recipe:
 _FLOAT = WeightFormat("float")
 _INT8_ROWS = WeightFormat("channelwise", bits=8)
 _INT8_BLOCKS = WeightFormat("blockwise", bits=8, block_size=64, accuracy_level=4)
-# A model that was never trained with rounded weights loses several points of WER to 4 bits in blocks of 32; finer blocks and 8 bits for all but gate and up projections keep it, at the speed of int8.
+# A model that was never trained with rounded weights loses several points of WER to 4 bits in blocks of 32; finer blocks and
+# 8 bits for all but gate and up projections keep it, at the speed of int8.
 _INT4_BLOCKS = WeightFormat("blockwise", bits=4, block_size=32, accuracy_level=4)
 _INT4_FINE = WeightFormat("blockwise", bits=4, block_size=16, accuracy_level=4)
 
