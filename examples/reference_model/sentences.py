@@ -1,11 +1,11 @@
-"""Sentences for `prunella synth`: novels for grammar, a word list for rare words, commands for what devices hear.
+"""Sentences for `prunella synth`: novels for grammar, a word list and a dictionary for words, commands for what devices hear.
 
-    apt-get download r-cran-janeaustenr scowl
+    apt-get download r-cran-janeaustenr scowl wordnet-base
     python examples/reference_model/sentences.py --novels r-cran-janeaustenr_*.deb --words scowl_*.deb \\
-        --commands commands.txt --unlike dev.jsonl > sentences.txt
+        --glosses wordnet-base_*.deb --commands commands.txt --unlike dev.jsonl > sentences.txt
 
-The novels are Jane Austen's (public domain, as packed for R by Debian), the words those of SCOWL's sizes 10 to 40. A
-sentence that shares six words in a row with a transcript of `--unlike` is left out, so that no dev text is trained on.
+The novels are Jane Austen's (public domain, as packed for R by Debian), the words those of SCOWL's sizes 10 to 40, the
+glosses WordNet's definitions and examples (its own free licence), as far as they are made of those words. A sentence that shares six words in a row with a transcript of `--unlike` is left out, so that no dev text is trained on.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def novel_sentences(package: Path) -> list[str]:
     return sentences
 
 
-def word_lines(package: Path, rng: random.Random) -> list[str]:
-    """Every common English word once, in random lines of 4 to 10, from the Debian package scowl."""
+def common_words(package: Path) -> set[str]:
+    """Words of SCOWL's sizes 10 to 40, from the Debian package scowl."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["dpkg", "-x", package, folder], check=True)
         words: set[str] = set()
@@ -55,6 +55,11 @@ def word_lines(package: Path, rng: random.Random) -> list[str]:
             for path in Path(folder).rglob(f"*-words.{size}"):
                 if path.name.startswith(("english-", "american-")):
                     words.update(path.read_text(encoding="latin1").split())
+    return words
+
+
+def word_lines(words: set[str], rng: random.Random) -> list[str]:
+    """Every word once, in random lines of 4 to 10."""
     chosen = sorted(word for word in words if word.isascii() and word.isalpha() and len(word) > 2)
     rng.shuffle(chosen)
     lines = []
@@ -63,6 +68,27 @@ def word_lines(package: Path, rng: random.Random) -> list[str]:
         lines.append(" ".join(chosen[:count]))
         del chosen[:count]
     return lines
+
+
+def gloss_lines(package: Path, words: set[str]) -> list[str]:
+    """Definitions and examples of 4 to 20 words, all of them in `words`, from the Debian package wordnet-base."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["dpkg", "-x", package, folder], check=True)
+        lines = []
+        for path in sorted(Path(folder).rglob("wordnet/data.*")):
+            for line in path.read_text(encoding="latin1").splitlines():
+                _, bar, gloss = line.partition(" | ")
+                if bar and not line.startswith("  "):  # the licence
+                    lines += re.findall(r'"([^"]+)"', gloss) + re.sub(r'"[^"]*"', "", gloss).split(";")
+    lines = [line.strip(" .") for line in lines]
+    known = {word.lower() for word in words}
+    return [
+        line
+        for line in dict.fromkeys(lines)
+        if 4 <= len(line.split()) <= 20
+        and not re.search(r"[^A-Za-z',.?!; -]", line)
+        and known.issuperset(re.findall(r"[a-z']+", line.lower()))
+    ]
 
 
 def command_lines(path: Path) -> list[str]:
@@ -121,22 +147,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--novels", type=Path, required=True, metavar="DEB")
     parser.add_argument("--words", type=Path, required=True, metavar="DEB")
+    parser.add_argument("--glosses", type=Path, required=True, metavar="DEB")
     parser.add_argument("--commands", type=Path, required=True, metavar="FILE")
     parser.add_argument("--unlike", type=Path, required=True, metavar="MANIFEST")
-    parser.add_argument("--novel-words", type=int, default=70_000)
-    parser.add_argument("--command-words", type=int, default=35_000)
+    parser.add_argument("--novel-words", type=int, default=110_000)
+    parser.add_argument("--gloss-words", type=int, default=90_000)
+    parser.add_argument("--command-words", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()
     rng = random.Random(args.seed)
-    novels, commands = (
-        unlike(sentences, args.unlike)
-        for sentences in (novel_sentences(args.novels), command_lines(args.commands))
-    )
-    rng.shuffle(novels)
-    rng.shuffle(commands)
-    lines = (
-        _words(novels, args.novel_words) + _words(commands, args.command_words) + word_lines(args.words, rng)
-    )
+    words = common_words(args.words)
+    lines = word_lines(words, rng)
+    for sentences, most in (
+        (novel_sentences(args.novels), args.novel_words),
+        (gloss_lines(args.glosses, words), args.gloss_words),
+        (command_lines(args.commands), args.command_words),
+    ):
+        sentences = unlike(sentences, args.unlike)
+        rng.shuffle(sentences)
+        lines += _words(sentences, most)
     rng.shuffle(lines)
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

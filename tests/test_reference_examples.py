@@ -1,0 +1,80 @@
+"""The recipe of the reference: reading another Whisper's encoder, and sentences to be spoken."""
+
+import copy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.log_mel import SAMPLE_RATE, log_mel
+from prunella.device_runtime.wheels import WHISPER_TINY_EN
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def recipe(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples" / "reference_model")
+    yield
+    for name in ("change_encoder", "sentences"):
+        sys.modules.pop(name, None)
+
+
+def test_an_encoder_read_from_ctranslate2_computes_what_ctranslate2_does():
+    ctranslate2 = pytest.importorskip("ctranslate2", reason="faster-whisper is not installed")
+    from change_encoder import whisper_encoder
+
+    (model,) = (path for path in WHISPER_TINY_EN.files().values() if path.name == "model.bin")
+    samples = load_audio(ROOT / "examples" / "clips" / "evaluation" / "goforward.flac")
+    padded = np.pad(samples, (0, 30 * SAMPLE_RATE - len(samples)))
+    encoder, config = whisper_encoder(model)
+    mel = log_mel(padded, config.num_mel_bins)
+    with torch.no_grad():
+        ours = encoder(torch.from_numpy(mel)[None])[0].numpy()
+    whisper = ctranslate2.models.Whisper(str(model.parent), compute_type="float32")
+    theirs = np.array(whisper.encode(ctranslate2.StorageView.from_array(mel[None])))[0]
+    assert ours.shape == theirs.shape == (1_500, 384)
+    assert np.abs(ours - theirs).max() < 1e-3 * np.abs(theirs).max()
+
+
+def test_a_new_projector_learns_what_the_old_one_said(small_speech_llm):
+    from change_encoder import change_encoder, match
+
+    model = copy.deepcopy(small_speech_llm)
+    config = model.config.audio_encoder
+    old = change_encoder(model, copy.deepcopy(model.audio_encoder), config, hidden=64)
+    width = config.d_model * model.config.stack_factor
+    frames = torch.randn(8_192, model.config.stack_factor, config.d_model)
+    with torch.no_grad():
+        wanted = old[1](frames.reshape(1, -1, config.d_model))[0]
+    torch.manual_seed(0)
+    left = match(model.projector, frames.half(), wanted.half(), steps=300)
+    assert model.projector.linear_1.weight.shape == (64, width)
+    assert left < 0.95  # 1.0 is what a constant would leave
+
+
+@pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb, which packs the dictionary, is Debian's")
+def test_glosses_are_made_of_known_words_only(tmp_path):
+    import sentences
+
+    data, control = (tmp_path / "unpacked" / name for name in ("usr/share/wordnet", "DEBIAN"))
+    data.mkdir(parents=True)
+    control.mkdir()
+    control.joinpath("control").write_text(
+        "Package: small\nVersion: 1\nArchitecture: all\nMaintainer: nobody <a@b.c>\nDescription: for a test\n"
+    )
+    data.joinpath("data.noun").write_text(
+        "  1 a licence | the cat sat here\n"
+        '00001 03 n 01 cat 0 000 | a small animal that purrs; a genus of felidae; "the cat sat on a mat"\n'
+    )
+    package = tmp_path / "small.deb"
+    subprocess.run(
+        ["dpkg-deb", "--build", tmp_path / "unpacked", package], check=True, stdout=subprocess.DEVNULL
+    )
+    words = {"a", "small", "animal", "that", "purrs", "genus", "of", "here", "the", "cat", "sat", "on", "mat"}
+    assert sentences.gloss_lines(package, words) == ["the cat sat on a mat", "a small animal that purrs"]
