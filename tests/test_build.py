@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunella.build import Build, BuildPlan, build
+from prunella.build import Build, BuildPlan, build, healed_blocks
 from prunella.cli import main
 from prunella.device_runtime.bundle import open_bundle
 from prunella.device_runtime.errors import UsageError
-from prunella.speech_llm.checkpoint import load_checkpoint
+from prunella.pruning.blocks import Block
+from prunella.pruning.prune import prune
+from prunella.speech_llm.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
 def plan(small_speech_llm, noise_manifest, tmp_path_factory) -> BuildPlan:
-    from prunella.speech_llm import save_checkpoint
-
     folder = save_checkpoint(small_speech_llm, tmp_path_factory.mktemp("model") / "tiny")
     speech = str(noise_manifest)
     return BuildPlan(str(folder), "x86-cpu", speech, speech, drop=2, baseline=False)
@@ -82,6 +82,22 @@ def test_a_build_that_heals_exports_what_was_healed(plan, tmp_path):
         build(plan, out)
 
 
+def test_a_build_shows_the_cut_that_a_healed_model_came_from(plan, tmp_path):
+    pruned, _ = prune(load_checkpoint(plan.model), [Block(1, 3)])
+    pruned.projector.linear_2.weight.mul_(1.5)  # what healing would have changed
+    healed = save_checkpoint(pruned, tmp_path / "healed")
+    blocks = healed_blocks(plan.model, str(healed))
+    assert blocks == ("1:3",)
+    out = tmp_path / "out"
+    report = build(replace(plan, drop=None, blocks=blocks, healed=str(healed)), out)
+    names = [row.name for row in report.rows]
+    assert names[:4] == ["full, PyTorch", "cut, PyTorch", "pruned, PyTorch", "healed, PyTorch"]
+    losses = {row.name: row.cross_entropy for row in report.rows}
+    assert losses["pruned, ONNX fp32"] == pytest.approx(losses["healed, PyTorch"], rel=1e-3)
+    assert losses["pruned, ONNX fp32"] != pytest.approx(losses["pruned, PyTorch"], rel=1e-3)
+    assert not (out / "healed").exists()
+
+
 def test_the_same_build_again_does_nothing(plan, built):
     before = {
         path: path.stat().st_mtime_ns
@@ -131,6 +147,8 @@ def test_a_killed_build_goes_on(plan, built, tmp_path):
         (["build", "MODEL", "--target", "x86", "--drop", "2"], 2, "did you mean 'x86-cpu'"),
         (["build", "MODEL", "--target", "x86-cpu", "--drop", "6"], 2, "drop 1 to 5"),
         (["build", "MODEL", "--target", "x86-cpu", "--block", "4:9"], 2, "no layer 8"),
+        (["build", "MODEL", "--target", "x86-cpu", "--healed", "MODEL"], 2, "was not cut from"),
+        (["build", "MODEL", "--target", "x86-cpu", "--healed", "MODEL", "--heal"], 2, "leave out --heal"),
         (["build", "/no/where", "--target", "x86-cpu", "--drop", "1"], 1, "neither a folder"),
         (["buidl"], 2, "did you mean 'build'"),
         (["export", "MODEL", "--target", "jetson", "-o", "OUT"], 2, "prunella targets list"),
