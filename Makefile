@@ -10,7 +10,7 @@ BIN = $(VENV)/bin
 .PHONY: demo test lint soak clean
 
 demo: $(VENV)/installed
-	$(BIN)/prunella build reference --target x86-cpu --drop 3 -o out/demo
+	$(BIN)/prunella build reference --target x86-cpu --healed reference-pruned -o out/demo
 	@echo; echo "prunella transcribe out/demo/pruned-int4 examples/clips/evaluation/librivox_0880.flac"
 	@$(BIN)/prunella transcribe out/demo/pruned-int4 examples/clips/evaluation/librivox_0880.flac
 

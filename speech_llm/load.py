@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,9 +13,12 @@ from prunella.device_runtime.errors import CheckpointError
 from prunella.speech_llm import hub
 from prunella.speech_llm.checkpoint import is_checkpoint, load_checkpoint, load_decoder
 from prunella.speech_llm.model import SpeechLLM
-from prunella.speech_llm.reference import reference_folder
+from prunella.speech_llm.reference import REFERENCE_PRUNED_WEIGHTS, reference_folder
 
-EMBEDDED: dict[str, Callable[[], Path]] = {"reference": reference_folder}
+EMBEDDED: dict[str, Callable[[], Path]] = {
+    "reference": reference_folder,
+    "reference-pruned": partial(reference_folder, REFERENCE_PRUNED_WEIGHTS),
+}
 
 
 @dataclass(frozen=True)

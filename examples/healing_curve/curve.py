@@ -10,6 +10,7 @@ evaluated. Resumable: arms that are done are not made again, one that was killed
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import sys
@@ -19,18 +20,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from arms import RIVAL, Arm, all_arms
 from page import draw, write_page
+from tqdm import tqdm
 
+from prunella.device_runtime.errors import AudioError
 from prunella.device_runtime.files import write_json
 from prunella.device_runtime.transcriber import open_transcriber
 from prunella.evaluation.evaluate import evaluate
 from prunella.evaluation.manifest import read_manifest
 from prunella.evaluation.report import compare_reports
 from prunella.export.export import export_float
-from prunella.healing.clips import open_speech
+from prunella.healing.clips import open_speech, tokenise
+from prunella.healing.features import FeatureStore
 from prunella.healing.heal import heal
-from prunella.healing.plan import HealingPlan
+from prunella.healing.machine import choose_precision
+from prunella.healing.plan import Augmentation, HealingPlan
 from prunella.pruning.calibration import Calibration, speech_batches, speech_calibration
 from prunella.pruning.prune import prune
 from prunella.pruning.redundancy import measure_redundancy
@@ -56,6 +62,37 @@ class Curve:
             args.other_clips, seed=0
         )
         self.dev = {"main": main, "others": others}
+
+    def plan(self, arm: Arm) -> HealingPlan:
+        """How an arm is trained. No arm hears a clip twice in its minutes, so there is one variant of each."""
+        return HealingPlan(
+            train=arm.train,
+            lora=arm.lora,
+            hidden_weight=arm.hidden_weight,
+            minutes=self.args.minutes / arm.stages,
+            dev_minutes=1e9,
+            batch_positions=1_536,
+            micro_positions=1_024,
+            augmentation=Augmentation(variants=1),
+        )
+
+    def encode(self) -> None:
+        """Make every clip's features before the first arm: it would else pay for those that all arms share."""
+        model = load(self.args.model)
+        plan = self.plan(Arm("features", 0, train=("projector",)))
+        speed = plan.augmentation.speed
+        store = FeatureStore(
+            model,
+            tokenise(model, open_speech([self.args.train]), ctc=False, slowest=speed),
+            plan.augmentation,
+            plan.seed,
+            encode=True,
+            precision=choose_precision(plan.precision, torch.device("cpu")),
+            folder=self.out / "features",
+        )
+        for index in tqdm(range(len(store)), desc="features", file=sys.stderr, disable=None):
+            with contextlib.suppress(AudioError):  # reported where it is trained on
+                store.finish(store.load(index, 0), index, 0)
 
     def run(self, arm: Arm) -> None:
         """Make and judge one arm, unless it is done."""
@@ -94,13 +131,7 @@ class Curve:
                 work = self.out / "runs" / f"{slug(arm.name)}-{stage}"
                 heal(
                     model,
-                    HealingPlan(
-                        train=arm.train,
-                        lora=arm.lora,
-                        hidden_weight=arm.hidden_weight,
-                        minutes=self.args.minutes / arm.stages,
-                        dev_minutes=1e9,
-                    ),
+                    self.plan(arm),
                     open_speech([self.args.train]),
                     teacher=full if arm.teacher else None,
                     work=work,
@@ -182,10 +213,12 @@ def main() -> int:
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args()
     curve = Curve(args)
-    for arm in all_arms():
-        if args.only in arm.name:
-            curve.run(arm)
-            curve.report()
+    arms = [arm for arm in all_arms() if args.only in arm.name]
+    if any(arm.train for arm in arms):
+        curve.encode()
+    for arm in arms:
+        curve.run(arm)
+        curve.report()
     curve.report()
     return 0
 

@@ -2,7 +2,7 @@
 
     python examples/reference_model/average.py out/reference-2:0.5 out/reference-1:0.5 -o out/averaged --weights out/averaged.weights
 
-Model soups (Wortsman et al. 2022, arXiv 2203.05482). All must come from one another or from one start. Prompt and limits
+With one model it only packs that. Model soups (Wortsman et al. 2022, arXiv 2203.05482). All must come from one another or from one start. Prompt and limits
 are those of the first. Whoever needs int4 gives a model trained with --rounding at least half of the weight, and measures.
 """
 
@@ -51,9 +51,10 @@ def main() -> None:
         for run in model.config.provenance.get("healing", []):
             runs.setdefault(run.get("run") or str(run), run)
     averaged = average(parts)
-    averaged.config = averaged.config.with_provenance(
-        healing=[*runs.values(), {"stage": "average", "of": shares}]
-    )
+    if len(parts) > 1:
+        averaged.config = averaged.config.with_provenance(
+            healing=[*runs.values(), {"stage": "average", "of": shares}]
+        )
     save_checkpoint(averaged, args.out)
     if args.weights:
         pack_reference(averaged, args.weights, args.ship_rank)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from prunella.device_runtime.errors import CheckpointError
+from prunella.evaluation.evaluate import evaluate
+from prunella.evaluation.manifest import read_manifest
 from prunella.pruning.blocks import Block
 from prunella.pruning.prune import prune
+from prunella.speech_llm.engine import model_transcriber
 from prunella.speech_llm.load import load
-from prunella.speech_llm.reference import REFERENCE_WEIGHTS, convert_reference, pack_reference
+from prunella.speech_llm.reference import (
+    REFERENCE_PRUNED_WEIGHTS,
+    REFERENCE_WEIGHTS,
+    convert_reference,
+    pack_reference,
+)
 from prunella.speech_llm.reference_prompt import INSTRUCTION, instruct_before_audio
+
+CLIPS = Path(__file__).parents[2] / "examples" / "clips"
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +78,24 @@ def test_a_pruned_and_bridged_model_is_packed_without_the_encoder(reference, tmp
     with torch.no_grad():
         heard = [model.embed_audio(audio) for model in (pruned, again)]
     assert (heard[0] - heard[1]).abs().max() < 1e-3 * heard[0].std()
+
+
+def test_the_pruned_reference_has_seventy_per_cent_of_the_layers_and_hears(reference):
+    pruned = load("reference-pruned")
+    assert len(pruned.layers) == 21 and len(reference.layers) == 30
+    assert pruned.config.provenance["pruning"]["blocks"] == ["2:11"]
+    assert sum(path.stat().st_size for path in REFERENCE_PRUNED_WEIGHTS.iterdir()) < 60e6
+    for name, tensor in reference.audio_encoder.state_dict().items():
+        assert torch.equal(pruned.audio_encoder.state_dict()[name], tensor), name
+    errors = [
+        evaluate(
+            model_transcriber(model), read_manifest(CLIPS / "evaluation.jsonl"), name="torch", score=True
+        ).overall
+        for model in (pruned, reference)
+    ]
+    # Cut and not healed it has 6 nats a token and writes nonsense.
+    assert errors[0].cross_entropy < 1.2 * errors[1].cross_entropy
+    assert errors[0].wer < 0.35
 
 
 def test_what_cannot_be_packed_is_refused(reference, tmp_path):
