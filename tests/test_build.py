@@ -84,7 +84,7 @@ def test_a_build_that_heals_exports_what_was_healed(plan, tmp_path):
 
 def test_a_build_shows_the_cut_that_a_healed_model_came_from(plan, tmp_path):
     pruned, _ = prune(load_checkpoint(plan.model), [Block(1, 3)])
-    pruned.projector.linear_2.weight.mul_(1.5)  # what healing would have changed
+    pruned.decoder.model.norm.weight.data.mul_(4)  # in place of healing: sharper logits, another loss
     healed = save_checkpoint(pruned, tmp_path / "healed")
     blocks = healed_blocks(plan.model, str(healed))
     assert blocks == ("1:3",)
@@ -94,7 +94,7 @@ def test_a_build_shows_the_cut_that_a_healed_model_came_from(plan, tmp_path):
     assert names[:4] == ["full, PyTorch", "cut, PyTorch", "pruned, PyTorch", "healed, PyTorch"]
     losses = {row.name: row.cross_entropy for row in report.rows}
     assert losses["pruned, ONNX fp32"] == pytest.approx(losses["healed, PyTorch"], rel=1e-3)
-    assert losses["pruned, ONNX fp32"] != pytest.approx(losses["pruned, PyTorch"], rel=1e-3)
+    assert losses["pruned, ONNX fp32"] != pytest.approx(losses["pruned, PyTorch"], rel=1e-2)
     assert not (out / "healed").exists()
 
 
