@@ -1,10 +1,12 @@
 """How much does healing give back? Layers removed against word errors, arm by arm.
 
-    python examples/healing_curve/curve.py --train TRAIN.jsonl --dev DEV.jsonl -o out/healing_curve --minutes 15
+    python examples/healing_curve/curve.py --train TRAIN.jsonl --dev DEV.jsonl
 
 Every arm is cut, bridged and trained as `arms.py` says, each trained one for the same minutes, then exported (fp32) and
 evaluated. Resumable: arms that are done are not made again, one that was killed goes on from its last checkpoint.
-`--only TEXT` takes the arms whose name contains it. After every arm curve.json, curve.png and curve.md are written anew.
+`--arm NAME` takes that one (repeatable, in the order given). After every arm curve.json, curve.png and curve.md are
+written anew in `--out`, beside one file an arm, which holds its errors clip by clip; `--work` is for features,
+checkpoints and transcripts, and large.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from arms import RIVAL, Arm, all_arms
@@ -28,9 +30,9 @@ from tqdm import tqdm
 from prunella.device_runtime.errors import AudioError
 from prunella.device_runtime.files import write_json
 from prunella.device_runtime.transcriber import open_transcriber
+from prunella.evaluation.bootstrap import paired_difference
 from prunella.evaluation.evaluate import evaluate
 from prunella.evaluation.manifest import read_manifest
-from prunella.evaluation.report import compare_reports
 from prunella.export.export import export_float
 from prunella.healing.clips import open_speech, tokenise
 from prunella.healing.features import FeatureStore
@@ -54,6 +56,7 @@ class Curve:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.out: Path = args.out
+        self.work: Path = args.work
         train = read_manifest(args.train)
         self.calibration_clips = train.at_most(18).sample(args.calibration_clips, seed=1)
         dev = read_manifest(args.dev).at_most(18)
@@ -88,7 +91,7 @@ class Curve:
             plan.seed,
             encode=True,
             precision=choose_precision(plan.precision, torch.device("cpu")),
-            folder=self.out / "features",
+            folder=self.work / "features",
         )
         for index in tqdm(range(len(store)), desc="features", file=sys.stderr, disable=None):
             with contextlib.suppress(AudioError):  # reported where it is trained on
@@ -101,20 +104,20 @@ class Curve:
             return
         sys.stderr.write(f"{arm.name} ...\n")
         began = time.perf_counter()
-        model, cuts, seconds = self.make(arm)
+        model, cuts, training = self.make(arm)
         judged = self.judge(model, arm.name)
-        facts = {"blocks": cuts, "layers": len(model.layers), "training_minutes": round(seconds / 60, 2),
+        facts = {"blocks": cuts, "layers": len(model.layers), **training,
                  "minutes": round((time.perf_counter() - began) / 60, 2), "dev": judged}  # fmt: skip
         if self.args.keep and arm.train:
-            save_checkpoint(model, self.out / "models" / slug(arm.name))
+            save_checkpoint(model, self.work / "models" / slug(arm.name))
         write_json(done, {"arm": asdict(arm), **facts})
 
-    def make(self, arm: Arm) -> tuple[SpeechLLM, list[str], float]:
-        """The arm's model, the blocks cut from it (of the model before each cut), and the seconds of training."""
+    def make(self, arm: Arm) -> tuple[SpeechLLM, list[str], dict[str, Any]]:
+        """The arm's model, the blocks cut from it (of the model before each cut), and what its training took."""
         full = load(self.args.model)
         model = with_decoder(full, wheel_decoder()) if arm.decoder == "base" else load(self.args.model)
         cuts: list[str] = []
-        seconds = 0.0
+        minutes, steps, precision = 0.0, 0, None
         for stage in range(arm.stages):
             if arm.drop:
                 calibration: Calibration = speech_calibration(model, self.calibration_clips)
@@ -128,29 +131,34 @@ class Curve:
                 )
                 cuts += report.blocks
             if arm.train:
-                work = self.out / "runs" / f"{slug(arm.name)}-{stage}"
+                work = self.work / "runs" / f"{slug(arm.name)}-{stage}"
                 heal(
                     model,
                     self.plan(arm),
                     open_speech([self.args.train]),
                     teacher=full if arm.teacher else None,
                     work=work,
-                    cache=self.out / "features",
+                    cache=self.work / "features",
                     progress=True,
                 )
-                seconds += 60 * model.config.provenance["healing"][-1]["minutes"]
-        return model, cuts, seconds
+                run = model.config.provenance["healing"][-1]
+                minutes, steps, precision = minutes + run["minutes"], steps + run["steps"], run["precision"]
+        return model, cuts, {"training_minutes": round(minutes, 2), "steps": steps, "precision": precision}
 
-    def judge(self, model: SpeechLLM, name: str) -> dict[str, object]:
-        """Word errors and cross-entropy on both halves of the dev speech, through the fp32 export."""
+    def judge(self, model: SpeechLLM, name: str) -> dict[str, dict[str, Any]]:
+        """Word errors and cross-entropy on both halves of the dev speech, through the fp32 export.
+
+        `clips`: clip by clip how many words were wrong and how many there are.
+        """
         with tempfile.TemporaryDirectory() as folder:
             export_float(model, "x86-cpu", Path(folder) / "bundle", recipe="fp32")
             gc.collect()
             system = open_transcriber(Path(folder) / "bundle")
-            judged = {}
+            judged: dict[str, dict[str, Any]] = {}
             for part, manifest in self.dev.items():
                 report = evaluate(system, manifest, name=name, records=self._records(name, part))
-                judged[part] = report.overall.to_json()
+                clips = {r.id: (r.errors.words.errors, r.errors.words.reference) for r in report.records}
+                judged[part] = report.overall.to_json() | {"clips": clips}
         return judged
 
     def report(self) -> None:
@@ -158,7 +166,7 @@ class Curve:
         order = {arm.name: place for place, arm in enumerate(all_arms())}
         points = [json.loads(path.read_text()) for path in (self.out / "arms").glob("*.json")]
         points.sort(key=lambda point: order.get(point["arm"]["name"], len(order)))
-        self._compare(points)
+        points = [against_full(point, points) for point in points]
         conditions = {"minutes": self.args.minutes, "model": self.args.model, "source": self.args.source,
                       "clips": {part: len(manifest) for part, manifest in self.dev.items()},
                       "calibration_clips": len(self.calibration_clips)}  # fmt: skip
@@ -166,29 +174,23 @@ class Curve:
         draw(points, self.out / "curve.png")
         write_page(points, conditions, self.out)
 
-    def _compare(self, points: list[dict[str, Any]]) -> None:
-        """Every trained arm against the uncut model with the same training: paired bootstrap over the main dev clips."""
-        trained = [p["arm"]["name"] for p in points if p["arm"]["train"]]
-        if RIVAL not in trained:
-            return
-        reports = {
-            name: evaluate(_Done(), self.dev["main"], name=name, records=self._records(name, "main"))
-            for name in trained
-        }
-        for point in points:
-            name = point["arm"]["name"]
-            if name in reports and name != RIVAL:
-                point["against_full"] = compare_reports(reports[RIVAL], reports[name]).to_json()["overall"]
-
     def _records(self, name: str, part: str) -> Path:
-        return self.out / "records" / f"{slug(name)}-{part}.jsonl"
+        return self.work / "records" / f"{slug(name)}-{part}.jsonl"
 
 
-class _Done:
-    """In place of a system whose clips are all in a records file."""
-
-    def transcribe(self, samples: object) -> NoReturn:
-        raise LookupError("this clip was not transcribed when its arm was judged")
+def against_full(point: dict[str, Any], points: list[dict[str, Any]]) -> dict[str, Any]:
+    """A trained arm with its paired difference from the uncut model with the same training, on the main dev clips."""
+    rival = next((one for one in points if one["arm"]["name"] == RIVAL), None)
+    if rival is None or rival is point or not point["arm"]["train"]:
+        return point
+    errors, theirs = point["dev"]["main"]["clips"], rival["dev"]["main"]["clips"]
+    shared = [clip for clip in theirs if clip in errors]
+    difference = paired_difference(
+        [theirs[clip][0] for clip in shared],
+        [errors[clip][0] for clip in shared],
+        [theirs[clip][1] for clip in shared],
+    )
+    return {**point, "against_full": asdict(difference)}
 
 
 def slug(name: str) -> str:
@@ -208,15 +210,20 @@ def main() -> int:
     parser.add_argument("--other-clips", type=int, default=25, help="of every other dev source")
     parser.add_argument("--calibration-clips", type=int, default=120)
     parser.add_argument("--minutes", type=float, default=15.0)
-    parser.add_argument("--only", default="", help="arms whose name contains this")
+    parser.add_argument("--arm", action="append", metavar="NAME", help="only this one (repeatable)")
     parser.add_argument("--keep", action="store_true", help="keep the trained checkpoints")
-    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("-o", "--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--work", type=Path, default=Path("out/healing_curve"))
     args = parser.parse_args()
     curve = Curve(args)
-    arms = [arm for arm in all_arms() if args.only in arm.name]
-    if any(arm.train for arm in arms):
+    arms = {arm.name: arm for arm in all_arms()}
+    unknown = [name for name in args.arm or () if name not in arms]
+    if unknown:
+        parser.error(f"no arm {', '.join(unknown)}: choose from {'; '.join(arms)}")
+    chosen = [arms[name] for name in args.arm or arms]
+    if any(arm.train for arm in chosen):
         curve.encode()
-    for arm in arms:
+    for arm in chosen:
         curve.run(arm)
         curve.report()
     curve.report()

@@ -64,10 +64,11 @@ def write_page(points: list[dict[str, Any]], conditions: dict[str, Any], folder:
                 f"{100 * main['wer']:.1f} ({100 * main['wer_low']:.1f}-{100 * main['wer_high']:.1f})",
                 f"{100 * others['wer']:.1f}",
                 f"{main['cross_entropy']:.3f}",
-                f"{point['training_minutes']:.0f}",
+                f"{point['training_minutes']:.0f}" if point["steps"] else "-",
+                str(point["steps"] or "-"),
             )
         )
-    header = ("arm", "cut", "layers", "WER % (95 %)", "WER % others", "loss", "minutes trained")
+    header = ("arm", "cut", "layers", "WER % (95 %)", "WER % others", "loss", "minutes trained", "steps")
     clips = conditions["clips"]
     text = [
         "# The healing curve",

@@ -1,0 +1,95 @@
+"""The healing curve: arms that can be trained, one run over a tiny model, and what the page makes of the numbers."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from prunella.speech_llm.checkpoint import save_checkpoint
+
+ROOT = Path(__file__).parents[1]
+CLIPS = ROOT / "examples" / "clips"
+SOURCE = "librivox"
+
+
+@pytest.fixture(autouse=True)
+def curve_on_path(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples" / "healing_curve")
+    yield
+    for name in ("curve", "arms", "page"):
+        sys.modules.pop(name, None)
+
+
+def point(name, drop, errors, train=("projector",)):
+    words = [10] * len(errors)
+    part = {"wer": sum(errors) / sum(words), "wer_low": 0.0, "wer_high": 1.0, "cross_entropy": 1.0}
+    clips = {f"clip{i}": pair for i, pair in enumerate(zip(errors, words, strict=True))}
+    return {
+        "arm": {"name": name, "drop": drop, "train": list(train)}, "blocks": [], "layers": 30 - drop, "steps": 7,
+        "training_minutes": 15.0, "dev": {"main": {**part, "clips": clips}, "others": part},
+    }  # fmt: skip
+
+
+def test_every_arm_has_a_name_of_its_own_and_a_plan():
+    from arms import RIVAL, all_arms
+
+    arms = all_arms()
+    names = [arm.name for arm in arms]
+    assert len(set(names)) == len(names)
+    assert RIVAL in names
+    assert all(arm.drop % arm.stages == 0 for arm in arms)
+
+
+def test_a_healed_arm_is_compared_with_the_uncut_one_of_the_same_training_clip_by_clip():
+    from arms import RIVAL
+    from curve import against_full
+
+    rival = point(RIVAL, 0, [1, 2, 3, 2])
+    healed = point("9 joint", 9, [2, 3, 4, 3])
+    cut = point("9 cut", 9, [9, 9, 9, 9], train=())
+    points = [rival, healed, cut]
+    paired = against_full(healed, points)["against_full"]
+    assert paired["relative"] == pytest.approx(0.5)  # 12 errors for 8
+    assert paired["low"] == paired["high"] == pytest.approx(0.1)  # each clip has one more in ten words
+    assert "against_full" not in against_full(rival, points)
+    assert "against_full" not in against_full(cut, points)
+    assert "against_full" not in against_full(healed, [healed])
+
+
+def test_the_curve_over_a_tiny_model_leaves_a_page_and_does_nothing_twice(
+    small_speech_llm, tmp_path, monkeypatch
+):
+    import curve
+
+    model = save_checkpoint(small_speech_llm, tmp_path / "tiny")
+    arms = ["full", "full, same training", "3 bridge, joint, distilled"]
+    argv = ["curve.py", "--model", str(model), "--train", str(CLIPS / "calibration.jsonl")]
+    argv += ["--dev", str(CLIPS / "evaluation.jsonl"), "--source", SOURCE, "--dev-clips", "2", "--other-clips", "1"]  # fmt: skip
+    argv += ["--calibration-clips", "4", "--minutes", "0.02", "-o", str(tmp_path / "results")]
+    argv += ["--work", str(tmp_path / "work"), *(word for arm in arms for word in ("--arm", arm))]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert curve.main() == 0
+    result = json.loads((tmp_path / "results" / "curve.json").read_text())
+    points = {one["arm"]["name"]: one for one in result["points"]}
+    assert list(points) == arms
+    assert points["3 bridge, joint, distilled"]["layers"] == len(small_speech_llm.layers) - 3
+    assert points["3 bridge, joint, distilled"]["steps"] > 0
+    assert "against_full" in points["3 bridge, joint, distilled"]
+    page = (tmp_path / "results" / "curve.md").read_text()
+    assert all(f"| {name} " in page for name in arms)
+    assert "3 bridge, joint, distilled: " in page
+    assert (tmp_path / "results" / "curve.png").stat().st_size > 10_000
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results" / "arms").iterdir()}
+    assert curve.main() == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "results" / "arms").iterdir()}
+
+
+def test_an_unknown_arm_is_refused_with_those_there_are(monkeypatch, capsys):
+    import curve
+
+    monkeypatch.setattr(sys, "argv", ["curve.py", "--train", "x", "--dev", "y", "--arm", "9 magic"])
+    with pytest.raises(SystemExit) as stopped:
+        curve.main()
+    assert stopped.value.code == 2
+    assert "9 bridge, joint" in capsys.readouterr().err
