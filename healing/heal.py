@@ -244,13 +244,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the distance to the teacher's hidden states behind what was cut (default 0)",
     )
     add("--label-smoothing", type=float, default=0.0)
-    add(
-        "--text-corruption",
-        type=float,
-        default=default["text_corruption"],
-        metavar="SHARE",
-        help="of the transcript's tokens that the decoder reads as others, so that it learns to listen (default 0)",
-    )
     add("--steps", type=int, help="optimiser steps after which the run ends")
     add("--epochs", type=float, help="passes over the speech after which it ends")
     add("--minutes", type=float, help="minutes of training, over all sittings, after which it ends")

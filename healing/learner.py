@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -145,10 +145,7 @@ class Learner(nn.Module):
         scored = inputs.labels != IGNORE
         labels = inputs.labels[scored]
         weights = inputs.weights[:, None].expand_as(inputs.labels)[scored]
-        read = inputs
-        if self.training and self.plan.text_corruption > 0:
-            read = replace(inputs, input_ids=corrupt_text(inputs, self.plan.text_corruption))
-        logits = _scored_logits(self.decoder, self.decoder_inputs(audio, steps, read), scored)
+        logits = _scored_logits(self.decoder, self.decoder_inputs(audio, steps, inputs), scored)
         losses = nn.functional.cross_entropy(
             logits, labels, reduction="none", label_smoothing=self.plan.label_smoothing
         )
@@ -175,23 +172,6 @@ class Learner(nn.Module):
         rms = (audio.float().square().mean(-1) + 1e-6).sqrt()
         penalty = (rms / self.embedding_rms).log().square() * inside
         return (penalty.sum(1) / steps.clamp(min=1) * weights).sum()
-
-
-def corrupt_text(inputs: PassInputs, share: float) -> torch.Tensor:
-    """(batch, length) input ids with a share of the transcript's tokens replaced by other tokens of the same pass.
-
-    The decoder still predicts the true ones. It knows the text before a word so well that on little data it learns
-    transcripts by heart; where that text may be wrong it has to listen, as it has to behind its own mistakes (word
-    dropout: Bowman et al. 2016, section 3.1; scheduled sampling: Bengio et al. 2015).
-    """
-    scored = inputs.labels != IGNORE
-    # Where a token is read, the one before it was predicted.
-    text = torch.zeros_like(scored)
-    text[:, 1:] = scored[:, 1:] & scored[:, :-1]
-    chosen = text & (torch.rand(text.shape, device=text.device) < share)
-    said = inputs.input_ids[text]
-    others = said[torch.randint(len(said), (int(chosen.sum()),), device=text.device)] if len(said) else said
-    return inputs.input_ids.masked_scatter(chosen, others)
 
 
 class TokenAlignment(nn.Module):

@@ -70,9 +70,6 @@ class HealingPlan:
     beta2: float = 0.95
     max_grad_norm: float = 1.0
     label_smoothing: float = 0.0
-    text_corruption: float = (
-        0.0  # share of the transcript's tokens that the decoder reads as others, but predicts
-    )
     scale_weight: float = 0.02  # pulls the RMS of the projector's output towards that of the token embeddings
     ctc_weight: float = (
         0.0  # of a CTC loss beside the transcript's: keeps the audio embeddings near their tokens
@@ -124,10 +121,6 @@ class HealingPlan:
         _check(bool(ends), "nothing says when to stop: give --steps, --epochs or --minutes")
         _check(all(limit > 0 for limit in ends), "--steps, --epochs and --minutes must be positive")
         _check(self.micro_positions > 0 < self.batch_positions, "batch and micro positions must be positive")
-        _check(
-            0 <= self.text_corruption < 1,
-            f"text corruption {self.text_corruption} is no share from 0 to below 1",
-        )
         for name in ("ctc_weight", "hidden_weight"):
             weight = getattr(self, name)
             _check(weight >= 0, f"{name} {weight} is negative: give 0 or more")

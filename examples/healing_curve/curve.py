@@ -170,7 +170,9 @@ class Curve:
         conditions = {"minutes": self.args.minutes, "model": self.args.model, "source": self.args.source,
                       "clips": {part: len(manifest) for part, manifest in self.dev.items()},
                       "calibration_clips": len(self.calibration_clips)}  # fmt: skip
-        write_json(self.out / "curve.json", {"conditions": conditions, "points": points})
+        write_json(
+            self.out / "curve.json", {"conditions": conditions, "points": [summary(p) for p in points]}
+        )
         draw(points, self.out / "curve.png")
         write_page(points, conditions, self.out)
 
@@ -191,6 +193,13 @@ def against_full(point: dict[str, Any], points: list[dict[str, Any]]) -> dict[st
         [theirs[clip][1] for clip in shared],
     )
     return {**point, "against_full": asdict(difference)}
+
+
+def summary(point: dict[str, Any]) -> dict[str, Any]:
+    """A point without its errors clip by clip, which its own file has."""
+    parts = point["dev"].items()
+    dev = {part: {key: value for key, value in row.items() if key != "clips"} for part, row in parts}
+    return {**point, "dev": dev}
 
 
 def slug(name: str) -> str:
