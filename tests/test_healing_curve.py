@@ -31,30 +31,45 @@ def point(name, drop, errors, train=("projector",)):
     }  # fmt: skip
 
 
-def test_every_arm_has_a_name_of_its_own_and_a_plan():
-    from arms import RIVAL, all_arms
+def test_every_arm_has_a_name_of_its_own_and_every_question_two_arms():
+    from arms import RIVAL, all_arms, questions
 
     arms = all_arms()
     names = [arm.name for arm in arms]
     assert len(set(names)) == len(names)
     assert RIVAL in names
+    assert {name for one in questions() for name in (one.better, one.than)} <= set(names)
     assert all(arm.drop % arm.stages == 0 for arm in arms)
 
 
-def test_a_healed_arm_is_compared_with_the_uncut_one_of_the_same_training_clip_by_clip():
+def test_arms_are_compared_clip_by_clip():
     from arms import RIVAL
-    from curve import against_full
+    from page import paired
 
     rival = point(RIVAL, 0, [1, 2, 3, 2])
     healed = point("9 joint", 9, [2, 3, 4, 3])
-    cut = point("9 cut", 9, [9, 9, 9, 9], train=())
-    points = [rival, healed, cut]
-    paired = against_full(healed, points)["against_full"]
-    assert paired["relative"] == pytest.approx(0.5)  # 12 errors for 8
-    assert paired["low"] == paired["high"] == pytest.approx(0.1)  # each clip has one more in ten words
-    assert "against_full" not in against_full(rival, points)
-    assert "against_full" not in against_full(cut, points)
-    assert "against_full" not in against_full(healed, [healed])
+    difference = paired([rival, healed], "9 joint", RIVAL)
+    assert difference.relative == pytest.approx(0.5)  # 12 errors for 8
+    assert difference.low == difference.high == pytest.approx(0.1)  # each clip has one more in ten words
+    assert paired([rival], "9 joint", RIVAL) is None
+
+
+def test_the_page_answers_what_it_can_and_says_what_is_missing(tmp_path):
+    from arms import RIVAL
+    from page import write_page
+
+    points = [
+        point(RIVAL, 0, [1, 2, 3, 2]),
+        point("9 bridge, joint", 9, [2, 2, 3, 2]),
+        point("9 joint", 9, [3, 3, 4, 3]),
+    ]
+    conditions = {"model": "tiny", "source": SOURCE, "clips": {"main": 4, "others": 4}, "minutes": 15, "calibration_clips": 4}  # fmt: skip
+    write_page(points, conditions, tmp_path)
+    page = (tmp_path / "curve.md").read_text()
+    assert "- 9 joint: +62 % relative" in page
+    assert "`9 bridge, joint` minus `9 joint`: -10.0 points" in page
+    assert "teacher" not in page.split("## Not made yet")[0]
+    assert "9 bridge, joint, distilled" in page.split("## Not made yet")[1]
 
 
 def test_the_curve_over_a_tiny_model_leaves_a_page_and_does_nothing_twice(
@@ -75,7 +90,7 @@ def test_the_curve_over_a_tiny_model_leaves_a_page_and_does_nothing_twice(
     assert list(points) == arms
     assert points["3 bridge, joint, distilled"]["layers"] == len(small_speech_llm.layers) - 3
     assert points["3 bridge, joint, distilled"]["steps"] > 0
-    assert "against_full" in points["3 bridge, joint, distilled"]
+    assert "clips" not in points["full"]["dev"]["main"]
     page = (tmp_path / "results" / "curve.md").read_text()
     assert all(f"| {name} " in page for name in arms)
     assert "3 bridge, joint, distilled: " in page

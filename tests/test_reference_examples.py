@@ -1,10 +1,12 @@
 """The recipe of the reference: reading another Whisper's encoder, and sentences to be spoken."""
 
 import copy
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 def recipe(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "examples" / "reference_model")
     yield
-    for name in ("change_encoder", "sentences"):
+    for name in ("change_encoder", "learning_curve", "sentences"):
         sys.modules.pop(name, None)
 
 
@@ -78,3 +80,33 @@ def test_glosses_are_made_of_known_words_only(tmp_path):
     )
     words = {"a", "small", "animal", "that", "purrs", "genus", "of", "here", "the", "cat", "sat", "on", "mat"}
     assert sentences.gloss_lines(package, words) == ["the cat sat on a mat", "a small animal that purrs"]
+
+
+def test_the_learning_curve_is_made_once_and_drawn(tmp_path, monkeypatch):
+    import learning_curve
+
+    (whisper,) = (path for path in WHISPER_TINY_EN.files().values() if path.name == "model.bin")
+    clips = ROOT / "examples" / "clips"
+    argv = ["learning_curve.py", "--real", str(clips / "calibration.jsonl"), "--synth", str(clips / "calibration.jsonl")]  # fmt: skip
+    argv += ["--dev", str(clips / "evaluation.jsonl"), "--dev-source", "librivox", "--dev-clips", "2"]
+    argv += ["--encoder", f"tiny.en={whisper}", "--hidden", "64", "--minutes", "0.01"]
+    argv += ["-o", str(tmp_path / "results"), "--work", str(tmp_path / "work")]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert learning_curve.main() == 0
+    made = json.loads((tmp_path / "results" / "learning_curve.json").read_text())["points"]
+    real = [one for one in made if not one["synth_hours"]]
+    assert len(made) == 7
+    assert [one["clips"] for one in real] == sorted(one["clips"] for one in real)
+    assert all(one["steps"] > 0 and one["history"] and one["dev_wer"] >= 0 for one in made)
+    assert (tmp_path / "results" / "learning_curve.png").stat().st_size > 10_000
+    monkeypatch.setattr(learning_curve, "train", lambda *_: pytest.fail("an arm was made twice"))
+    assert learning_curve.main() == 0
+
+
+def test_the_hours_of_a_learning_curve_are_nested():
+    from learning_curve import first_hours
+
+    clips = [SimpleNamespace(name=i, seconds=60.0 * (1 + i % 3)) for i in range(100)]
+    less, more = (first_hours(clips, hours) for hours in (0.5, 1.0))
+    assert more[: len(less)] == less
+    assert 1800 <= sum(clip.seconds for clip in less) < 1980

@@ -25,6 +25,40 @@ class Arm:
     decoder: str = "reference"  # "base": the wheel's untouched decoder, adapted only after the cut
 
 
+@dataclass(frozen=True)
+class Question:
+    """What two arms that differ in one thing are to answer: whether `better` has fewer errors than `than`."""
+
+    asked: str
+    better: str
+    than: str
+
+
+def questions() -> list[Question]:
+    """What the curve is asked, over the arms that there are."""
+    asked: list[Question] = []
+    for size in SIZES:
+        best = f"{size} bridge, joint"
+        asked += [
+            Question(
+                "Projector and decoder together, or the decoder alone?", best, f"{size} bridge, decoder only"
+            ),
+            Question("Bridged before training, or not?", best, f"{size} joint"),
+            Question("With the full model as teacher, or without?", f"{best}, distilled", best),
+        ]
+    nine = "9 bridge, joint, distilled"
+    return [
+        *asked,
+        Question("Hidden states matched too, or not?", f"{nine}, hidden states", nine),
+        Question("LoRA on all layers, or on the receiving one?", nine, f"{nine}, receiving layers"),
+        Question("In three cuts, or in one?", "9 as 3 + 3 + 3, bridge, joint, distilled", nine),
+        Question("Blocks by measured loss one after the other, or the best one block?", "9 greedy, bridge, joint, distilled", nine),
+        Question("A block by angular distance, or by measured loss?", "9 angular, bridge, joint, distilled", nine),
+        Question("The deepest layers, or a measured block?", "9 deepest, joint, distilled", nine),
+        Question("Cut before the decoder is adapted to speech, or after?", "9 of the base decoder, bridge, joint", "9 bridge, joint"),
+    ]  # fmt: skip
+
+
 def all_arms() -> list[Arm]:
     """Every arm, cheap ones first; a trained one needs the minutes of the budget."""
     joint = ("projector", "decoder")

@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arms import RIVAL, Arm, all_arms
+from arms import Arm, all_arms
 from page import draw, write_page
 from tqdm import tqdm
 
 from prunella.device_runtime.errors import AudioError
 from prunella.device_runtime.files import write_json
 from prunella.device_runtime.transcriber import open_transcriber
-from prunella.evaluation.bootstrap import paired_difference
 from prunella.evaluation.evaluate import evaluate
 from prunella.evaluation.manifest import read_manifest
 from prunella.export.export import export_float
@@ -166,7 +165,6 @@ class Curve:
         order = {arm.name: place for place, arm in enumerate(all_arms())}
         points = [json.loads(path.read_text()) for path in (self.out / "arms").glob("*.json")]
         points.sort(key=lambda point: order.get(point["arm"]["name"], len(order)))
-        points = [against_full(point, points) for point in points]
         conditions = {"minutes": self.args.minutes, "model": self.args.model, "source": self.args.source,
                       "clips": {part: len(manifest) for part, manifest in self.dev.items()},
                       "calibration_clips": len(self.calibration_clips)}  # fmt: skip
@@ -178,21 +176,6 @@ class Curve:
 
     def _records(self, name: str, part: str) -> Path:
         return self.work / "records" / f"{slug(name)}-{part}.jsonl"
-
-
-def against_full(point: dict[str, Any], points: list[dict[str, Any]]) -> dict[str, Any]:
-    """A trained arm with its paired difference from the uncut model with the same training, on the main dev clips."""
-    rival = next((one for one in points if one["arm"]["name"] == RIVAL), None)
-    if rival is None or rival is point or not point["arm"]["train"]:
-        return point
-    errors, theirs = point["dev"]["main"]["clips"], rival["dev"]["main"]["clips"]
-    shared = [clip for clip in theirs if clip in errors]
-    difference = paired_difference(
-        [theirs[clip][0] for clip in shared],
-        [errors[clip][0] for clip in shared],
-        [theirs[clip][1] for clip in shared],
-    )
-    return {**point, "against_full": asdict(difference)}
 
 
 def summary(point: dict[str, Any]) -> dict[str, Any]:

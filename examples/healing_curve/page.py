@@ -8,9 +8,11 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
+from arms import RIVAL, all_arms, questions
 from matplotlib import pyplot
 
 from prunella.device_runtime.files import whole_file, write_text
+from prunella.evaluation.bootstrap import PairedDifference, paired_difference
 from prunella.evaluation.table import render_table
 
 _KINDS = ("cut", "bridge", "bridge, decoder only", "joint", "bridge, joint", "bridge, joint, distilled")
@@ -36,7 +38,7 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
         high = [100 * (p["dev"]["main"]["wer_high"] - p["dev"]["main"]["wer"]) for p in line]
         drops = [point["arm"]["drop"] for point in line]
         axes.errorbar(drops, wer, yerr=[low, high], marker="o", capsize=3, label=kind)
-    trained = [point for point in points if point["arm"]["name"] == "full, same training"]
+    trained = [point for point in points if point["arm"]["name"] == RIVAL]
     if trained:
         wer = 100 * trained[0]["dev"]["main"]["wer"]
         axes.axhline(wer, linestyle="--", color="grey", label="nothing cut, same training")
@@ -82,17 +84,52 @@ def write_page(points: list[dict[str, Any]], conditions: dict[str, Any], folder:
         render_table(header, rows, markdown=True),
         "",
     ]
-    text += _against_the_goal(points)
-    write_text(folder / "curve.md", "\n".join(text) + "\n")
+    text += _against_full(points) + _answers(points)
+    made = {point["arm"]["name"] for point in points}
+    missing = [arm.name for arm in all_arms() if arm.name not in made]
+    if missing:
+        text += ["## Not made yet", "", "; ".join(missing), ""]
+    write_text(folder / "curve.md", "\n".join(text))
 
 
-def _against_the_goal(points: list[dict[str, Any]]) -> list[str]:
-    """Each healed arm against the uncut model with the same training, clip by clip."""
+def paired(points: list[dict[str, Any]], name: str, than: str) -> PairedDifference | None:
+    """Word errors of an arm minus those of another on the main dev clips; None where one of them is not made yet."""
+    by_name = {point["arm"]["name"]: point["dev"]["main"]["clips"] for point in points}
+    if name not in by_name or than not in by_name:
+        return None
+    mine, theirs = by_name[name], by_name[than]
+    shared = [clip for clip in theirs if clip in mine]
+    return paired_difference(
+        [theirs[clip][0] for clip in shared],
+        [mine[clip][0] for clip in shared],
+        [theirs[clip][1] for clip in shared],
+    )
+
+
+def _against_full(points: list[dict[str, Any]]) -> list[str]:
+    """Each healed arm against the uncut model with the same training."""
     lines = []
     for point in points:
-        paired = point.get("against_full")
-        if paired and point["arm"]["drop"]:
-            relative = 100 * paired["difference"] / paired["rate_a"]
-            low, high = (100 * paired[key] / paired["rate_a"] for key in ("low", "high"))
+        difference = paired(points, point["arm"]["name"], RIVAL)
+        if difference and point["arm"]["train"] and point["arm"]["drop"]:
+            relative, low, high = (
+                100 * value / difference.rate_a
+                for value in (difference.difference, difference.low, difference.high)
+            )
             lines.append(f"- {point['arm']['name']}: {relative:+.0f} % relative ({low:+.0f} to {high:+.0f})")
-    return ["## Against the uncut model with the same training", "", *lines] if lines else []
+    title = "## Against the uncut model with the same training"
+    return [title, "", "Paired bootstrap over the same clips.", "", *lines, ""] if lines else []
+
+
+def _answers(points: list[dict[str, Any]]) -> list[str]:
+    """What pairs of arms that differ in one thing say."""
+    lines = []
+    for question in questions():
+        d = paired(points, question.better, question.than)
+        if d is not None:
+            clear = "" if d.low > 0 or d.high < 0 else "; chance explains it"
+            lines.append(
+                f"- {question.asked} `{question.better}` minus `{question.than}`: {100 * d.difference:+.1f} points of WER "
+                f"({100 * d.low:+.1f} to {100 * d.high:+.1f}{clear})"
+            )
+    return ["## One thing at a time", "", *lines, ""] if lines else []
