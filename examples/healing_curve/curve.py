@@ -207,12 +207,12 @@ def main() -> int:
     parser.add_argument("-o", "--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--work", type=Path, default=Path("out/healing_curve"))
     args = parser.parse_args()
-    curve = Curve(args)
     arms = {arm.name: arm for arm in all_arms()}
     unknown = [name for name in args.arm or () if name not in arms]
     if unknown:
         parser.error(f"no arm {', '.join(unknown)}: choose from {'; '.join(arms)}")
     chosen = [arms[name] for name in args.arm or arms]
+    curve = Curve(args)
     if any(arm.train for arm in chosen):
         curve.encode()
     for arm in chosen:
