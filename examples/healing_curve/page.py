@@ -46,7 +46,8 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
     axes.set_xlabel("decoder layers removed (of 30)")
     axes.set_ylabel("WER % (95 % interval)")
     axes.set_ylim(0, 110)
-    axes.legend(fontsize=8)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     with whole_file(path) as partial:
         figure.savefig(partial, format="png", bbox_inches="tight")
