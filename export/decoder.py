@@ -119,7 +119,7 @@ def _build(decoder: Path, work: Path) -> None:
             place = (str(decoder), str(decoder), str(work), "fp32", "cpu", str(work / "cache"))
             options = parse_extra_options(*place, ["exclude_embeds=true", "hf_token=false"])
             create_model(*place, **options)
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # how the builder says that it has no such family
         raise CheckpointError(
             f"the ONNX model builder does not know the decoder in {decoder} ({error}): "
             "take one of its families (Llama, Mistral, Qwen, Gemma, Phi, Granite, SmolLM3)"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,21 @@ import soundfile
 
 ROOT = Path(__file__).parents[1]
 CLIPS = ROOT / "examples" / "clips"
+
+
+@pytest.fixture
+def example_folder(monkeypatch) -> Iterator[Callable[[str], None]]:
+    """Lets a test import the scripts of `examples/NAME` as they import each other, and forgets them afterwards."""
+    folders = []
+
+    def put_on_path(name: str) -> None:
+        folders.append(ROOT / "examples" / name)
+        monkeypatch.syspath_prepend(folders[-1])
+
+    yield put_on_path
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").parent in folders:
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,8 @@ SOURCE = "librivox"
 
 
 @pytest.fixture(autouse=True)
-def curve_on_path(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "examples" / "healing_curve")
-    yield
-    for name in ("curve", "arms", "page"):
-        sys.modules.pop(name, None)
+def curve_scripts(example_folder):
+    example_folder("healing_curve")
 
 
 def point(name, drop, errors, train=("projector",)):

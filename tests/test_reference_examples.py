@@ -20,11 +20,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def recipe(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "examples" / "reference_model")
-    yield
-    for name in ("change_encoder", "learning_curve", "sentences"):
-        sys.modules.pop(name, None)
+def recipe(example_folder):
+    example_folder("reference_model")
 
 
 def test_an_encoder_read_from_ctranslate2_computes_what_ctranslate2_does():
