@@ -20,7 +20,7 @@ from pathlib import Path
 from prunella.evaluation.manifest import read_manifest
 from prunella.healing.clips import manifest_clips, open_speech
 from prunella.healing.heal import heal
-from prunella.healing.plan import HealingPlan
+from prunella.healing.plan import Augmentation, HealingPlan
 from prunella.healing.run_state import read_state
 from prunella.speech_llm.checkpoint import save_checkpoint
 from prunella.speech_llm.load import load
@@ -36,7 +36,15 @@ def main() -> int:
     parser.add_argument("--dev-clips", type=int, default=40)
     parser.add_argument("--start", default="reference", metavar="MODEL")
     parser.add_argument("-o", "--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--minutes", type=float, help="of training, over all sittings, after which it ends")
+    parser.add_argument("--steps", type=int, help="after which it ends instead")
+    parser.add_argument(
+        "--variants",
+        type=int,
+        default=Augmentation.variants,
+        help="versions of each clip; 1: `prunella synth` varies enough",
+    )
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="of audio features, for several sittings")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--ship-rank", type=int, default=56)
     parser.add_argument("--learning-rate", type=float, default=4e-4)
@@ -62,13 +70,23 @@ def main() -> int:
         batch_positions=args.batch_positions,
         micro_positions=1_024,
         warmup=0.03,
+        augmentation=Augmentation(variants=args.variants),
         minutes=args.minutes,
+        steps=args.steps,
         dev_minutes=args.dev_minutes,
         seed=args.seed,
     )
     dev = read_manifest(args.dev).only({args.dev_source}).at_most(18.0).limit(args.dev_clips)
     work = args.out.with_name(args.out.name + ".healing")
-    heal(model, plan, open_speech(args.speech), dev=manifest_clips(dev), work=work, progress=True)
+    heal(
+        model,
+        plan,
+        open_speech(args.speech),
+        dev=manifest_clips(dev),
+        work=work,
+        cache=args.cache,
+        progress=True,
+    )
     save_checkpoint(model, args.out)
     pack_reference(model, args.out.with_name(args.out.name + ".weights"), args.ship_rank)
     state = read_state(work)
