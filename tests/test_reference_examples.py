@@ -2,6 +2,7 @@
 
 import copy
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -77,6 +78,17 @@ def test_glosses_are_made_of_known_words_only(tmp_path):
     )
     words = {"a", "small", "animal", "that", "purrs", "genus", "of", "here", "the", "cat", "sat", "on", "mat"}
     assert sentences.gloss_lines(package, words) == ["the cat sat on a mat", "a small animal that purrs"]
+
+
+def test_neighbouring_lines_are_joined_up_to_the_length_drawn():
+    import sentences
+
+    lines = [f"word {number}{stop}" for number, stop in enumerate((".", "", "!", "") * 50)]
+    passages = sentences.joined(lines, 12, random.Random(0))
+    assert " ".join(passages).replace(",", "") == " ".join(lines)
+    assert all(2 <= len(passage.split()) <= 12 for passage in passages)
+    assert len({len(passage.split()) for passage in passages}) > 3
+    assert any("1, word 2!" in passage for passage in passages)
 
 
 def test_the_learning_curve_is_made_once_and_drawn(tmp_path, monkeypatch):

@@ -46,6 +46,25 @@ def novel_sentences(package: Path) -> list[str]:
     return sentences
 
 
+def joined(lines: Iterable[str], longest: int, rng: random.Random) -> list[str]:
+    """Neighbouring lines put together, to as many words as drawn between 4 and `longest` each time.
+
+    Recordings of people who read aloud are cut at pauses, not at full stops: 12 s are common.
+    """
+    passages: list[str] = []
+    room = 0
+    for line in lines:
+        words = len(line.split())
+        if words <= room:
+            stop = "" if passages[-1].endswith((".", "!", "?", ";")) else ","
+            passages[-1] += f"{stop} {line}"
+        else:
+            passages.append(line)
+            room = rng.randint(4, longest)
+        room -= words
+    return passages
+
+
 def common_words(package: Path) -> set[str]:
     """Words of SCOWL's sizes 10 to 40, from the Debian package scowl."""
     with tempfile.TemporaryDirectory() as folder:
@@ -153,14 +172,21 @@ def main() -> int:
     parser.add_argument("--novel-words", type=int, default=110_000)
     parser.add_argument("--gloss-words", type=int, default=90_000)
     parser.add_argument("--command-words", type=int, default=20_000)
+    parser.add_argument(
+        "--longest", type=int, metavar="WORDS", help="join neighbouring lines to at most so many words"
+    )
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()
     rng = random.Random(args.seed)
     words = common_words(args.words)
     lines = word_lines(words, rng)
+    novels, glosses = novel_sentences(args.novels), gloss_lines(args.glosses, words)
+    if args.longest:
+        rng.shuffle(glosses)  # the novels' sentences belong together as they stand
+        novels, glosses = joined(novels, args.longest, rng), joined(glosses, args.longest, rng)
     for sentences, most in (
-        (novel_sentences(args.novels), args.novel_words),
-        (gloss_lines(args.glosses, words), args.gloss_words),
+        (novels, args.novel_words),
+        (glosses, args.gloss_words),
         (command_lines(args.commands), args.command_words),
     ):
         sentences = unlike(sentences, args.unlike)

@@ -54,6 +54,7 @@ def main() -> int:
     parser.add_argument("--batch-positions", type=int, default=3_072)
     parser.add_argument("--ctc-weight", type=float, default=0.05)
     parser.add_argument("--dev-minutes", type=float, default=15.0)
+    parser.add_argument("--checkpoint-minutes", type=float, default=3.0, help="at most this is lost")
     parser.add_argument("--rounding", type=int, default=0, help="train with 4-bit weights in such blocks")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -74,6 +75,7 @@ def main() -> int:
         minutes=args.minutes,
         steps=args.steps,
         dev_minutes=args.dev_minutes,
+        checkpoint_minutes=args.checkpoint_minutes,
         seed=args.seed,
     )
     dev = read_manifest(args.dev).only({args.dev_source}).at_most(18.0).limit(args.dev_clips)
