@@ -14,8 +14,11 @@ import pytest
 import torch
 
 from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.errors import UsageError
 from prunella.device_runtime.log_mel import SAMPLE_RATE, log_mel
 from prunella.device_runtime.wheels import WHISPER_TINY_EN
+from prunella.pruning.blocks import Block
+from prunella.pruning.prune import prune
 
 ROOT = Path(__file__).parents[1]
 
@@ -89,6 +92,27 @@ def test_neighbouring_lines_are_joined_up_to_the_length_drawn():
     assert all(2 <= len(passage.split()) <= 12 for passage in passages)
     assert len({len(passage.split()) for passage in passages}) > 3
     assert any("1, word 2!" in passage for passage in passages)
+
+
+def test_a_pruned_model_is_given_what_its_full_model_learned_since(small_speech_llm):
+    import carry_over
+
+    was = copy.deepcopy(small_speech_llm)
+    for number, layer in enumerate(was.layers):
+        torch.nn.init.constant_(layer.input_layernorm.weight, 1 + number / 10)
+    now = copy.deepcopy(was)
+    generator = torch.Generator().manual_seed(0)
+    changed = [layer.mlp.down_proj.weight for layer in now.layers] + [now.projector.linear_1.weight]
+    with torch.no_grad():
+        for weight in changed:
+            weight += torch.randn(weight.shape, generator=generator)
+    pruned, _ = prune(copy.deepcopy(was), [Block(1, 3)])
+    carry_over.carry_over(pruned, was, now)
+    for layer, number in zip(pruned.layers, (0, 3, 4, 5), strict=True):
+        torch.testing.assert_close(layer.mlp.down_proj.weight, now.layers[number].mlp.down_proj.weight)
+    torch.testing.assert_close(pruned.projector.linear_1.weight, now.projector.linear_1.weight)
+    with pytest.raises(UsageError, match="pruned from"):
+        carry_over.carry_over(was, pruned, pruned)
 
 
 def test_the_learning_curve_is_made_once_and_drawn(tmp_path, monkeypatch):
