@@ -81,7 +81,7 @@ def heal(
     ctc = plan.stage == "ctc"
     clips = tokenise(model, speech, ctc=ctc, slowest=plan.augmentation.speed)
     dev_clips = tokenise(model, dev, ctc=ctc) if dev else []
-    state = _open_run(model, plan, [(one.clip.key, one.tokens) for one in clips], work)
+    state = _open_run(model, plan, teacher, [(one.clip.key, one.tokens) for one in clips], work)
     if not state.precision:
         # By the main process: machines of a cluster may measure differently. A resumed run keeps what it began with.
         state.precision = broadcast_object_list([choose_precision(plan.precision, accelerator.device)])[0]
@@ -156,9 +156,13 @@ def heal(
     return model
 
 
-def _open_run(model: SpeechLLM, plan: HealingPlan, clips: Any, work: Path | None) -> RunState:
+def _open_run(
+    model: SpeechLLM, plan: HealingPlan, teacher: SpeechLLM | None, clips: Any, work: Path | None
+) -> RunState:
     identity = plan.identity()
     digest = [module_digest(model.projector), module_digest(model.audio_encoder), module_digest(model.layers)]
+    if teacher is not None:
+        digest += [module_digest(teacher.projector), module_digest(teacher.layers)]
     state = read_state(work) if work is not None else None
     if state is None:
         return RunState(fingerprint=fingerprint(identity, digest, clips), identity=identity)
@@ -166,7 +170,11 @@ def _open_run(model: SpeechLLM, plan: HealingPlan, clips: Any, work: Path | None
     defaults = HealingPlan(steps=1).identity()
     changed = [key for key, value in identity.items() if state.identity.get(key, defaults[key]) != value]
     if changed or state.fingerprint != fingerprint(state.identity, digest, clips):
-        what = f"other settings ({', '.join(changed)})" if changed else "another model or other speech"
+        what = (
+            f"other settings ({', '.join(changed)})"
+            if changed
+            else "another model, another teacher or other speech"
+        )
         raise HealingError(
             f"{work} holds a run with {what}: remove it to begin anew, or write to another folder"
         )

@@ -174,6 +174,8 @@ def test_other_settings_do_not_go_on_in_the_same_folder(manifest, tmp_path, make
     heal(make_model(), PLAN, clips, work=tmp_path)
     with pytest.raises(HealingError, match=r"other settings.*decoder_lr"):
         heal(make_model(), replace(PLAN, decoder_lr=1e-3), clips, work=tmp_path)
+    with pytest.raises(HealingError, match="another teacher"):
+        heal(make_model(), PLAN, clips, work=tmp_path, teacher=make_model())
     longer = heal(make_model(), replace(PLAN, steps=5), clips, work=tmp_path)
     assert longer.config.provenance["healing"][-1]["steps"] == 5
 
