@@ -1,10 +1,12 @@
 """The healing curve: arms that can be trained, one run over a tiny model, and what the page makes of the numbers."""
 
+import copy
 import json
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from prunella.speech_llm.checkpoint import save_checkpoint
 
@@ -60,7 +62,7 @@ def test_the_page_answers_what_it_can_and_says_what_is_missing(tmp_path):
         point("9 bridge, joint", 9, [2, 2, 3, 2]),
         point("9 joint", 9, [3, 3, 4, 3]),
     ]
-    conditions = {"model": "tiny", "source": SOURCE, "clips": {"main": 4, "others": 4}, "minutes": 15, "calibration_clips": 4}  # fmt: skip
+    conditions = {"model": "tiny", "model_weights": "c0ffee", "source": SOURCE, "clips": {"main": 4, "others": 4}, "minutes": 15, "calibration_clips": 4}  # fmt: skip
     write_page(points, conditions, tmp_path)
     page = (tmp_path / "curve.md").read_text()
     assert "- 9 joint: +62 % relative" in page
@@ -70,7 +72,7 @@ def test_the_page_answers_what_it_can_and_says_what_is_missing(tmp_path):
 
 
 def test_the_curve_over_a_tiny_model_leaves_a_page_and_does_nothing_twice(
-    small_speech_llm, tmp_path, monkeypatch
+    small_speech_llm, tmp_path, monkeypatch, capsys
 ):
     import curve
 
@@ -95,6 +97,14 @@ def test_the_curve_over_a_tiny_model_leaves_a_page_and_does_nothing_twice(
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results" / "arms").iterdir()}
     assert curve.main() == 0
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "results" / "arms").iterdir()}
+    other = copy.deepcopy(small_speech_llm)
+    with torch.no_grad():
+        next(other.projector.parameters()).mul_(1.5)
+    other_model = save_checkpoint(other, tmp_path / "other")
+    monkeypatch.setattr(sys, "argv", ["curve.py", "--model", str(other_model), *argv[3:]])
+    with pytest.raises(SystemExit):
+        curve.main()
+    assert "arms of another model" in capsys.readouterr().err
 
 
 def test_an_unknown_arm_is_refused_with_those_there_are(monkeypatch, capsys):

@@ -27,17 +27,17 @@ from arms import Arm, all_arms
 from page import draw, write_page
 from tqdm import tqdm
 
-from prunella.device_runtime.errors import AudioError
+from prunella.device_runtime.errors import AudioError, UsageError
 from prunella.device_runtime.files import write_json
 from prunella.device_runtime.transcriber import open_transcriber
 from prunella.evaluation.evaluate import evaluate
 from prunella.evaluation.manifest import read_manifest
 from prunella.export.export import export_float
 from prunella.healing.clips import open_speech, tokenise
-from prunella.healing.features import FeatureStore
+from prunella.healing.features import FeatureStore, module_digest
 from prunella.healing.heal import heal
 from prunella.healing.machine import choose_precision
-from prunella.healing.plan import Augmentation, HealingPlan
+from prunella.healing.plan import Augmentation, HealingPlan, fingerprint
 from prunella.pruning.calibration import Calibration, speech_batches, speech_calibration
 from prunella.pruning.prune import prune
 from prunella.pruning.redundancy import measure_redundancy
@@ -56,6 +56,13 @@ class Curve:
         self.args = args
         self.out: Path = args.out
         self.work: Path = args.work
+        self.model_weights = digest(load(args.model))
+        strangers = [one for one in self.points() if one["model_weights"] != self.model_weights]
+        if strangers:
+            raise UsageError(
+                f"{self.out} holds arms of another model than '{args.model}', {strangers[0]['arm']['name']} among them: "
+                "give another --out, or the --model that they were made of"
+            )
         train = read_manifest(args.train)
         self.calibration_clips = train.at_most(18).sample(args.calibration_clips, seed=1)
         dev = read_manifest(args.dev).at_most(18)
@@ -64,6 +71,12 @@ class Curve:
             args.other_clips, seed=0
         )
         self.dev = {"main": main, "others": others}
+
+    def points(self) -> list[dict[str, Any]]:
+        """The arms that are done, in the order of `all_arms`."""
+        order = {arm.name: place for place, arm in enumerate(all_arms())}
+        points = [json.loads(path.read_text()) for path in (self.out / "arms").glob("*.json")]
+        return sorted(points, key=lambda point: order.get(point["arm"]["name"], len(order)))
 
     def plan(self, arm: Arm) -> HealingPlan:
         """How an arm is trained. No arm hears a clip twice in its minutes, so there is one variant of each."""
@@ -109,7 +122,7 @@ class Curve:
                  "minutes": round((time.perf_counter() - began) / 60, 2), "dev": judged}  # fmt: skip
         if self.args.keep and arm.train:
             save_checkpoint(model, self.work / "models" / slug(arm.name))
-        write_json(done, {"arm": asdict(arm), **facts})
+        write_json(done, {"arm": asdict(arm), "model_weights": self.model_weights, **facts})
 
     def make(self, arm: Arm) -> tuple[SpeechLLM, list[str], dict[str, Any]]:
         """The arm's model, the blocks cut from it (of the model before each cut), and what its training took."""
@@ -162,10 +175,9 @@ class Curve:
 
     def report(self) -> None:
         """Write what is there so far."""
-        order = {arm.name: place for place, arm in enumerate(all_arms())}
-        points = [json.loads(path.read_text()) for path in (self.out / "arms").glob("*.json")]
-        points.sort(key=lambda point: order.get(point["arm"]["name"], len(order)))
-        conditions = {"minutes": self.args.minutes, "model": self.args.model, "source": self.args.source,
+        points = self.points()
+        conditions = {"minutes": self.args.minutes, "model": self.args.model,
+                      "model_weights": self.model_weights, "source": self.args.source,
                       "clips": {part: len(manifest) for part, manifest in self.dev.items()},
                       "calibration_clips": len(self.calibration_clips)}  # fmt: skip
         write_json(
@@ -183,6 +195,11 @@ def summary(point: dict[str, Any]) -> dict[str, Any]:
     parts = point["dev"].items()
     dev = {part: {key: value for key, value in row.items() if key != "clips"} for part, row in parts}
     return {**point, "dev": dev}
+
+
+def digest(model: SpeechLLM) -> str:
+    """Tells which model an arm was made of: a name such as `reference` may be another one tomorrow."""
+    return fingerprint(module_digest(model.projector), module_digest(model.layers))
 
 
 def slug(name: str) -> str:
@@ -212,7 +229,10 @@ def main() -> int:
     if unknown:
         parser.error(f"no arm {', '.join(unknown)}: choose from {'; '.join(arms)}")
     chosen = [arms[name] for name in args.arm or arms]
-    curve = Curve(args)
+    try:
+        curve = Curve(args)
+    except UsageError as error:
+        parser.error(str(error))
     if any(arm.train for arm in chosen):
         curve.encode()
     for arm in chosen:

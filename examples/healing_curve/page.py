@@ -76,7 +76,7 @@ def write_page(points: list[dict[str, Any]], conditions: dict[str, Any], folder:
     text = [
         "# The healing curve",
         "",
-        f"`{conditions['model']}`, {conditions['source']}: {clips['main']} dev clips; other dev sources: {clips['others']} "
+        f"`{conditions['model']}` (weights {conditions['model_weights']}), {conditions['source']}: {clips['main']} dev clips; other dev sources: {clips['others']} "
         f"clips; blocks chosen and bridges fitted on {conditions['calibration_clips']} training clips; every trained arm "
         f"has {conditions['minutes']:g} minutes.",
         "",
