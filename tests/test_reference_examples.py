@@ -111,8 +111,16 @@ def test_a_pruned_model_is_given_what_its_full_model_learned_since(small_speech_
     for layer, number in zip(pruned.layers, (0, 3, 4, 5), strict=True):
         torch.testing.assert_close(layer.mlp.down_proj.weight, now.layers[number].mlp.down_proj.weight)
     torch.testing.assert_close(pruned.projector.linear_1.weight, now.projector.linear_1.weight)
-    with pytest.raises(UsageError, match="pruned from"):
-        carry_over.carry_over(was, pruned, pruned)
+    # And back: layers that only the full model has stay as they are.
+    full, none = copy.deepcopy(was), copy.deepcopy(pruned)
+    start, _ = prune(copy.deepcopy(was), [Block(1, 3)])
+    carry_over.carry_over(full, start, pruned)
+    for number, (layer, source) in enumerate(zip(full.layers, (now, was, was, now, now, now), strict=True)):
+        torch.testing.assert_close(layer.mlp.down_proj.weight, source.layers[number].mlp.down_proj.weight)
+    for layer in none.layers:
+        torch.nn.init.zeros_(layer.input_layernorm.weight)
+    with pytest.raises(UsageError, match="no layer in common"):
+        carry_over.carry_over(was, none, none)
 
 
 def test_the_learning_curve_is_made_once_and_drawn(tmp_path, monkeypatch):

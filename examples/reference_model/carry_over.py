@@ -1,6 +1,7 @@
-"""Give a pruned model what its full model has learned since: the change of every layer that both have, and of the projector.
+"""Give a pruned model what its full model has learned since, or the other way round: the change of what both have.
 
     python examples/reference_model/carry_over.py out/pruned --was reference --now out/reference-2 -o out/pruned-2
+    python examples/reference_model/carry_over.py reference --was out/pruned --now out/pruned-2 -o out/reference-2
 
 Task arithmetic (Ilharco et al. 2023, arXiv 2212.04089): the difference of two sittings is added as it is. A start for
 `prunella heal`, which would else learn the same again.
@@ -24,34 +25,35 @@ _NORM = "input_layernorm.weight"
 
 
 @torch.no_grad()
-def carry_over(pruned: SpeechLLM, was: SpeechLLM, now: SpeechLLM, weight: float = 1.0) -> SpeechLLM:
-    """`pruned`, changed in place by `weight` times what leads from `was` to `now`.
+def carry_over(model: SpeechLLM, was: SpeechLLM, now: SpeechLLM, weight: float = 1.0) -> SpeechLLM:
+    """`model`, changed in place by `weight` times what leads from `was` to `now`, in the layers that it has of them.
 
     Raises:
-        UsageError: `pruned` has a layer that `was` does not have.
+        UsageError: `model` and `was` have no layer in common.
     """
-    kept = _kept(pruned, was)
-    before, after = was.state_dict(), now.state_dict()
-    for name, tensor in pruned.state_dict().items():
+    places = _places(was, model)
+    target, before = model.state_dict(), was.state_dict()
+    for name, tensor in now.state_dict().items():
         match = _DECODER_LAYER.match(name)
-        source = f"{match[1]}{kept[int(match[2])]}{name[match.end(2) :]}" if match else name
+        if match and int(match[2]) not in places:
+            continue
+        place = f"{match[1]}{places[int(match[2])]}{name[match.end(2) :]}" if match else name
         if tensor.is_floating_point():
-            tensor += weight * (after[source] - before[source])
-    return pruned
+            target[place] += weight * (tensor - before[name])
+    return model
 
 
-def _kept(pruned: SpeechLLM, full: SpeechLLM) -> list[int]:
-    """Which layers of `full` these are: their norms, which LoRA leaves alone, tell."""
-    norms = [layer.get_parameter(_NORM) for layer in full.layers]
-    kept = []
-    for number, layer in enumerate(pruned.layers):
+def _places(was: SpeechLLM, model: SpeechLLM) -> dict[int, int]:
+    """Layer of `was` → the same layer of `model`: known by their norms, which LoRA leaves alone."""
+    norms = [layer.get_parameter(_NORM) for layer in model.layers]
+    places = {}
+    for number, layer in enumerate(was.layers):
         same = [i for i, norm in enumerate(norms) if torch.equal(norm, layer.get_parameter(_NORM))]
-        if len(same) != 1:
-            raise UsageError(
-                f"layer {number} of the pruned model is none of the full one's: give the model that it was pruned from"
-            )
-        kept += same
-    return kept
+        if len(same) == 1:
+            places[number] = same[0]
+    if not places:
+        raise UsageError("the two have no layer in common: give a model and what was pruned from it")
+    return places
 
 
 def main() -> int:
@@ -65,7 +67,7 @@ def main() -> int:
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args()
     now = load(args.now)
-    model = carry_over(load(args.pruned), load(args.was), now, args.weight)
+    model = carry_over(load(args.model), load(args.was), now, args.weight)
     past = model.config.provenance.get("healing", [])
     sittings = [run for run in now.config.provenance.get("healing", []) if run not in past]
     carried = {"stage": "carry over", "weight": args.weight, "sittings": sittings}
