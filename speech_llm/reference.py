@@ -52,6 +52,7 @@ _ENCODER, _PROJECTOR = "audio_encoder.safetensors", "projector.safetensors"
 _PARTS = (_FACTS, "adapter_config.json", _ADAPTER, _ENCODER, _PROJECTOR)
 _WHOLE = "whole_matrices.safetensors"  # of the decoder, whose change no LoRA holds; may be absent
 _LAYER = re.compile(r"(.*\blayers\.)(\d+)")
+_NORM = "input_layernorm.weight"
 _HELD = 0.02  # a LoRA holds a change that it leaves off by less than this, relative to the matrix
 
 
@@ -115,7 +116,7 @@ def pack_reference(model: SpeechLLM, folder: str | Path, rank: int) -> Path:
         CheckpointError: something but the linear layers of the decoder changed.
     """
     full = wheel_decoder()
-    kept = _layers_of(model.decoder, full)
+    kept = matching_layers(model.decoder, full, SMOLLM2_135M.package)
     base = _with_layers(full, kept)
     before, after = base.state_dict(), model.decoder.state_dict()
     linear = {
@@ -166,20 +167,20 @@ def pack_reference(model: SpeechLLM, folder: str | Path, rank: int) -> Path:
     return folder
 
 
-def _layers_of(decoder: PreTrainedModel, full: PreTrainedModel) -> list[int]:
-    """Which layers of the wheel's decoder these are: known by their norms, which neither LoRA nor bridge changes."""
+def matching_layers(decoder: PreTrainedModel, full: PreTrainedModel, name: str) -> list[int]:
+    """Which layers of `full` the pruned `decoder` has: known by their norms, which neither LoRA nor bridge changes.
+
+    Raises:
+        CheckpointError: a layer is none of those of `full`, which the message calls `name`.
+    """
+    norms = [layer.get_parameter(_NORM) for layer in decoder_layers(full)]
     kept: list[int] = []
     for layer in decoder_layers(decoder):
-        norm = layer.get_parameter("input_layernorm.weight")
-        same = [
-            i
-            for i, one in enumerate(decoder_layers(full))
-            if torch.equal(one.get_parameter("input_layernorm.weight"), norm)
-        ]
+        same = [i for i, norm in enumerate(norms) if torch.equal(norm, layer.get_parameter(_NORM))]
         if len(same) != 1 or (kept and same[0] <= kept[-1]):
             raise CheckpointError(
-                f"layer {len(kept)} is none of {SMOLLM2_135M.package}'s, or not in their order: "
-                "only what was pruned and trained from it can be packed"
+                f"layer {len(kept)} is none of {name}'s, or not in their order: "
+                "give what was pruned and trained from it"
             )
         kept += same
     return kept

@@ -14,11 +14,13 @@ import pytest
 import torch
 
 from prunella.device_runtime.audio import load_audio
-from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.errors import CheckpointError
 from prunella.device_runtime.log_mel import SAMPLE_RATE, log_mel
 from prunella.device_runtime.wheels import WHISPER_TINY_EN
 from prunella.pruning.blocks import Block
 from prunella.pruning.prune import prune
+from prunella.speech_llm.checkpoint import save_checkpoint
+from prunella.speech_llm.load import load
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,33 +96,69 @@ def test_neighbouring_lines_are_joined_up_to_the_length_drawn():
     assert any("1, word 2!" in passage for passage in passages)
 
 
-def test_a_pruned_model_is_given_what_its_full_model_learned_since(small_speech_llm):
-    import carry_over
-
+@pytest.fixture
+def sittings(small_speech_llm):
+    """A full model before and after some training, and the one before without layers 1 and 2."""
     was = copy.deepcopy(small_speech_llm)
     for number, layer in enumerate(was.layers):
         torch.nn.init.constant_(layer.input_layernorm.weight, 1 + number / 10)
     now = copy.deepcopy(was)
     generator = torch.Generator().manual_seed(0)
-    changed = [layer.mlp.down_proj.weight for layer in now.layers] + [now.projector.linear_1.weight]
     with torch.no_grad():
-        for weight in changed:
+        for weight in [layer.mlp.down_proj.weight for layer in now.layers] + [now.projector.linear_1.weight]:
             weight += torch.randn(weight.shape, generator=generator)
+    now.config = now.config.with_provenance(healing=[{"stage": "transcript", "run": "a"}])
     pruned, _ = prune(copy.deepcopy(was), [Block(1, 3)])
-    carry_over.carry_over(pruned, was, now)
-    for layer, number in zip(pruned.layers, (0, 3, 4, 5), strict=True):
-        torch.testing.assert_close(layer.mlp.down_proj.weight, now.layers[number].mlp.down_proj.weight)
-    torch.testing.assert_close(pruned.projector.linear_1.weight, now.projector.linear_1.weight)
-    # And back: layers that only the full model has stay as they are.
-    full, none = copy.deepcopy(was), copy.deepcopy(pruned)
-    start, _ = prune(copy.deepcopy(was), [Block(1, 3)])
-    carry_over.carry_over(full, start, pruned)
-    for number, (layer, source) in enumerate(zip(full.layers, (now, was, was, now, now, now), strict=True)):
-        torch.testing.assert_close(layer.mlp.down_proj.weight, source.layers[number].mlp.down_proj.weight)
-    for layer in none.layers:
+    return was, now, pruned
+
+
+def same_down_projections(layers, wanted):
+    return all(
+        torch.allclose(one.mlp.down_proj.weight, other.mlp.down_proj.weight, atol=1e-6)
+        for one, other in zip(layers, wanted, strict=True)
+    )
+
+
+def test_a_pruned_model_is_given_what_its_full_model_learned_since(sittings, tmp_path, monkeypatch):
+    import carry_over
+
+    was, now, pruned = sittings
+    folders = {name: str(save_checkpoint(model, tmp_path / name)) for name, model in
+               {"was": was, "now": now, "pruned": pruned}.items()}  # fmt: skip
+    argv = ["carry_over.py", folders["pruned"], "--was", folders["was"], "--now", folders["now"]]
+    monkeypatch.setattr(sys, "argv", [*argv, "-o", str(tmp_path / "given")])
+    assert carry_over.main() == 0
+    given = load(str(tmp_path / "given"))
+    assert same_down_projections(given.layers, [now.layers[number] for number in (0, 3, 4, 5)])
+    torch.testing.assert_close(given.projector.linear_1.weight, now.projector.linear_1.weight)
+    (carried,) = given.config.provenance["healing"]
+    assert carried == {
+        "stage": "carry over",
+        "weight": 1.0,
+        "sittings": [{"stage": "transcript", "run": "a"}],
+    }
+
+
+def test_a_full_model_is_given_what_its_pruned_one_learned_since(sittings):
+    import carry_over
+
+    was, now, pruned = sittings
+    learned = carry_over.carry_over(copy.deepcopy(pruned), was, now)
+    full = carry_over.carry_over(copy.deepcopy(was), pruned, learned)
+    # Layers that only the full model has stay as they were.
+    assert same_down_projections(full.layers, [
+        (was if number in (1, 2) else now).layers[number] for number in range(6)
+    ])  # fmt: skip
+
+
+def test_nothing_is_carried_between_models_that_are_not_related(sittings):
+    import carry_over
+
+    was, now, pruned = sittings
+    for layer in pruned.layers:
         torch.nn.init.zeros_(layer.input_layernorm.weight)
-    with pytest.raises(UsageError, match="no layer in common"):
-        carry_over.carry_over(was, none, none)
+    with pytest.raises(CheckpointError, match="layer 0 is none of the full model's"):
+        carry_over.carry_over(pruned, was, now)
 
 
 def test_the_learning_curve_is_made_once_and_drawn(tmp_path, monkeypatch):

@@ -15,13 +15,12 @@ from pathlib import Path
 
 import torch
 
-from prunella.device_runtime.errors import UsageError
 from prunella.speech_llm.checkpoint import save_checkpoint
 from prunella.speech_llm.load import load
 from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.reference import matching_layers
 
 _DECODER_LAYER = re.compile(r"^(decoder\..*?\blayers\.)(\d+)\.")
-_NORM = "input_layernorm.weight"
 
 
 @torch.no_grad()
@@ -29,9 +28,13 @@ def carry_over(model: SpeechLLM, was: SpeechLLM, now: SpeechLLM, weight: float =
     """`model`, changed in place by `weight` times what leads from `was` to `now`, in the layers that it has of them.
 
     Raises:
-        UsageError: `model` and `was` have no layer in common.
+        CheckpointError: neither of `model` and `was` was pruned from the other.
     """
-    places = _places(was, model)
+    if len(model.layers) <= len(was.layers):
+        kept = matching_layers(model.decoder, was.decoder, "the full model")
+        places = {old: new for new, old in enumerate(kept)}
+    else:
+        places = dict(enumerate(matching_layers(was.decoder, model.decoder, "the full model")))
     target, before = model.state_dict(), was.state_dict()
     for name, tensor in now.state_dict().items():
         match = _DECODER_LAYER.match(name)
@@ -43,34 +46,22 @@ def carry_over(model: SpeechLLM, was: SpeechLLM, now: SpeechLLM, weight: float =
     return model
 
 
-def _places(was: SpeechLLM, model: SpeechLLM) -> dict[int, int]:
-    """Layer of `was` → the same layer of `model`: known by their norms, which LoRA leaves alone."""
-    norms = [layer.get_parameter(_NORM) for layer in model.layers]
-    places = {}
-    for number, layer in enumerate(was.layers):
-        same = [i for i, norm in enumerate(norms) if torch.equal(norm, layer.get_parameter(_NORM))]
-        if len(same) == 1:
-            places[number] = same[0]
-    if not places:
-        raise UsageError("the two have no layer in common: give a model and what was pruned from it")
-    return places
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("pruned", metavar="PRUNED")
+    parser.add_argument("model", metavar="MODEL", help="what is to be given something")
     parser.add_argument(
-        "--was", required=True, metavar="MODEL", help="the full model that it was pruned from"
+        "--was", required=True, metavar="MODEL", help="what it was pruned from, or what was pruned from it"
     )
     parser.add_argument("--now", required=True, metavar="MODEL", help="the same after more training")
     parser.add_argument("--weight", type=float, default=1.0)
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args()
-    now = load(args.now)
-    model = carry_over(load(args.model), load(args.was), now, args.weight)
-    past = model.config.provenance.get("healing", [])
-    sittings = [run for run in now.config.provenance.get("healing", []) if run not in past]
+    model, was, now = load(args.model), load(args.was), load(args.now)
+    carry_over(model, was, now, args.weight)
+    known = was.config.provenance.get("healing", [])
+    sittings = [run for run in now.config.provenance.get("healing", []) if run not in known]
     carried = {"stage": "carry over", "weight": args.weight, "sittings": sittings}
+    past = model.config.provenance.get("healing", [])
     model.config = model.config.with_provenance(healing=[*past, carried])
     save_checkpoint(model, args.out)
     return 0
