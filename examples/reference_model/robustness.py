@@ -3,8 +3,8 @@
     python examples/reference_model/robustness.py BUNDLE --speech dev.jsonl
 
 Clips of at most 4.4 s are transcribed as they are and followed by 25 s of silence (in one piece, as llama.cpp's mtmd pads
-to 30 s); a minute of noise and silence is cut into 5 s clips. Without guards, so that the model itself is seen; the noise
-also with them. One JSON object on stdout.
+to 30 s); a minute of noise and silence is cut into 5 s clips. Without guards, so that the model itself is seen, and with
+them. One JSON object on stdout.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dataclasses import replace
 import numpy as np
 
 from prunella.device_runtime.audio import load_audio
-from prunella.evaluation.manifest import read_manifest
-from prunella.evaluation.systems import open_system
-from prunella.evaluation.word_errors import count_errors
+from prunella.evaluation.manifest import SpeechManifest, read_manifest
+from prunella.evaluation.systems import System, open_system
+from prunella.evaluation.word_errors import ErrorCounts, count_errors, total
 from prunella.healing.augment import NOISES, coloured_noise
 
 RATE, SILENCE, LONGEST = 16_000, 25.0, 4.4
@@ -38,6 +38,15 @@ def noises(seconds: float = 5.0) -> list[np.ndarray]:
     return [*pieces, *(np.zeros(size, np.float32) for _ in range(12 - len(pieces)))]
 
 
+def _errors(system: System, manifest: SpeechManifest, silence: float) -> ErrorCounts:
+    """Word errors over the clips with `silence` seconds behind each."""
+    padding = (0, int(silence * RATE))
+    return total(
+        count_errors(one.text, system.transcribe(np.pad(load_audio(one.audio), padding)).text).words
+        for one in manifest.utterances
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("system")
@@ -46,22 +55,16 @@ def main() -> int:
     args = parser.parse_args()
     system = open_system(args.system).system
     guarded = system.options
-    system.options = replace(guarded, guards=False)
-    plain = padded = None
     manifest = read_manifest(args.speech).at_most(LONGEST).limit(args.clips, seed=0)
-    for one in manifest.utterances:
-        samples = load_audio(one.audio)
-        heard = [system.transcribe(samples), system.transcribe(np.pad(samples, (0, int(SILENCE * RATE))))]
-        errors = [count_errors(one.text, transcript.text).words for transcript in heard]
-        plain, padded = (
-            new if old is None else old + new for old, new in zip((plain, padded), errors, strict=True)
-        )
-    said = {}
-    for name, options in (("model alone", system.options), ("with guards", guarded)):
+    behind: dict[str, dict[str, float]] = {}
+    said: dict[str, list[str]] = {}
+    for name, options in (("model alone", replace(guarded, guards=False)), ("with guards", guarded)):
         system.options = options
+        heard = [_errors(system, manifest, silence) for silence in (0.0, SILENCE)]
+        behind[name] = {"wer": heard[0].rate, "wer_before_silence": heard[1].rate,
+                        "insertions": heard[0].insertions, "insertions_before_silence": heard[1].insertions}  # fmt: skip
         said[name] = [text for piece in noises() if (text := system.transcribe(piece).text)]
-    result = {"system": args.system, "clips": len(manifest), "wer": plain.rate, "wer_before_silence": padded.rate,
-              "insertions": plain.insertions, "insertions_before_silence": padded.insertions,
+    result = {"system": args.system, "clips": len(manifest), "silence": behind,
               "noise_clips_with_text": {name: len(texts) for name, texts in said.items()}, "texts": said}  # fmt: skip
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
     return 0
