@@ -37,7 +37,7 @@ from prunella.healing.clips import open_speech, tokenise
 from prunella.healing.features import FeatureStore, module_digest
 from prunella.healing.heal import heal
 from prunella.healing.machine import choose_precision
-from prunella.healing.plan import Augmentation, HealingPlan, fingerprint
+from prunella.healing.plan import Augmentation, HealingPlan
 from prunella.pruning.calibration import Calibration, speech_batches, speech_calibration
 from prunella.pruning.prune import prune
 from prunella.pruning.redundancy import measure_redundancy
@@ -56,7 +56,8 @@ class Curve:
         self.args = args
         self.out: Path = args.out
         self.work: Path = args.work
-        self.model_weights = digest(load(args.model))
+        # A name such as `reference` may be another model tomorrow.
+        self.model_weights = module_digest(load(args.model))
         strangers = [one for one in self.points() if one["model_weights"] != self.model_weights]
         if strangers:
             raise UsageError(
@@ -195,11 +196,6 @@ def summary(point: dict[str, Any]) -> dict[str, Any]:
     parts = point["dev"].items()
     dev = {part: {key: value for key, value in row.items() if key != "clips"} for part, row in parts}
     return {**point, "dev": dev}
-
-
-def digest(model: SpeechLLM) -> str:
-    """Tells which model an arm was made of: a name such as `reference` may be another one tomorrow."""
-    return fingerprint(module_digest(model.projector), module_digest(model.layers))
 
 
 def slug(name: str) -> str:
