@@ -23,6 +23,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _SHARED = 6
+_SHORTEST = 4  # words of a joined passage
 _STRING = re.compile(
     rb"\x00[\x04\x00]\x00\x09(....)", re.S
 )  # an R character vector's element, and its length
@@ -60,7 +61,7 @@ def joined(lines: Iterable[str], longest: int, rng: random.Random) -> list[str]:
             passages[-1] += f"{stop} {line}"
         else:
             passages.append(line)
-            room = rng.randint(4, longest)
+            room = rng.randint(_SHORTEST, longest)
         room -= words
     return passages
 
@@ -177,6 +178,8 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()
+    if args.longest is not None and args.longest < _SHORTEST:
+        parser.error(f"--longest {args.longest}: give {_SHORTEST} or more")
     rng = random.Random(args.seed)
     words = common_words(args.words)
     lines = word_lines(words, rng)

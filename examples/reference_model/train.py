@@ -58,6 +58,8 @@ def main() -> int:
     parser.add_argument("--rounding", type=int, default=0, help="train with 4-bit weights in such blocks")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.minutes is None and args.steps is None:
+        parser.error("nothing says when to stop: give --minutes or --steps")
 
     model = instruct_before_audio(load(args.start))
     plan = HealingPlan(
