@@ -29,6 +29,7 @@ class AudioSpec:
     samples_per_token: int = 1_600  # hop (160) * convolution stride (2) * stack factor (5)
     extra_padding: int = 1_600  # zeros after the padding to whole stacks
     max_seconds: float = 29.5  # longer recordings are split
+    ctc_alphabet: str = ""  # letters that a CTC head hears beside the embeddings; none: there is no head
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ AudioHalf = Literal["onnx", "mtmd"]
 class AudioEncoder(Protocol):
     """The audio half of a speech LLM."""
 
+    letters: Float32 | None  # see `Engine.letters`
+
     def encode(self, samples: Float32) -> Float32:
         """(n,) mono float32 at the bundle's rate → (audio_tokens, hidden) float32."""
         ...
@@ -49,6 +51,7 @@ class GgufEngine:
         self.tie = GGUF_TIE
         self.threads = threads
         self._encoder = encoder
+        self.letters: Float32 | None = None
         self._prompt = manifest.prompt
         longest = int(30 * audio.sampling_rate / audio.samples_per_token) + 2  # libmtmd pads to 30 s
         prompt = len(self._prompt.before_ids) + len(self._prompt.after_ids)
@@ -111,7 +114,9 @@ class GgufEngine:
 
     def encode(self, samples: Float32) -> Float32:
         """See `Engine.encode`; libmtmd's audio half is the exception and hears 30 s."""
-        return self._encoder.encode(samples)
+        embeddings = self._encoder.encode(samples)
+        self.letters = self._encoder.letters
+        return embeddings
 
     def start(self, audio_embeddings: Float32) -> Float32:
         """See `Engine.start`.

@@ -52,6 +52,7 @@ class MtmdEncoder:
             raise EngineError(
                 f"libmtmd takes audio at {rate} Hz with {mmproj}, the bundle at {sampling_rate} Hz"
             )
+        self.letters: Float32 | None = None  # llama.cpp's audio half has no CTC head
         self._limit = int(_MAX_SECONDS * sampling_rate)
 
     def encode(self, samples: Float32) -> Float32:

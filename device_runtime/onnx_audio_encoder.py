@@ -15,6 +15,7 @@ class OnnxAudioEncoder:
 
     Attributes:
         missing: hardware that the bundle asks for and that is not used.
+        letters: see `Engine.letters`.
 
     Raises:
         ModuleNotFoundError: onnxruntime is not installed.
@@ -33,9 +34,12 @@ class OnnxAudioEncoder:
             onnxruntime, bundle.file(AUDIO_ENCODER), options, bundle.manifest.providers
         )
         self._audio = bundle.manifest.audio
+        self.letters: Float32 | None = None
 
     def encode(self, samples: Float32) -> Float32:
         """(n,) mono float32 at the bundle's rate → (audio_tokens, hidden) float32."""
         padded = pad_to_stacks(samples, self._audio.samples_per_token, self._audio.extra_padding)
         features = log_mel(padded, self._audio.num_mel_bins)
-        return self._session.run(None, {"log_mel": features[None]})[0][0]
+        embeddings, *letters = self._session.run(None, {"log_mel": features[None]})
+        self.letters = letters[0][0] if letters else None
+        return embeddings[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,18 @@ DECODER = "onnx/decoder_model_merged.onnx"
 _SCORE_CHUNK = 64  # positions of logits held at once while scoring
 
 
+@dataclass
+class _Beams:
+    """Caches of several transcripts of one utterance; their first `shared` positions, prompt and audio, are the same."""
+
+    utterance: int
+    shared: int
+    position: int
+    rows: int
+    capacity: int = 0
+    caches: list[npt.NDArray[np.float32]] = field(default_factory=list)
+
+
 class OnnxEngine:
     """`device_runtime.engine.Engine` over a bundle's `onnx/` graphs. Not thread-safe.
 
@@ -36,6 +49,7 @@ class OnnxEngine:
         self.name = f"onnx-{manifest.recipe}"
         self.tie = 0.0 if manifest.recipe == "fp32" else ROUNDED_TIE
         self.threads = threads or physical_cores()
+        self.letters: Float32 | None = None
         self._audio = manifest.audio
         self._spec = manifest.decoder
         self._missing: list[Missing] = []
@@ -51,6 +65,8 @@ class OnnxEngine:
         self._after = self._embed(manifest.prompt.after_ids)
         self._position = 0  # positions of the cache that are filled
         self._prefix_filled = False
+        self._utterance = 0  # how many were started
+        self._beams: _Beams | None = None
         self._logits = np.empty((1, 1, self._spec.vocab_size), np.float32)
         seconds = self._audio.max_seconds
         audio_tokens = int(seconds * self._audio.sampling_rate / self._audio.samples_per_token) + 2
@@ -76,7 +92,9 @@ class OnnxEngine:
         """See `Engine.encode`."""
         padded = pad_to_stacks(samples, self._audio.samples_per_token, self._audio.extra_padding)
         features = log_mel(padded, self._audio.num_mel_bins)
-        return self._run(self._encoder, {"log_mel": features[None]})[0]
+        embeddings, *letters = self._encoder.run(None, {"log_mel": features[None]})
+        self.letters = letters[0][0] if letters else None
+        return embeddings[0]
 
     def start(self, audio_embeddings: Float32) -> Float32:
         """See `Engine.start`.
@@ -85,6 +103,7 @@ class OnnxEngine:
             EngineError: prompt and audio are longer than the context.
         """
         self._rewind()
+        self._utterance += 1
         self._forward(np.concatenate([audio_embeddings, self._after]), keep=1)
         return self._logits[0, 0]
 
@@ -104,6 +123,60 @@ class OnnxEngine:
             EngineError: the context is full.
         """
         return self._forward(self._embed(tuple(tokens)), keep=len(tokens))[0]
+
+    def step_beams(self, tokens: Sequence[int], parents: Sequence[int]) -> Float32:
+        """See `BeamEngine.step_beams`.
+
+        Raises:
+            EngineError: the context is full.
+        """
+        if self._beams is None or self._beams.utterance != self._utterance:
+            self._beams = _Beams(self._utterance, self._position, self._position, 1)
+        beams, count = self._beams, len(tokens)
+        end = beams.position + 1
+        if not beams.caches or count > beams.rows or end > beams.capacity:
+            self._room_for_beams(beams, max(count, beams.rows), end)
+        chosen = np.asarray(parents)
+        if not np.array_equal(chosen, np.arange(count)):
+            for cache in beams.caches:
+                # What they share, prompt and audio, stays where it is.
+                cache[:count, :, beams.shared : beams.position] = cache[
+                    chosen, :, beams.shared : beams.position
+                ]
+        inputs = {
+            "inputs_embeds": np.ascontiguousarray(self._embed(tuple(tokens))[:, None]),
+            "attention_mask": np.ones((count, end), np.int64),
+            "num_logits_to_keep": np.array(1, np.int64),
+        }
+        logits = np.empty((count, 1, self._spec.vocab_size), np.float32)
+        binding = self._decoder.io_binding()
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, array)
+        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        # The first rows of a buffer are a buffer: fewer transcripts go on than there is room for.
+        kept = [cache[:count] for cache in beams.caches]
+        self._bind_cache(binding, kept)
+        self._decoder.run_with_iobinding(binding)
+        beams.position = end
+        return logits[:, 0]
+
+    def _room_for_beams(self, beams: _Beams, rows: int, positions: int) -> None:
+        """Buffers for so many transcripts: what the utterance has so far, in each row."""
+        self._require(max(positions, self._capacity))
+        before = beams.caches or self._cache
+        filled = beams.position
+        beams.rows, beams.capacity = rows, min(max(self._capacity, 2 * positions), self._spec.max_context)
+        if positions > self._spec.max_context:
+            raise EngineError(
+                f"prompt, audio and text need {positions} positions, the bundle has {self._spec.max_context}: "
+                "cut the audio into shorter pieces"
+            )
+        shape = (rows, self._spec.num_kv_heads, beams.capacity, self._spec.head_dim)
+        caches = [np.zeros(shape, np.float32) for _ in before]
+        for old, new in zip(before, caches, strict=True):
+            new[: len(old), :, :filled] = old[:, :, :filled]
+            new[len(old) :, :, :filled] = old[:1, :, :filled]
+        beams.caches = caches
 
     def rewind(self, count: int) -> None:
         """See `Engine.rewind`: what lies behind the new end is overwritten by what comes next."""
@@ -186,11 +259,15 @@ class OnnxEngine:
         self._ones = np.ones((1, self._capacity), np.int64)
         self._cache = [np.zeros(shape, np.float32) for _ in range(2 * self._spec.num_layers)]
         self._binding = self._decoder.io_binding()
-        for index, array in enumerate(self._cache):
+        self._bind_cache(self._binding, self._cache)
+
+    def _bind_cache(self, binding: Any, arrays: list[npt.NDArray[np.float32]]) -> None:
+        """Past and present of every layer in the same memory."""
+        for index, array in enumerate(arrays):
             name = f"{index // 2}.{'value' if index % 2 else 'key'}"
-            buffer = self._runtime.OrtValue.ortvalue_from_numpy(array)  # the same memory
-            self._binding.bind_ortvalue_input(f"past_key_values.{name}", buffer)
-            self._binding.bind_ortvalue_output(f"present.{name}", buffer)
+            buffer = self._runtime.OrtValue.ortvalue_from_numpy(array)
+            binding.bind_ortvalue_input(f"past_key_values.{name}", buffer)
+            binding.bind_ortvalue_output(f"present.{name}", buffer)
 
     def _session(
         self, path: Path, providers: tuple[Provider, ...], *, spin: bool, threads: int | None = None

@@ -18,7 +18,7 @@ from prunella.device_runtime.errors import AudioError
 from prunella.device_runtime.phrase_grammar import read_phrases
 from prunella.device_runtime.phrases import MIN_SCORE
 from prunella.device_runtime.providers import STRICT_HELP, require_all
-from prunella.device_runtime.transcriber import ENGINES, Transcriber, open_transcriber
+from prunella.device_runtime.transcriber import BEAMS_HELP, ENGINES, Transcriber, open_transcriber
 from prunella.device_runtime.transcript import Transcript
 
 
@@ -84,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="one JSON object per file, with segments and timings"
     )
     add_phrase_arguments(parser)
+    parser.add_argument("--beams", type=int, default=0, metavar="N", help=BEAMS_HELP)
     parser.add_argument("--no-guards", action="store_true", help="no silence gate and no repeat stop")
     parser.add_argument(
         "--threads", type=int, metavar="N", help="0: one per physical core (default: the bundle's)"
@@ -100,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         require_all(transcriber.engine)
     if args.no_guards:
         transcriber.options = replace(transcriber.options, guards=False)
+    transcriber.follow(args.beams)
     transcriber = hold_to_phrases(transcriber, args)
     failed = False
     for path, outcome in transcribe_files(transcriber, args.files):

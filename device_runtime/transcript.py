@@ -23,6 +23,12 @@ class DecodeOptions:
     repeat_min_words: int = 6  # and so many words in all: "no no no" is ordinary speech
     silence_dbfs: float = -60.0  # audio whose loudest 30 ms frame is below this gives no text
     speech_probability: float = 0.3  # audio without 32 ms that are speech with this gives no text; 0: no gate
+    beams: int = (
+        1  # transcripts followed at once (beam_search.py); 1: greedy, on engines that cannot do more too
+    )
+    ctc_weight: float = (
+        0.2  # of what a CTC head hears beside the decoder, where there is a head and several beams
+    )
     draft: bool = True  # verify several guessed tokens in one pass (device_runtime/draft.py)
     draft_never: float = 0.35  # cosine of audio and its nearest token at which that is never what was said
     draft_sure: float = 0.75  # and at which it nearly always is

@@ -17,6 +17,7 @@ import tqdm
 from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.errors import AudioError
 from prunella.device_runtime.providers import STRICT_HELP, require_all
+from prunella.device_runtime.transcriber import BEAMS_HELP
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.evaluation.records import ClipRecord, RecordsFile, clip_record
 from prunella.evaluation.report import (
@@ -119,6 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source", action="append", default=[], metavar="NAME", help="only this source (may be repeated)"
     )
+    parser.add_argument("--beams", type=int, default=0, metavar="N", help=BEAMS_HELP)
     parser.add_argument("--no-guards", action="store_true", help="no repeat stop and no silence gate")
     parser.add_argument("--no-score", action="store_true", help="no cross-entropy of the reference texts")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the system's own)")
@@ -162,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _evaluate_named(name: str, manifest: SpeechManifest, args: argparse.Namespace) -> EvaluationReport:
     # Opened here so that the first system's memory is free before the second one is loaded.
-    opened = open_system(name, guards=not args.no_guards, threads=args.threads)
+    opened = open_system(name, guards=not args.no_guards, threads=args.threads, beams=args.beams)
     if args.strict:
         require_all(getattr(opened.system, "engine", None))
     return evaluate(

@@ -49,7 +49,9 @@ class OpenedSystem:
     disk_bytes: int | None  # None where it is not a folder on this machine
 
 
-def open_system(name_or_path: str, *, guards: bool = True, threads: int | None = None) -> OpenedSystem:
+def open_system(
+    name_or_path: str, *, guards: bool = True, threads: int | None = None, beams: int | None = None
+) -> OpenedSystem:
     """Open a system by name.
 
     Args:
@@ -57,9 +59,10 @@ def open_system(name_or_path: str, *, guards: bool = True, threads: int | None =
             `whisper-tiny.en`, a checkpoint folder, `reference` or a Hub id.
         guards: False switches the repeat stop and the silence gate off (Whisper has none of ours).
         threads: CPU threads; by default the system's own choice.
+        beams: transcripts that bundles and models follow at once, 0 for as many as pay; by default their own choice.
 
     Raises:
-        UsageError: a path that does not exist.
+        UsageError: a path that does not exist, or a negative number of beams.
         EngineError: what the system needs is not installed.
         PrunellaError: what the opener itself raises.
     """
@@ -81,8 +84,10 @@ def open_system(name_or_path: str, *, guards: bool = True, threads: int | None =
         ) from error
     if not guards and isinstance(options := getattr(system, "options", None), DecodeOptions):
         system.options = replace(options, guards=False)
+    if beams is not None and (follow := getattr(system, "follow", None)) is not None:
+        follow(beams)
     folder = getattr(system, "path", None) if kind == "baseline" else Path(name)
-    fingerprint = _fingerprint(name, f"{kind}@{engine}" if engine else kind, guards)
+    fingerprint = _fingerprint(name, f"{kind}@{engine}" if engine else kind, guards, beams)
     return OpenedSystem(name_or_path, system, fingerprint, _disk_bytes(folder))
 
 
@@ -112,7 +117,7 @@ def system_kind(name_or_path: str) -> str:
     return "model"
 
 
-def _fingerprint(name: str, kind: str, guards: bool) -> str:
+def _fingerprint(name: str, kind: str, guards: bool, beams: int | None) -> str:
     path = Path(name)
     if kind.startswith("bundle"):
         content: Any = sha256(path / MANIFEST_NAME)
@@ -121,7 +126,7 @@ def _fingerprint(name: str, kind: str, guards: bool) -> str:
         content = [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()]
     else:
         content = [name, __version__]
-    return hashlib.sha256(json.dumps([kind, content, guards]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([kind, content, guards, beams]).encode()).hexdigest()[:16]
 
 
 def _disk_bytes(folder: Path | None) -> int | None:

@@ -42,7 +42,7 @@ def trainer(model, clips, args):
     from prunella.speech_llm.batches import SpeechExample, speech_batch
     from prunella.speech_llm.engine import model_features
 
-    rows = tokenise(model, clips, ctc=False)
+    rows = tokenise(model, clips)
 
     class Plain(torch.nn.Module):
         def __init__(self):
@@ -117,7 +117,7 @@ def side(args):
     clips = clips[: args.clips]
     model = load(args.model)
     rate = max(matmul_rate(torch.bfloat16), matmul_rate(torch.float32))
-    rows = tokenise(model, clips, ctc=False)
+    rows = tokenise(model, clips)
     positions = int(FeatureStore(model, rows, Augmentation.none(), 0, encode=True).positions(0).sum())
     weights = sum(p.numel() for p in model.layers.parameters())
     before = time.process_time()

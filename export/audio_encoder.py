@@ -24,16 +24,20 @@ class _EncoderAndProjector(nn.Module):
         super().__init__()
         self.audio_encoder = model.audio_encoder
         self.projector = model.projector
+        self.ctc_head = model.ctc_head
 
-    def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
-        return self.projector(self.audio_encoder(log_mel))
+    def forward(self, log_mel: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        encoded = self.audio_encoder(log_mel)
+        letters = (self.ctc_head(encoded),) if self.ctc_head is not None else ()
+        return (self.projector(encoded), *letters)
 
 
 def export_audio_encoder(model: SpeechLLM, out: Path) -> Path:
     """Write `audio_encoder.onnx`, float32.
 
     Input: `log_mel` (1, num_mel_bins, frames) float32, frames a whole number of audio tokens. Output:
-    `audio_embeddings` (1, audio_tokens, hidden) float32. Matrix products are named after their layer
+    `audio_embeddings` (1, audio_tokens, hidden) float32, and of a CTC head `ctc_log_probabilities` (1, ctc_frames, classes)
+    float32. Matrix products are named after their layer
     (`audio_encoder.layers.0.fc1`), so that recipes can choose among them.
 
     Returns:
@@ -49,7 +53,7 @@ def export_audio_encoder(model: SpeechLLM, out: Path) -> Path:
             _EncoderAndProjector(model).eval(),
             (example,),
             input_names=["log_mel"],
-            output_names=["audio_embeddings"],
+            output_names=["audio_embeddings", "ctc_log_probabilities"][: 1 if model.ctc_head is None else 2],
             dynamic_shapes={"log_mel": {2: frames_per_token * tokens}},
             dynamo=True,
             opset_version=_OPSET,
@@ -64,7 +68,8 @@ def export_audio_encoder(model: SpeechLLM, out: Path) -> Path:
 
 def _name_dimensions(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "frames"
-    model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "audio_tokens"
+    for output, name in zip(model.graph.output, ("audio_tokens", "ctc_frames"), strict=False):
+        output.type.tensor_type.shape.dim[1].dim_param = name
     del model.graph.value_info[:]
 
 

@@ -20,6 +20,7 @@ from prunella.device_runtime.errors import AudioError, ManifestError, UsageError
 from prunella.device_runtime.text_style import style_text
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.healing.augment import LONGEST_SECONDS
+from prunella.speech_llm.ctc_head import SAMPLES_PER_CTC_FRAME, letter_classes
 from prunella.speech_llm.model import SpeechLLM
 
 TEXT_COLUMNS = ("text", "sentence", "transcription", "transcript", "normalized_text", "raw_text")
@@ -126,14 +127,20 @@ def dataset_clips(source: str, *, report: TextIO | None = None) -> list[Clip]:
 
 
 def tokenise(
-    model: SpeechLLM, clips: Sequence[Clip], *, ctc: bool, slowest: float = 0.0, report: TextIO | None = None
+    model: SpeechLLM,
+    clips: Sequence[Clip],
+    stage: str = "transcript",
+    *,
+    slowest: float = 0.0,
+    report: TextIO | None = None,
 ) -> list[TokenClip]:
     """Tokenise the transcripts; clips that cannot be learned from are reported and left out.
 
     Args:
-        model: its tokenizer, text style and stack factor.
+        model: its tokenizer, text style, stack factor and letters.
         clips: any number.
-        ctc: also leave out clips with fewer audio steps than CTC needs for their tokens.
+        stage: of `HealingPlan`. Both CTC stages also leave out clips with fewer audio steps than they need; that of the
+            head takes letters for tokens.
         slowest: share by which a clip may be sped up, which shortens it.
         report: default stderr.
 
@@ -143,18 +150,24 @@ def tokenise(
     eos = model.prompt.eos_ids[0]
     spec = model.config.audio
     texts = [style_text(clip.text, model.config.text_style) for clip in clips]
-    ids = model.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    step = spec.samples_per_token
+    if stage == "ctc-head":
+        alphabet = model.config.ctc_alphabet
+        ids = [letter_classes(clip.text, alphabet) for clip in clips]
+        step = SAMPLES_PER_CTC_FRAME
+    else:
+        ids = model.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     kept, problems = [], []
-    for clip, text, tokens in zip(clips, texts, ids, strict=True):
-        steps = int(clip.seconds / (1 + slowest) * spec.sampling_rate / spec.samples_per_token)
+    for clip, tokens in zip(clips, ids, strict=True):
+        steps = int(clip.seconds / (1 + slowest) * spec.sampling_rate / step)
         needed = len(tokens) + sum(a == b for a, b in itertools.pairwise(tokens))
-        if not text:
+        if not tokens:
             problems.append(f"{clip.where}: nothing is left of the text in the model's style")
         elif clip.seconds > LONGEST_SECONDS - 0.2:
             problems.append(
                 f"{clip.where}: {clip.seconds:.1f} s of audio, the model takes less than 30 s: split it"
             )
-        elif ctc and steps < needed:
+        elif stage != "transcript" and steps < needed:
             problems.append(f"{clip.where}: {steps} audio steps are too few for {needed} tokens of text")
         else:
             kept.append(TokenClip(clip, (*tokens, eos)))

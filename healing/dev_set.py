@@ -67,6 +67,8 @@ class DevSet:
     @torch.no_grad()
     def transcribe(self, learner: Learner, inputs: PassInputs) -> list[str]:
         """Greedy transcripts under the model's own limits and guards."""
+        if learner.spelling is not None:
+            return learner.spelling.read(inputs)
         with torch.autocast(inputs.features.device.type, torch.bfloat16, enabled=learner.precision == "bf16"):
             audio = learner.audio_embeddings(inputs)
             steps = inputs.frames // learner.stack_factor

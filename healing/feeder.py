@@ -98,7 +98,7 @@ class Feeder:
             tuple((index, reader.submit(self._read, index, epoch)) for index in group or step[:1])
             for group in groups
         ]
-        ends = len(step) if self.plan.stage == "ctc" else 0
+        ends = len(step) if self.plan.stage != "transcript" else 0
         return Step(
             epoch=epoch,
             place=place,

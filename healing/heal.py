@@ -39,6 +39,7 @@ from prunella.healing.plan import (
 from prunella.healing.run_state import RunState, read_state, unshard
 from prunella.healing.trainer import Trainer, make_accelerator
 from prunella.speech_llm.checkpoint import save_checkpoint
+from prunella.speech_llm.ctc_head import ENGLISH
 from prunella.speech_llm.load import load
 from prunella.speech_llm.model import SpeechLLM
 
@@ -78,9 +79,12 @@ def heal(
     """
     accelerator = make_accelerator()
     work = Path(work) if work is not None else None
-    ctc = plan.stage == "ctc"
-    clips = tokenise(model, speech, ctc=ctc, slowest=plan.augmentation.speed)
-    dev_clips = tokenise(model, dev, ctc=ctc) if dev else []
+    with_decoder = plan.stage == "transcript"
+    if plan.stage == "ctc-head" and model.ctc_head is None:
+        torch.manual_seed(plan.seed)
+        model.add_ctc_head(ENGLISH)
+    clips = tokenise(model, speech, plan.stage, slowest=plan.augmentation.speed)
+    dev_clips = tokenise(model, dev, plan.stage) if dev else []
     state = _open_run(model, plan, teacher, [(one.clip.key, one.tokens) for one in clips], work)
     if not state.precision:
         # By the main process: machines of a cluster may measure differently. A resumed run keeps what it began with.
@@ -107,12 +111,14 @@ def heal(
         module = model.projector if part == "projector" else model.audio_encoder
         module.requires_grad_(part in plan.parts)
     model.audio_encoder.embed_positions.requires_grad_(False)
+    if model.ctc_head is not None:
+        model.ctc_head.requires_grad_(plan.stage == "ctc-head")
     decoder = None
-    if not ctc:
+    if with_decoder:
         whole = accelerator.distributed_type == DistributedType.FSDP  # which wants parameters of one dtype
         decoder = TrainableDecoder(model.decoder, layers, plan, "fp32" if whole else state.precision)
         model.decoder.set_attn_implementation(choose_attention(model.decoder, plan, accelerator.device))
-    if plan.gradient_checkpointing and not ctc:
+    if plan.gradient_checkpointing and with_decoder:
         model.decoder.gradient_checkpointing_enable({"use_reentrant": False})
     vocabulary: Sequence[int] = ()
     if plan.needs_alignment:
@@ -212,7 +218,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stage",
         choices=STAGES,
         default="transcript",
-        help="ctc: align projector and encoder with the tokens first",
+        help="ctc: align projector and encoder with the tokens first; ctc-head: teach letters to a CTC head on the encoder, "
+        "which the runner weighs beside the decoder",
     )
     add(
         "--train",
@@ -238,6 +245,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--projector-lr", type=float, default=default["projector_lr"], help="learning rate of the projector")
     add("--encoder-lr", type=float, default=default["encoder_lr"], help="learning rate of the encoder")
+    add("--ctc-head-lr", type=float, default=default["ctc_head_lr"], help="learning rate of the CTC head")
     add(
         "--ctc-weight",
         type=float,

@@ -13,6 +13,7 @@ from prunella.device_runtime.errors import UsageError
 from prunella.healing.hidden_matching import HiddenMatching
 from prunella.healing.plan import HealingPlan
 from prunella.speech_llm.batches import IGNORE
+from prunella.speech_llm.ctc_head import ctc_frames, read_letters
 from prunella.speech_llm.model import SpeechLLM
 
 _PLACEHOLDER = 0  # token id where audio goes; its embedding is overwritten
@@ -105,12 +106,13 @@ class Learner(nn.Module):
         self.plan, self.precision = plan, precision
         self.stack_factor = model.config.stack_factor
         self.projector = model.projector
-        self.encoder = model.audio_encoder if "encoder" in plan.train else None
+        self.encoder = model.audio_encoder if "encoder" in plan.parts else None
         embeddings = model.decoder.get_input_embeddings().weight.detach().float()  # type: ignore[operator]
         self.embedding_rms = float(embeddings.square().mean().sqrt())
         # In tuples, so that they are not parameters of this module.
         self._teacher = (teacher,)
-        self.decoder: Any = None if plan.stage == "ctc" else model.decoder
+        self.decoder: Any = model.decoder if plan.stage == "transcript" else None
+        self.spelling = LetterHead(model) if plan.stage == "ctc-head" else None
         self.alignment = TokenAlignment(embeddings, vocabulary) if plan.needs_alignment else None
         self._matching: HiddenMatching | None = None
         if teacher is not None:
@@ -119,8 +121,11 @@ class Learner(nn.Module):
                 self._matching = HiddenMatching(model, teacher)
 
     def forward(self, inputs: PassInputs) -> torch.Tensor:
-        """(2,) float32: the objective summed over tokens, and the scale penalty summed over clips."""
+        """(2,) float32: the objective summed over tokens (or letters), and the scale penalty summed over clips."""
         with torch.autocast(inputs.features.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            if self.spelling is not None:
+                loss = self.spelling.loss(inputs)
+                return torch.stack([loss, torch.zeros_like(loss)])
             audio = self.audio_embeddings(inputs)
             steps = inputs.frames // self.stack_factor
             objective = audio.new_zeros((), dtype=torch.float32)
@@ -224,6 +229,34 @@ class TokenAlignment(nn.Module):
             places = torch.unique_consecutive(row[:count])
             texts.append(self.token_ids[places[places > 0] - 1].tolist())
         return texts
+
+
+class LetterHead(nn.Module):
+    """The model's CTC head over encoder frames, for the stage that trains it; targets are classes of letters."""
+
+    def __init__(self, model: SpeechLLM) -> None:
+        super().__init__()
+        assert model.ctc_head is not None
+        self.head = model.ctc_head
+        self._alphabet = model.config.ctc_alphabet
+
+    def loss(self, inputs: PassInputs) -> torch.Tensor:
+        """Summed negative log-likelihood of the letters."""
+        losses = nn.functional.ctc_loss(
+            self.head(inputs.features, inputs.frames).transpose(0, 1),
+            inputs.targets,
+            ctc_frames(inputs.frames),
+            inputs.target_lengths,
+            reduction="none",
+            zero_infinity=True,
+        )
+        return (losses * inputs.weights).sum()
+
+    def read(self, inputs: PassInputs) -> list[str]:
+        """What is heard in each row, spelled without any language model."""
+        heard = self.head(inputs.features, inputs.frames)
+        counts = ctc_frames(inputs.frames).tolist()
+        return [read_letters(row[:count], self._alphabet) for row, count in zip(heard, counts, strict=True)]
 
 
 def _fill(decoder: Any, audio: torch.Tensor, steps: torch.Tensor, inputs: PassInputs) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 from prunella.device_runtime.errors import PrunellaError, UsageError
 
-STAGES = ("transcript", "ctc")
+STAGES = ("transcript", "ctc", "ctc-head")
 PARTS = ("projector", "decoder", "encoder")
 PRECISIONS = ("auto", "fp32", "bf16")
 # May change between two sittings of one run: they decide when it ends and what is written, not what a step computes.
@@ -66,6 +66,7 @@ class HealingPlan:
     decoder_lr: float = 5e-4
     projector_lr: float = 5e-4
     encoder_lr: float = 1e-4
+    ctc_head_lr: float = 2e-3
     warmup: float = 0.05  # share of the run
     beta2: float = 0.95
     max_grad_norm: float = 1.0
@@ -132,13 +133,16 @@ class HealingPlan:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What is trained at this stage: the CTC stage runs without the decoder."""
-        return tuple(part for part in self.train if self.stage != "ctc" or part != "decoder")
+        """What is trained at this stage: the CTC stages run without the decoder, that of the head without the projector."""
+        unused = {"transcript": (), "ctc": ("decoder",), "ctc-head": ("decoder", "projector", "encoder")}[
+            self.stage
+        ]
+        return tuple(part for part in self.train if part not in unused)
 
     @property
     def needs_alignment(self) -> bool:
         """Whether a CTC loss is computed, alone or beside the transcript's."""
-        return self.stage == "ctc" or self.ctc_weight > 0
+        return self.stage == "ctc" or (self.stage == "transcript" and self.ctc_weight > 0)
 
     @property
     def scaling_alpha(self) -> float:

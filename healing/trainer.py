@@ -265,7 +265,12 @@ class Trainer:
 
 def _groups(learner: Learner, plan: HealingPlan) -> list[dict[str, object]]:
     """Parameter groups with the peak learning rate of each part."""
-    peaks = {"projector": plan.projector_lr, "alignment": plan.projector_lr, "encoder": plan.encoder_lr}
+    peaks = {
+        "projector": plan.projector_lr,
+        "alignment": plan.projector_lr,
+        "encoder": plan.encoder_lr,
+        "spelling": plan.ctc_head_lr,
+    }
     groups: dict[str, list[torch.nn.Parameter]] = {}
     for name, parameter in learner.named_parameters():
         if parameter.requires_grad:

@@ -52,6 +52,7 @@ def with_decoder(model: SpeechLLM, decoder: PreTrainedModel) -> SpeechLLM:
     """The same speech LLM around another decoder; encoder and projector are shared."""
     other = SpeechLLM(model.config, decoder, model.tokenizer)
     other.audio_encoder, other.projector = model.audio_encoder, model.projector
+    other.ctc_head = model.ctc_head
     return other.eval().requires_grad_(False)
 
 

@@ -19,7 +19,7 @@ from prunella.quantize.onnx_passes import (
 from prunella.quantize.recipes import Recipe, WeightFormat
 
 GRAPHS = ("audio_encoder.onnx", "embed_tokens.onnx", "decoder_model_merged.onnx")
-_ENCODER_LAYERS = "audio_encoder.layers."
+_ENCODER_LAYERS = ("audio_encoder.layers.", "ctc_head.")
 
 
 def quantize_graphs(source: Path, recipe: Recipe, out: Path) -> None:

@@ -1,5 +1,7 @@
 """A checkpoint on disk: `config.json`, `audio_encoder.safetensors`, `projector.safetensors` and `decoder/`.
 
+A model with a CTC head also has `ctc_head.safetensors`.
+
 `decoder/` is an ordinary `AutoModelForCausalLM` folder with its tokenizer, so that transformers, the ONNX builder and
 the GGUF writer all point at it unchanged.
 """
@@ -22,6 +24,7 @@ from prunella.speech_llm.model import SpeechLLM
 
 ENCODER_NAME = "audio_encoder.safetensors"
 PROJECTOR_NAME = "projector.safetensors"
+CTC_HEAD_NAME = "ctc_head.safetensors"
 DECODER_NAME = "decoder"
 
 
@@ -32,6 +35,8 @@ def save_checkpoint(model: SpeechLLM, folder: str | Path) -> Path:
         model.config.save(partial)
         save_file(_contiguous(model.audio_encoder.state_dict()), partial / ENCODER_NAME, {"format": "pt"})
         save_file(_contiguous(model.projector.state_dict()), partial / PROJECTOR_NAME, {"format": "pt"})
+        if model.ctc_head is not None:
+            save_file(_contiguous(model.ctc_head.state_dict()), partial / CTC_HEAD_NAME, {"format": "pt"})
         save_decoder(model.decoder, model.tokenizer, partial / DECODER_NAME)
     return folder
 
@@ -50,6 +55,8 @@ def load_checkpoint(folder: str | Path) -> SpeechLLM:
     model = SpeechLLM(config, decoder, tokenizer)
     load_weights(model.audio_encoder, _read_tensors(folder / ENCODER_NAME), folder / ENCODER_NAME)
     load_weights(model.projector, _read_tensors(folder / PROJECTOR_NAME), folder / PROJECTOR_NAME)
+    if model.ctc_head is not None:
+        load_weights(model.ctc_head, _read_tensors(folder / CTC_HEAD_NAME), folder / CTC_HEAD_NAME)
     return model.eval().requires_grad_(False)
 
 

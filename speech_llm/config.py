@@ -53,6 +53,7 @@ class SpeechLLMConfig:
     sampling_rate: int = 16_000
     text_style: str = "as-is"  # how the model writes, see device_runtime/text_style.py
     extra_padding: int = 0  # samples of silence after the padding to whole stacks
+    ctc_alphabet: str = ""  # letters of the CTC head (ctc_head.py); none: there is no head
     decode: DecodeOptions = field(default_factory=DecodeOptions)
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -69,6 +70,7 @@ class SpeechLLMConfig:
             num_mel_bins=self.audio_encoder.num_mel_bins,
             samples_per_token=self.samples_per_token,
             extra_padding=self.extra_padding,
+            ctc_alphabet=self.ctc_alphabet,
         )
 
     def with_provenance(self, **facts: Any) -> SpeechLLMConfig:

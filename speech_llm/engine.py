@@ -27,6 +27,7 @@ class TorchEngine:
     def __init__(self, model: SpeechLLM) -> None:
         self.name = "torch-float32"
         self.tie = 0.0
+        self.letters: Float32 | None = None
         self._model = model
         self._cache = DynamicCache()
         prompt = model.prompt
@@ -37,8 +38,10 @@ class TorchEngine:
     @torch.inference_mode()
     def encode(self, samples: Float32) -> Float32:
         """See `Engine.encode`."""
-        features = model_features(self._model, samples)
-        return self._model.embed_audio(features[None])[0].numpy()
+        model = self._model
+        encoded = model.audio_encoder(model_features(model, samples)[None])
+        self.letters = model.ctc_head(encoded)[0].numpy() if model.ctc_head is not None else None
+        return model.projector(encoded)[0].numpy()
 
     @torch.inference_mode()
     def start(self, audio_embeddings: Float32) -> Float32:
@@ -59,6 +62,15 @@ class TorchEngine:
             input_ids=torch.tensor([list(tokens)]), past_key_values=self._cache, use_cache=True
         )
         return output.logits[0].float().numpy()
+
+    @torch.inference_mode()
+    def step_beams(self, tokens: Sequence[int], parents: Sequence[int]) -> Float32:
+        """See `BeamEngine.step_beams`."""
+        self._cache.batch_select_indices(torch.tensor(list(parents)))
+        output = self._model.decoder(
+            input_ids=torch.tensor([[token] for token in tokens]), past_key_values=self._cache, use_cache=True
+        )
+        return output.logits[:, -1].float().numpy()
 
     def rewind(self, count: int) -> None:
         """See `Engine.rewind`."""

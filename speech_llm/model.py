@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunella.device_runtime.bundle import PromptSpec
 from prunella.device_runtime.errors import CheckpointError
 from prunella.speech_llm.config import SpeechLLMConfig
+from prunella.speech_llm.ctc_head import CtcHead
 from prunella.speech_llm.ultravox import UltravoxProjector
 from prunella.speech_llm.whisper_encoder import TrueLengthWhisperEncoder
 
@@ -35,6 +37,7 @@ class SpeechLLM(nn.Module):
         self.config = config
         self.audio_encoder = TrueLengthWhisperEncoder(config.audio_encoder)
         self.projector = PROJECTORS[config.family](config)
+        self.ctc_head = CtcHead(config) if config.ctc_alphabet else None
         self.decoder = decoder
         self.tokenizer = tokenizer
         # As token ids. The prompt's own text decides: nothing is added by the tokenizer.
@@ -50,6 +53,12 @@ class SpeechLLM(nn.Module):
     def embed_tokens(self, token_ids: torch.Tensor) -> torch.Tensor:
         """(..., n) int64 → (..., n, hidden)."""
         return self.decoder.get_input_embeddings()(token_ids)
+
+    def add_ctc_head(self, alphabet: str) -> CtcHead:
+        """Give the model a CTC head that has learned nothing yet, in place of any other."""
+        self.config = replace(self.config, ctc_alphabet=alphabet)
+        self.ctc_head = CtcHead(self.config)
+        return self.ctc_head
 
     @property
     def layers(self) -> nn.ModuleList:

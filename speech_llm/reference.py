@@ -30,13 +30,14 @@ from prunella.speech_llm.model import SpeechLLM, decoder_layers
 
 REFERENCE_WEIGHTS = Path(__file__).parent / "reference"
 REFERENCE_PRUNED_WEIGHTS = Path(__file__).parent / "reference_pruned"
-_RECIPE = 6  # raise when the conversion below changes, so that caches made by the old one are not used
+_RECIPE = 7  # raise when the conversion below changes, so that caches made by the old one are not used
 
 
 def reference_folder(weights: Path = REFERENCE_WEIGHTS) -> Path:
     """Path of the checkpoint that `weights` become, converting them first if the cache does not hold it."""
     parts = [weights / name for name in _PARTS if name != _ENCODER]
-    parts += [_encoder_file(weights), *(path for path in [weights / _WHOLE] if path.exists())]
+    optional = [weights / _WHOLE, _beside_encoder(weights, _CTC_HEAD)]
+    parts += [_beside_encoder(weights, _ENCODER), *(path for path in optional if path.exists())]
     digest = hashlib.sha256(
         " ".join([str(_RECIPE), *SMOLLM2_135M.members.values(), *map(sha256, parts)]).encode()
     )
@@ -46,9 +47,12 @@ def reference_folder(weights: Path = REFERENCE_WEIGHTS) -> Path:
     return folder
 
 
-_DRAFT = ("draft", "draft_never", "draft_sure", "draft_blank")
+_DECODE = ("draft", "draft_never", "draft_sure", "draft_blank", "ctc_weight")
 _FACTS, _ADAPTER = "reference.json", "adapter_model.safetensors"
 _ENCODER, _PROJECTOR = "audio_encoder.safetensors", "projector.safetensors"
+_CTC_HEAD = (
+    "ctc_head.safetensors"  # may be absent; it hears what the audio encoder gives, and goes where that goes
+)
 _PARTS = (_FACTS, "adapter_config.json", _ADAPTER, _ENCODER, _PROJECTOR)
 _WHOLE = "whole_matrices.safetensors"  # of the decoder, whose change no LoRA holds; may be absent
 _LAYER = re.compile(r"(.*\blayers\.)(\d+)")
@@ -78,6 +82,7 @@ def convert_reference(weights: Path) -> SpeechLLM:
         sampling_rate=facts["sampling_rate"],
         text_style="lower",
         extra_padding=1_600,
+        ctc_alphabet=facts.get("ctc_alphabet", ""),
         decode=DecodeOptions(**facts.get("decode", {})),
         provenance={
             "base_model": "reference",
@@ -87,17 +92,21 @@ def convert_reference(weights: Path) -> SpeechLLM:
         },
     )
     model = SpeechLLM(config, decoder, tokenizer)
-    parts = ((model.audio_encoder, _encoder_file(weights)), (model.projector, weights / _PROJECTOR))
+    parts: list[tuple[torch.nn.Module, Path]] = [
+        (model.audio_encoder, _beside_encoder(weights, _ENCODER)),
+        (model.projector, weights / _PROJECTOR),
+    ]
+    if model.ctc_head is not None:
+        parts.append((model.ctc_head, _beside_encoder(weights, _CTC_HEAD)))
     for module, file in parts:
         tensors = {key: tensor.float() for key, tensor in load_file(file).items()}
         load_weights(module, tensors, file)
     return model.eval().requires_grad_(False)
 
 
-def _encoder_file(weights: Path) -> Path:
-    """An audio encoder that is not among the weights is `reference`'s."""
-    own = weights / _ENCODER
-    return own if own.exists() else REFERENCE_WEIGHTS / _ENCODER
+def _beside_encoder(weights: Path, name: str) -> Path:
+    """A file of the audio half: where the audio encoder is not among the weights, it is `reference`'s."""
+    return (weights if (weights / _ENCODER).exists() else REFERENCE_WEIGHTS) / name
 
 
 def pack_reference(model: SpeechLLM, folder: str | Path, rank: int) -> Path:
@@ -105,7 +114,7 @@ def pack_reference(model: SpeechLLM, folder: str | Path, rank: int) -> Path:
 
     The change of every matrix of the decoder is stored as a LoRA: exactly where it has at most this rank (LoRAs of
     several sittings add up their ranks), else its nearest by singular values, or whole where that is not near (a bridge).
-    An audio encoder that is `reference`'s is left out. Files in float16.
+    An audio half that is `reference`'s is left out. Files in float16.
 
     Args:
         model: of the reference's architecture, float32, all or some of its decoder layers.
@@ -150,11 +159,15 @@ def pack_reference(model: SpeechLLM, folder: str | Path, rank: int) -> Path:
     files = {_ADAPTER: adapter, _PROJECTOR: model.projector.state_dict()}
     if whole:
         files[_WHOLE] = whole
-    encoder = _halves(model.audio_encoder.state_dict())
-    if len(kept) == full.config.num_hidden_layers or not _same(
-        encoder, load_file(REFERENCE_WEIGHTS / _ENCODER)
+    audio = {_ENCODER: _halves(model.audio_encoder.state_dict())}
+    if model.ctc_head is not None:
+        audio[_CTC_HEAD] = _halves(model.ctc_head.state_dict())
+    shipped = [REFERENCE_WEIGHTS / name for name in audio]
+    if len(kept) == full.config.num_hidden_layers or not all(
+        file.exists() and _same(tensors, load_file(file))
+        for file, tensors in zip(shipped, audio.values(), strict=True)
     ):
-        files[_ENCODER] = encoder
+        files |= audio
     facts = _facts(model)
     if len(kept) < full.config.num_hidden_layers:
         facts |= {"decoder_layers": kept, "pruning": model.config.provenance.get("pruning", {})}
@@ -204,12 +217,13 @@ def _facts(model: SpeechLLM) -> dict[str, Any]:
         "projector_hidden_size": config.projector_hidden_size,
         "projector_norm_eps": config.projector_norm_eps,
         "text_hidden_size": config.text_hidden_size,
+        "ctc_alphabet": config.ctc_alphabet,
         "prompt_before_audio": prompt.before_audio,
         "prompt_after_audio": prompt.after_audio,
         "eos_token": prompt.eos_token,
         "chat_template": model.tokenizer.chat_template,
         "sampling_rate": config.sampling_rate,
-        "decode": {key: getattr(config.decode, key) for key in _DRAFT},
+        "decode": {key: getattr(config.decode, key) for key in _DECODE},
         "training": config.provenance.get("healing", []),
     }
 

@@ -99,7 +99,7 @@ class Curve:
         speed = plan.augmentation.speed
         store = FeatureStore(
             model,
-            tokenise(model, open_speech([self.args.train]), ctc=False, slowest=speed),
+            tokenise(model, open_speech([self.args.train]), slowest=speed),
             plan.augmentation,
             plan.seed,
             encode=True,

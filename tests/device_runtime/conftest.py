@@ -52,6 +52,7 @@ class ScriptedEngine:
     vocab_size: int
     name: str = "scripted"
     tie: float = 0.0
+    letters: None = None
     heard: list[int] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     scored: list[int] = field(default_factory=list)

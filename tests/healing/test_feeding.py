@@ -70,9 +70,7 @@ def test_noise():
 
 
 def store(model, manifest, augmentation, **options):
-    return FeatureStore(
-        model, tokenise(model, open_speech([manifest]), ctc=False), augmentation, 0, **options
-    )
+    return FeatureStore(model, tokenise(model, open_speech([manifest])), augmentation, 0, **options)
 
 
 def test_the_cache_gives_what_was_computed(model, manifest, tmp_path):

@@ -21,6 +21,7 @@ from prunella.healing.plan import Augmentation, HealingError, HealingPlan
 from prunella.healing.run_state import read_state
 from prunella.speech_llm.batches import batch_loss, speech_batch, speech_example
 from prunella.speech_llm.checkpoint import load_checkpoint, save_checkpoint
+from prunella.speech_llm.ctc_head import ENGLISH
 from prunella.speech_llm.engine import model_transcriber
 
 PLAIN = Augmentation.none()
@@ -30,7 +31,7 @@ PLAN = HealingPlan(
 
 
 def inputs_of(model, clips, *, encode=True):
-    rows = tokenise(model, clips, ctc=False)
+    rows = tokenise(model, clips)
     store = FeatureStore(model, rows, PLAIN, 0, encode=encode)
     loaded = [store.finish(store.load(i, 0), i, 0) for i in range(len(rows))]
     return pass_inputs(model, loaded, [row.tokens for row in rows], encoded=encode)
@@ -61,13 +62,29 @@ def test_dev_texts_are_the_transcribers(manifest, make_model):
     model = make_model(seed=3)
     clips = open_speech([manifest])[:6]
     learner = Learner(model, PLAN).eval()
-    store = FeatureStore(model, tokenise(model, clips, ctc=False), PLAIN, 0, encode=True)
+    store = FeatureStore(model, tokenise(model, clips), PLAIN, 0, encode=True)
     texts = DevSet(model, store, 400).transcribe(learner, inputs_of(model, clips))
     # Tones are not speech, but these models hear words in them.
     transcriber = model_transcriber(model, replace(model.config.decode, speech_probability=0.0))
     expected = [transcriber.transcribe(clip.read()).text for clip in clips]
     assert any(expected)
     assert texts == expected
+
+
+def test_a_ctc_head_learns_to_spell_and_the_rest_stays(manifest, tmp_path, make_model):
+    clips = open_speech([manifest])
+    plan = replace(PLAN, stage="ctc-head", steps=40, dev_steps=20, batch_positions=400)
+    before = {name: tensor.clone() for name, tensor in make_model().state_dict().items()}
+    model = heal(make_model(), plan, clips, dev=clips, work=tmp_path / "work")
+    assert model.config.ctc_alphabet == ENGLISH
+    history = read_state(tmp_path / "work").history
+    assert history[-1]["dev_loss"] < 0.5 * np.log(1 + len(ENGLISH))
+    for name, tensor in model.state_dict().items():
+        assert name.startswith("ctc_head.") or torch.equal(tensor, before[name]), name
+    # A stopped run goes on: it is known by the weights that it began with, which are the seed's.
+    longer = heal(make_model(), replace(plan, steps=42), clips, dev=clips, work=tmp_path / "work")
+    assert read_state(tmp_path / "work").step == 42
+    assert longer.ctc_head is not None
 
 
 def test_learns_and_stays_an_ordinary_checkpoint(manifest, tmp_path, make_model):
@@ -225,12 +242,12 @@ def test_bad_rows_are_reported_with_their_line(model, manifest, tmp_path, capsys
     rows.append({**rows[0], "text": ""})
     path = tmp_path / "speech.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    kept = tokenise(model, open_speech([path]), ctc=True)
+    kept = tokenise(model, open_speech([path]), stage="ctc")
     assert [one.clip.where for one in kept] == [f"{path}:1", f"{path}:3"]
     errors = capsys.readouterr().err
     assert f"{path}:2: " in errors and "too few for" in errors
     assert f"{path}:4: " in errors and f"{path}:5: text is empty" in errors
-    assert len(tokenise(model, open_speech([path]), ctc=False)) == 3
+    assert len(tokenise(model, open_speech([path]))) == 3
 
 
 def test_an_unreadable_recording_is_skipped(manifest, tmp_path, capsys, make_model):

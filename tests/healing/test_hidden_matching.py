@@ -25,7 +25,7 @@ PLAN = HealingPlan(
 
 
 def inputs_of(model, clips):
-    rows = tokenise(model, clips, ctc=False)
+    rows = tokenise(model, clips)
     store = FeatureStore(model, rows, PLAIN, 0, encode=True)
     loaded = [store.finish(store.load(i, 0), i, 0) for i in range(len(rows))]
     return pass_inputs(model, loaded, [row.tokens for row in rows], encoded=True)

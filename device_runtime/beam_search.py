@@ -1,0 +1,173 @@
+"""Beam search over several transcripts at once, in which letters that a CTC head hears have a say.
+
+A decoder that has heard little speech writes words that it knows ("buffoon" for "buffalo"), and one wrong word leads to the
+next. Following the best few transcripts, each judged by the decoder and by how well its letters fit what a CTC head hears,
+finds words that greedy decoding has passed (one-pass hybrid CTC/attention decoding, Watanabe et al. 2017, section IV-B).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from prunella.device_runtime.ctc_prefix import Prefix, PrefixScorer
+from prunella.device_runtime.engine import Float32
+
+_HALF = "\N{REPLACEMENT CHARACTER}"  # what some of the bytes of a character are decoded to
+CANDIDATES = 8  # of a transcript's most likely next tokens; the search chooses among them
+
+
+@runtime_checkable
+class BeamEngine(Protocol):
+    """An `Engine` that goes on with several transcripts in one pass."""
+
+    def step_beams(self, tokens: Sequence[int], parents: Sequence[int]) -> Float32:
+        """Transcript i becomes transcript `parents[i]` of the last call with `tokens[i]` appended → (len(tokens), vocab).
+
+        The first call after `start` has parents 0 only; `step` is for utterances without beams. Rows are valid until the
+        next call.
+        """
+        ...
+
+
+class Spelling:
+    """How tokens are spelled in the letters of a CTC head.
+
+    Args:
+        alphabet: the head's letters; class i + 1 is letter i.
+        text_of: a token's text.
+    """
+
+    def __init__(self, alphabet: str, text_of: Callable[[int], str]) -> None:
+        self._classes = {letter: place + 1 for place, letter in enumerate(alphabet)}
+        self._space = self._classes.get(" ", -1)
+        self._text_of = text_of
+        self._known: dict[int, tuple[int, ...] | None] = {}
+
+    def letters(self, token: int, last: int) -> tuple[int, ...] | None:
+        """Classes of the letters of a token behind a text whose last letter is of class `last` (0: no text yet).
+
+        Punctuation is left out, and a text neither begins with a space nor has two in a row. None: the token has a letter
+        or a digit that is not in the alphabet, or is half of one; nobody can have heard it.
+        """
+        if token not in self._known:
+            text = self._text_of(token).lower()
+            foreign = any(
+                letter not in self._classes and (letter.isalnum() or letter == _HALF) for letter in text
+            )
+            spelled = tuple(self._classes[letter] for letter in text if letter in self._classes)
+            self._known[token] = None if foreign else spelled
+        letters = self._known[token]
+        if letters is None or letters[:1] != (self._space,) or last not in (0, self._space):
+            return letters
+        return letters[1:]
+
+
+class Hearing:
+    """How well transcripts fit the letters that are heard in one utterance.
+
+    Args:
+        log_probabilities: (frames, 1 + letters) of the CTC head.
+        spelling: of the decoder's tokens.
+        end: tokens that end a transcript.
+    """
+
+    def __init__(self, log_probabilities: Float32, spelling: Spelling, end: Collection[int]) -> None:
+        self._scorer = PrefixScorer(log_probabilities)
+        self._spelling, self._end = spelling, frozenset(end)
+        self._known: dict[tuple[int, ...], Prefix] = {(): self._scorer.empty()}
+        self._spelled: dict[tuple[int, ...], tuple[int, ...] | None] = {(): ()}
+
+    def fit(self, tokens: tuple[int, ...]) -> float:
+        """Log-probability of the letters of these tokens, and of nothing behind them where an end token is the last."""
+        ended = bool(tokens) and tokens[-1] in self._end
+        letters = self._letters(tokens[:-1] if ended else tokens)
+        if letters is None:
+            return -math.inf
+        prefix = self._known[letters]
+        return prefix.log_probability_whole if ended else prefix.log_probability
+
+    def _letters(self, tokens: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Their letters, whose prefix is known from then on. Transcripts and candidates share beginnings."""
+        if tokens not in self._spelled:
+            letters = self._letters(tokens[:-1])
+            more = self._spelling.letters(tokens[-1], letters[-1] if letters else 0)
+            if letters is not None and more is not None:
+                for letter in more:
+                    longer = (*letters, letter)
+                    if longer not in self._known:
+                        self._known[longer] = self._scorer.extend(self._known[letters], letter)
+                    letters = longer
+            self._spelled[tokens] = None if more is None else letters
+        return self._spelled[tokens]
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A transcript. `score`: log-probability by the decoder, plus what its letters are worth."""
+
+    tokens: tuple[int, ...] = ()
+    decoder_score: float = 0.0
+    score: float = 0.0
+
+
+@dataclass
+class BeamSearch:
+    """The best transcripts so far. A pure state machine: `advance` takes the decoder's logits and says what to run next.
+
+    Args:
+        beams: transcripts that are followed.
+        end: tokens that end one.
+        hearing: the letters of the utterance; none: the decoder alone judges.
+        weight: of their log-probability; the decoder's has 1.
+    """
+
+    beams: int
+    end: Collection[int]
+    hearing: Hearing | None = None
+    weight: float = 0.0
+    alive: list[Hypothesis] = field(default_factory=lambda: [Hypothesis()])
+    ended: Hypothesis | None = None
+
+    def advance(self, rows: Float32) -> tuple[list[int], list[int]]:
+        """(len(alive), vocab) logits → the tokens and parents of the next pass; none: the search is over.
+
+        Both log-probabilities only fall as a text grows, so an ended transcript that leads has won.
+        """
+        found: list[tuple[Hypothesis, int]] = []
+        for parent, (hypothesis, row) in enumerate(zip(self.alive, rows, strict=True)):
+            found += [(longer, parent) for longer in self._longer(hypothesis, row)]
+        found.sort(key=lambda pair: -pair[0].score)
+        going: list[tuple[Hypothesis, int]] = []
+        for longer, parent in found:
+            if longer.tokens[-1] in self.end:
+                if self.ended is None or longer.score > self.ended.score:
+                    self.ended = longer
+            elif len(going) < self.beams and (self.ended is None or longer.score > self.ended.score):
+                going.append((longer, parent))
+        self.alive = [longer for longer, _ in going]
+        return [longer.tokens[-1] for longer, _ in going], [parent for _, parent in going]
+
+    @property
+    def best(self) -> Hypothesis:
+        """The transcript that leads now."""
+        known = [*self.alive[:1], *([self.ended] if self.ended is not None else [])]
+        return max(known, key=lambda hypothesis: hypothesis.score, default=Hypothesis())
+
+    def _longer(self, hypothesis: Hypothesis, row: Float32) -> list[Hypothesis]:
+        count = min(CANDIDATES, len(row))
+        likely = np.argpartition(row, -count)[-count:]
+        top = float(row.max())
+        total = top + float(np.log(np.exp(row - top).sum(dtype=np.float64)))
+        longer = []
+        for token in likely.tolist():
+            tokens = (*hypothesis.tokens, token)
+            decoder = hypothesis.decoder_score + float(row[token]) - total
+            heard = self.weight * self.hearing.fit(tokens) if self.hearing is not None else 0.0
+            if heard > -math.inf:
+                longer.append(Hypothesis(tokens, decoder, decoder + heard))
+        return longer

@@ -1,0 +1,124 @@
+"""Beam search against trying everything, and what letters do to it."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunella.device_runtime.beam_search import BeamSearch, Hearing, Spelling
+from prunella.device_runtime.errors import EngineError, UsageError
+from prunella.device_runtime.transcript import DecodeOptions
+
+END = 0
+WORDS = {1: " a", 2: "b", 3: "c", 4: " ab"}
+SPELLING = Spelling(" abc", lambda token: WORDS[token])
+
+
+def log_softmax(rows: np.ndarray) -> np.ndarray:
+    return rows - np.logaddexp.reduce(rows, axis=-1, keepdims=True)
+
+
+def row_after(seed: int, tokens: tuple[int, ...]) -> np.ndarray:
+    """A pseudo-random decoder, which wants to end after three tokens."""
+    row = 2 * np.random.default_rng([seed, *tokens]).standard_normal(5)
+    row[END] += 20 if len(tokens) >= 3 else 0
+    return row.astype(np.float32)
+
+
+def searched(seed: int, beams: int, hearing: Hearing | None, weight: float) -> BeamSearch:
+    search = BeamSearch(beams, (END,), hearing, weight)
+    tokens, parents = search.advance(row_after(seed, ())[None])
+    texts: list[tuple[int, ...]] = [()]
+    while tokens:
+        texts = [(*texts[parent], token) for token, parent in zip(tokens, parents, strict=True)]
+        assert texts == [hypothesis.tokens for hypothesis in search.alive]
+        tokens, parents = search.advance(np.stack([row_after(seed, text) for text in texts]))
+    return search
+
+
+def judged(seed: int, tokens: tuple[int, ...], hearing: Hearing | None, weight: float) -> float:
+    scores = [log_softmax(row_after(seed, tokens[:place]))[token] for place, token in enumerate(tokens)]
+    if hearing is not None:
+        for place in range(len(tokens) + 1):
+            hearing.fit(tokens[:place])
+    return float(sum(scores)) + (weight * hearing.fit(tokens) if hearing is not None else 0.0)
+
+
+@given(st.integers(0, 10_000), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_enough_beams_find_the_best_of_all_texts(seed: int, with_letters: bool) -> None:
+    table = log_softmax(2 * np.random.default_rng(seed).standard_normal((7, 5)))
+    hearing = Hearing(table, SPELLING, (END,)) if with_letters else None
+    weight = 0.5 if with_letters else 0.0
+    best = searched(seed, 200, hearing, weight).best
+    texts = [(*text, END) for count in range(5) for text in itertools.product((1, 2, 3, 4), repeat=count)]
+    scores = {text: judged(seed, text, hearing, weight) for text in texts}
+    assert best.score == pytest.approx(max(scores.values()), abs=1e-4)
+    assert best.tokens == max(scores, key=scores.__getitem__)
+
+
+def test_one_beam_is_greedy() -> None:
+    for seed in range(20):
+        text: tuple[int, ...] = ()
+        while not text or text[-1] != END:
+            text = (*text, int(row_after(seed, text).argmax()))
+        found = searched(seed, 1, None, 0.0)
+        assert found.best.tokens == text or found.best.score > judged(seed, text, None, 0.0)
+
+
+def test_letters_overrule_a_decoder_that_is_not_sure() -> None:
+    """The decoder would rather say "ab"; "ac" is heard."""
+    frames = np.full((4, 5), -8.0)
+    frames[0, 2] = frames[1, 0] = frames[2, 4] = frames[3, 0] = 0.0
+    rows = {(): [-9, 3, 0, 0, -9], (1,): [-9, -9, 2.0, 1.5, -9]}
+
+    def said(hearing: Hearing | None) -> tuple[int, ...]:
+        search = BeamSearch(4, (END,), hearing, 0.2)
+        tokens, parents = search.advance(np.array([rows[()]], np.float32))
+        texts: list[tuple[int, ...]] = [()]
+        while tokens:
+            texts = [(*texts[parent], token) for token, parent in zip(tokens, parents, strict=True)]
+            ended = [9.0, -9, -9, -9, -9]
+            tokens, parents = search.advance(np.array([rows.get(text, ended) for text in texts], np.float32))
+        return search.best.tokens
+
+    assert said(None) == (1, 2, END)
+    assert said(Hearing(log_softmax(frames), SPELLING, (END,))) == (1, 3, END)
+
+
+def test_spelling_has_one_space_between_words() -> None:
+    assert SPELLING.letters(1, 0) == (2,)
+    assert SPELLING.letters(1, 1) == (2,)
+    assert SPELLING.letters(1, 3) == (1, 2)
+    assert Spelling("ab", lambda token: "A, b!").letters(7, 1) == (1, 2)
+
+
+@pytest.mark.parametrize("text", ["a7", "\N{REPLACEMENT CHARACTER}", "c"])
+def test_what_cannot_be_spelled_is_not_said(text: str) -> None:
+    """It would cost nothing, and win over every word that has letters."""
+    spelling = Spelling("ab", lambda token: text if token == 1 else "b")
+    assert spelling.letters(1, 0) is None
+    hearing = Hearing(np.log(np.full((4, 3), 1 / 3)), spelling, (END,))
+    search = BeamSearch(2, (END,), hearing, 0.2)
+    assert search.advance(np.array([[-9.0, 5.0, 0.0]], np.float32))[0] == [2]
+
+
+def test_an_engine_that_follows_one_transcript_says_so(scripted) -> None:
+    transcriber = scripted("go forward")
+    with pytest.raises(EngineError, match="one transcript at a time"):
+        transcriber.follow(4)
+    with pytest.raises(UsageError, match="-1 beams"):
+        transcriber.follow(-1)
+    transcriber.follow(0)
+    assert transcriber.options.beams == 1
+    # A bundle that asks for beams is not unusable there.
+    assert (
+        scripted("go forward", options=DecodeOptions(beams=4))
+        .transcribe(np.random.default_rng(0).normal(0, 0.1, 16_000))
+        .text
+        == "go forward"
+    )

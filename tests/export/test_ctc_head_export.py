@@ -1,0 +1,84 @@
+"""A CTC head goes with the audio encoder into the graph, and the runner hears the same letters as PyTorch."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from prunella.device_runtime.bundle import open_bundle
+from prunella.device_runtime.onnx_engine import OnnxEngine
+from prunella.device_runtime.transcriber import open_transcriber
+from prunella.export.export import export_float
+from prunella.quantize.bundle_writer import requantize
+from prunella.speech_llm.checkpoint import load_checkpoint, save_checkpoint
+from prunella.speech_llm.ctc_head import ENGLISH
+from prunella.speech_llm.engine import TorchEngine, model_transcriber
+from prunella.targets.profile import load_target
+
+
+@pytest.fixture(scope="module")
+def lettered(tiny_model):
+    model = copy.deepcopy(tiny_model)
+    torch.manual_seed(0)
+    model.add_ctc_head(ENGLISH)
+    for parameter in model.ctc_head.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def bundle(lettered, tmp_path_factory):
+    return export_float(lettered, load_target("x86-cpu"), tmp_path_factory.mktemp("lettered") / "bundle")
+
+
+@pytest.mark.parametrize("samples", [400, 1_600, 20_800, 100_001])
+def test_letters_of_any_length(samples, lettered, bundle) -> None:
+    audio = np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32)
+    plain, exported = TorchEngine(lettered), OnnxEngine.open(bundle, threads=1)
+    np.testing.assert_allclose(exported.encode(audio), plain.encode(audio), atol=1e-3)
+    assert exported.letters.shape[1] == 1 + len(ENGLISH)
+    assert plain.letters.std() > 0.5
+    np.testing.assert_allclose(exported.letters, plain.letters, atol=1e-3)
+
+
+def test_int4_hears_nearly_the_same(bundle, tmp_path, noise) -> None:
+    plain, small = (
+        OnnxEngine.open(which, threads=1) for which in (bundle, requantize(bundle, "int4", tmp_path / "int4"))
+    )
+    plain.encode(noise), small.encode(noise)
+    assert np.abs(np.exp(small.letters) - np.exp(plain.letters)).mean() < 0.01
+
+
+def test_beams_say_the_same_in_pytorch_and_in_the_bundle(lettered, bundle, noise) -> None:
+    plain, exported = model_transcriber(lettered), open_transcriber(bundle.path, threads=1)
+    texts = set()
+    for transcriber in (plain, exported):
+        transcriber.follow(0)
+        assert transcriber.options.beams == 4
+        found = transcriber.transcribe(noise)
+        assert found.segments[0].passes > 0
+        texts.add(found.text)
+    assert len(texts) == 1
+
+
+def test_a_checkpoint_keeps_its_head(lettered, tmp_path, noise) -> None:
+    again = TorchEngine(load_checkpoint(save_checkpoint(lettered, tmp_path / "model")))
+    plain = TorchEngine(lettered)
+    again.encode(noise), plain.encode(noise)
+    np.testing.assert_array_equal(again.letters, plain.letters)
+
+
+def test_padding_changes_no_letter(lettered) -> None:
+    encoded = torch.randn(2, 40, lettered.config.audio_encoder.d_model)
+    frames = torch.tensor([25, 40])
+    together = lettered.ctc_head(encoded, frames)
+    torch.testing.assert_close(together[0, :13], lettered.ctc_head(encoded[:1, :25])[0])
+    torch.testing.assert_close(together[1], lettered.ctc_head(encoded[1:])[0])
+
+
+def test_a_bundle_without_a_head_still_opens(float_bundle, noise) -> None:
+    engine = OnnxEngine.open(open_bundle(float_bundle.path), threads=1)
+    engine.encode(noise)
+    assert engine.letters is None
