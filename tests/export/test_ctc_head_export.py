@@ -1,6 +1,7 @@
 """A CTC head goes with the audio encoder into the graph, and the runner hears the same letters as PyTorch."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,6 +58,7 @@ def test_beams_say_the_same_in_pytorch_and_in_the_bundle(lettered, bundle, noise
     for transcriber in (plain, exported):
         transcriber.follow(0)
         assert transcriber.options.beams == 4
+        transcriber.options = replace(transcriber.options, guards=False)  # which know that nobody speaks
         found = transcriber.transcribe(noise)
         assert found.segments[0].passes > 0
         texts.add(found.text)
