@@ -17,6 +17,7 @@ from dataclasses import replace
 import numpy as np
 
 from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.transcriber import BEAMS_HELP
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.evaluation.systems import System, open_system
 from prunella.evaluation.word_errors import ErrorCounts, count_errors, total
@@ -52,8 +53,9 @@ def main() -> int:
     parser.add_argument("system")
     parser.add_argument("--speech", required=True, metavar="MANIFEST")
     parser.add_argument("--clips", type=int, default=12, help="of every source")
+    parser.add_argument("--beams", type=int, default=0, metavar="N", help=BEAMS_HELP)
     args = parser.parse_args()
-    system = open_system(args.system).system
+    system = open_system(args.system, beams=args.beams).system
     guarded = system.options
     manifest = read_manifest(args.speech).at_most(LONGEST).limit(args.clips, seed=0)
     behind: dict[str, dict[str, float]] = {}
@@ -64,7 +66,7 @@ def main() -> int:
         behind[name] = {"wer": heard[0].rate, "wer_before_silence": heard[1].rate,
                         "insertions": heard[0].insertions, "insertions_before_silence": heard[1].insertions}  # fmt: skip
         said[name] = [text for piece in noises() if (text := system.transcribe(piece).text)]
-    result = {"system": args.system, "clips": len(manifest), "silence": behind,
+    result = {"system": args.system, "beams": guarded.beams, "clips": len(manifest), "silence": behind,
               "noise_clips_with_text": {name: len(texts) for name, texts in said.items()}, "texts": said}  # fmt: skip
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
     return 0
