@@ -24,7 +24,7 @@ class Engine(Protocol):
     name: str  # for example "onnx-int4", "torch-float32"
     letters: (
         Float32 | None
-    )  # (frames, 1 + letters) what a CTC head heard in the audio encoded last; None: no head
+    )  # (frames, 1 + letters) a CTC head's log-probabilities for the last audio; None: no head
     tie: float  # logits nearer than this may come in another order when `extend` gives them; 0: never
 
     def encode(self, samples: Float32) -> Float32:

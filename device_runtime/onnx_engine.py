@@ -162,15 +162,10 @@ class OnnxEngine:
 
     def _room_for_beams(self, beams: _Beams, rows: int, positions: int) -> None:
         """Buffers for so many transcripts: what the utterance has so far, in each row."""
-        self._require(max(positions, self._capacity))
+        self._check_context(positions)
         before = beams.caches or self._cache
         filled = beams.position
         beams.rows, beams.capacity = rows, min(max(self._capacity, 2 * positions), self._spec.max_context)
-        if positions > self._spec.max_context:
-            raise EngineError(
-                f"prompt, audio and text need {positions} positions, the bundle has {self._spec.max_context}: "
-                "cut the audio into shorter pieces"
-            )
         shape = (rows, self._spec.num_kv_heads, beams.capacity, self._spec.head_dim)
         caches = [np.zeros(shape, np.float32) for _ in before]
         for old, new in zip(before, caches, strict=True):
@@ -242,15 +237,18 @@ class OnnxEngine:
         """Make room for so many positions."""
         if positions <= self._capacity:
             return
+        self._check_context(positions)
+        before = self._cache
+        self._allocate(2 * positions)
+        for old, new in zip(before, self._cache, strict=True):
+            new[:, :, : self._position] = old[:, :, : self._position]
+
+    def _check_context(self, positions: int) -> None:
         if positions > self._spec.max_context:
             raise EngineError(
                 f"prompt, audio and text need {positions} positions, the bundle has {self._spec.max_context}: "
                 "cut the audio into shorter pieces"
             )
-        before = self._cache
-        self._allocate(2 * positions)
-        for old, new in zip(before, self._cache, strict=True):
-            new[:, :, : self._position] = old[:, :, : self._position]
 
     def _allocate(self, positions: int) -> None:
         """One buffer for the keys and one for the values of each layer, bound as past and as present."""

@@ -80,6 +80,11 @@ def heal(
     accelerator = make_accelerator()
     work = Path(work) if work is not None else None
     with_decoder = plan.stage == "transcript"
+    if "encoder" in plan.parts and model.ctc_head is not None:
+        model.remove_ctc_head()
+        sys.stderr.write(
+            "the CTC head knew the encoder as it was: left out; train another with --stage ctc-head\n"
+        )
     if plan.stage == "ctc-head" and model.ctc_head is None:
         torch.manual_seed(plan.seed)
         model.add_ctc_head(ENGLISH)

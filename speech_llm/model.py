@@ -60,6 +60,10 @@ class SpeechLLM(nn.Module):
         self.ctc_head = CtcHead(self.config)
         return self.ctc_head
 
+    def remove_ctc_head(self) -> None:
+        """What an audio encoder needs that is no longer the one which the head listened to."""
+        self.config, self.ctc_head = replace(self.config, ctc_alphabet=""), None
+
     @property
     def layers(self) -> nn.ModuleList:
         """The decoder's layers, in order."""

@@ -50,9 +50,7 @@ def reference_folder(weights: Path = REFERENCE_WEIGHTS) -> Path:
 _DECODE = ("draft", "draft_never", "draft_sure", "draft_blank", "ctc_weight")
 _FACTS, _ADAPTER = "reference.json", "adapter_model.safetensors"
 _ENCODER, _PROJECTOR = "audio_encoder.safetensors", "projector.safetensors"
-_CTC_HEAD = (
-    "ctc_head.safetensors"  # may be absent; it hears what the audio encoder gives, and goes where that goes
-)
+_CTC_HEAD = "ctc_head.safetensors"  # goes where the audio encoder goes; may be absent
 _PARTS = (_FACTS, "adapter_config.json", _ADAPTER, _ENCODER, _PROJECTOR)
 _WHOLE = "whole_matrices.safetensors"  # of the decoder, whose change no LoRA holds; may be absent
 _LAYER = re.compile(r"(.*\blayers\.)(\d+)")

@@ -105,8 +105,9 @@ def whisper_encoder(path: Path) -> tuple[TrueLengthWhisperEncoder, AudioEncoderC
 def change_encoder(
     model: SpeechLLM, encoder: TrueLengthWhisperEncoder, config: AudioEncoderConfig, hidden: int
 ) -> torch.nn.ModuleList:
-    """Put the encoder and a fresh projector into the model, in place; returns the old ones."""
+    """Put the encoder and a fresh projector into the model, in place, without a CTC head; returns the old ones."""
     old = torch.nn.ModuleList([model.audio_encoder, model.projector])
+    model.remove_ctc_head()
     model.config = replace(model.config, audio_encoder=config, projector_hidden_size=hidden)
     torch.manual_seed(0)
     model.audio_encoder, model.projector = encoder, UltravoxProjector(model.config)
