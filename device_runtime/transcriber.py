@@ -35,7 +35,7 @@ from prunella.device_runtime.transcript import DecodeOptions, FinishReason, Segm
 
 PAYING_BEAMS = 4  # with a CTC head: `reference` in int4 has 25.0 % WER without beams, 17.9 with these
 BEAMS_HELP = (
-    f"transcripts that are followed at once; 0: {PAYING_BEAMS} where the model has a CTC head and the engine can, else 1 "
+    f"transcripts that are followed at once; 0: {PAYING_BEAMS} where the model has a CTC head and the engine can, else as the bundle says "
     "(default: 0)"
 )
 ENGINES = ("onnx", "gguf", "mtmd")  # mtmd: a bundle's GGUF files through llama.cpp alone, slower
@@ -145,7 +145,7 @@ class Transcriber:
         """Follow so many transcripts at once from now on (`beam_search.py`).
 
         Args:
-            beams: 1 is greedy; 0: as many as pay, where the model has a CTC head and the engine can, else greedy.
+            beams: 1 is greedy; 0: as many as pay, where the model has a CTC head and the engine can, or as the bundle says.
 
         Raises:
             UsageError: fewer than 0.
@@ -155,7 +155,8 @@ class Transcriber:
             raise UsageError(f"{beams} beams are not possible: give 1 or more, or 0 for as many as pay")
         several = isinstance(self.engine, BeamEngine)
         if beams == 0:
-            beams = PAYING_BEAMS if several and self.audio.ctc_alphabet else 1
+            paying = PAYING_BEAMS if self.audio.ctc_alphabet else 1
+            beams = max(paying, self.options.beams) if several else 1
         if beams > 1 and not several:
             raise EngineError(
                 f"{self.engine.name} follows one transcript at a time: use --engine onnx, or leave --beams out"
