@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pkgutil
-import statistics
 import subprocess
 import sys
 
@@ -31,10 +30,14 @@ def test_no_module_of_the_runtime_brings_in_torch():
 
 
 @pytest.mark.parametrize("module", ["prunella.device_runtime", "prunella.device_runtime.transcribe"])
-def test_importing_takes_under_0_3_seconds(module):
-    # Processor time, so that other processes on the machine do not count; the median of five, so that a cold disk does not.
-    code = f"import time; t = time.process_time(); import {module}; print(time.process_time() - t)"
-    assert statistics.median(float(_run(code)) for _ in range(5)) < 0.3
+def test_importing_takes_under_three_times_what_numpy_takes(module):
+    # A ratio within one process, since machines and moments differ; the importing thread's own processor time, since the
+    # threads that numpy's OpenBLAS starts burn as much again while they wait; the best of five, since a cold disk is no fault.
+    code = (
+        "import time; start = time.thread_time(); import numpy; numpy_alone = time.thread_time() - start\n"
+        f"import {module}; print((time.thread_time() - start) / numpy_alone)"
+    )
+    assert min(float(_run(code)) for _ in range(5)) < 3
 
 
 def test_the_table_of_verbs_imports_no_room():
