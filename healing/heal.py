@@ -85,7 +85,7 @@ def heal(
         sys.stderr.write(
             "the CTC head knew the encoder as it was: left out; train another with --stage ctc-head\n"
         )
-    if plan.stage == "ctc-head" and model.ctc_head is None:
+    if plan.stage == "ctc-head" and (plan.new_ctc_head or model.ctc_head is None):
         torch.manual_seed(plan.seed)
         model.add_ctc_head(ENGLISH)
     clips = tokenise(model, speech, plan.stage, slowest=plan.augmentation.speed)
@@ -251,6 +251,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--projector-lr", type=float, default=default["projector_lr"], help="learning rate of the projector")
     add("--encoder-lr", type=float, default=default["encoder_lr"], help="learning rate of the encoder")
     add("--ctc-head-lr", type=float, default=default["ctc_head_lr"], help="learning rate of the CTC head")
+    add("--new-ctc-head", action="store_true", help="with --stage ctc-head: begin with a head that knows nothing")
     add(
         "--ctc-weight",
         type=float,
@@ -280,6 +281,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--curriculum", action="store_true", help="the first epoch goes from short to long clips")
     add("--no-augmentation", action="store_true", help="every clip as it is, no noise-only clips, no masks")
     add("--variants", type=int, default=Augmentation.variants, help="augmented versions of each clip, cached")
+    add(
+        "--speed",
+        type=float,
+        default=Augmentation.speed,
+        metavar="SHARE",
+        help="by how much versions are faster or slower at most (default 0.1); more sounds like more speakers",
+    )
     add("--precision", choices=PRECISIONS, default="auto", help="auto measures what is faster here")
     add(
         "--base-bits",
@@ -320,7 +328,9 @@ def plan_from(args: argparse.Namespace) -> HealingPlan:
     named = {f.name: getattr(args, f.name) for f in fields(HealingPlan) if hasattr(args, f.name)}
     named["train"] = tuple(part.strip() for part in args.train.split(","))
     named["augmentation"] = (
-        Augmentation.none() if args.no_augmentation else replace(Augmentation(), variants=args.variants)
+        Augmentation.none()
+        if args.no_augmentation
+        else replace(Augmentation(), variants=args.variants, speed=args.speed)
     )
     return HealingPlan(**named)
 

@@ -77,6 +77,7 @@ class HealingPlan:
     )
     kl_weight: float = 0.5  # share of the teacher's distribution in the loss, when there is a teacher
     hidden_weight: float = 0.0  # of the distance to the teacher's hidden states behind what was cut
+    new_ctc_head: bool = False  # a head that has learned nothing in place of the model's
     rounding: int = 0  # train with 4-bit weights that share a scale in blocks of so many; 0: as they are
     rounding_steps: int = 10  # after which they are rounded anew
     steps: int | None = None
@@ -128,6 +129,13 @@ class HealingPlan:
         _check(
             not self.rounding or (self.rank > 0 and not self.base_bits),
             "--rounding needs a LoRA over whole weights: give --rank, and leave out --base-bits",
+        )
+        _check(
+            not self.new_ctc_head or self.stage == "ctc-head", "--new-ctc-head is for --stage ctc-head: name that"
+        )
+        _check(
+            0 <= self.augmentation.speed < 0.5,
+            f"speed {self.augmentation.speed} is a share of the clip's own: give 0 to 0.5",
         )
         _check(self.augmentation.variants >= 1, "there must be at least one variant of each clip")
 

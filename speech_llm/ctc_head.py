@@ -17,7 +17,7 @@ _HIDDEN = 256
 _STRIDE = 2  # 25 frames a second: people speak about 15 letters
 _WINDOW = 6  # encoder frames that one output frame sees first
 _CONTEXT = 7  # and output frames that it sees then
-_DROPOUT = 0.1
+_DROPOUT = 0.2
 SAMPLES_PER_CTC_FRAME = 320 * _STRIDE  # an encoder frame is 320 samples
 
 

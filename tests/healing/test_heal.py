@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
@@ -85,6 +86,18 @@ def test_a_ctc_head_learns_to_spell_and_the_rest_stays(manifest, tmp_path, make_
     longer = heal(make_model(), replace(plan, steps=42), clips, dev=clips, work=tmp_path / "work")
     assert read_state(tmp_path / "work").step == 42
     assert longer.ctc_head is not None
+
+
+def test_a_new_ctc_head_takes_the_place_of_one_that_has_learned(manifest, make_model):
+    clips = open_speech([manifest])
+    plan = replace(PLAN, stage="ctc-head", batch_positions=400)
+    learned = heal(make_model(), replace(plan, steps=20, seed=1), clips)
+    again, anew = (
+        heal(copy.deepcopy(learned), replace(plan, steps=1, new_ctc_head=new), clips) for new in (False, True)
+    )
+    first = heal(make_model(), replace(plan, steps=1), clips)
+    weights = [model.ctc_head.window.weight for model in (first, anew, again)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
 def test_learns_and_stays_an_ordinary_checkpoint(manifest, tmp_path, make_model):
