@@ -251,7 +251,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--projector-lr", type=float, default=default["projector_lr"], help="learning rate of the projector")
     add("--encoder-lr", type=float, default=default["encoder_lr"], help="learning rate of the encoder")
     add("--ctc-head-lr", type=float, default=default["ctc_head_lr"], help="learning rate of the CTC head")
-    add("--new-ctc-head", action="store_true", help="with --stage ctc-head: begin with a head that knows nothing")
+    add(
+        "--new-ctc-head",
+        action="store_true",
+        help="with --stage ctc-head: begin with a head that knows nothing",
+    )
     add(
         "--ctc-weight",
         type=float,

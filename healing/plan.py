@@ -131,7 +131,8 @@ class HealingPlan:
             "--rounding needs a LoRA over whole weights: give --rank, and leave out --base-bits",
         )
         _check(
-            not self.new_ctc_head or self.stage == "ctc-head", "--new-ctc-head is for --stage ctc-head: name that"
+            not self.new_ctc_head or self.stage == "ctc-head",
+            "--new-ctc-head is for --stage ctc-head: name that",
         )
         _check(
             0 <= self.augmentation.speed < 0.5,
