@@ -54,14 +54,21 @@ class DecodeWorker:
 
     Args:
         recognizer: used by this thread alone, under `lock` if there is one.
+        partials: a faster one for guesses at what is still being said, whose tokens are the next draft; None: the same.
         lock: to share a recognizer between sessions.
         max_backlog: seconds of audio that may wait in finals; beyond it `put_final` waits.
     """
 
     def __init__(
-        self, recognizer: Recognizer, *, lock: threading.Lock | None = None, max_backlog: float = 60.0
+        self,
+        recognizer: Recognizer,
+        *,
+        partials: Recognizer | None = None,
+        lock: threading.Lock | None = None,
+        max_backlog: float = 60.0,
     ) -> None:
         self._recognizer = recognizer
+        self._partials = partials or recognizer
         self._lock = lock or threading.Lock()
         self._max_backlog = int(max_backlog * SAMPLE_RATE)
         self._state = threading.Condition()
@@ -195,13 +202,15 @@ class DecodeWorker:
         if transcript is None:
             return
         self._draft = (job.utterance_id, transcript.tokens)
-        self._ready = (job.range, transcript)
+        if job.speculative or self._partials is self._recognizer:
+            self._ready = (job.range, transcript)
         deliver(transcript, True)
 
     def _decode(self, job: DecodeJob, *, stoppable: bool) -> Transcript | None:
         draft = self._draft[1] if self._draft[0] == job.utterance_id else ()
+        recognizer = self._partials if stoppable and not job.speculative else self._recognizer
         with self._lock:
-            steps = self._recognizer.stream(job.samples, draft=draft)
+            steps = recognizer.stream(job.samples, draft=draft)
             while True:
                 if stoppable and self._cancelled:
                     steps.close()

@@ -33,7 +33,7 @@ from prunella.device_runtime.microphone import Microphone
 from prunella.device_runtime.pcm_stream import PcmFormat, PcmStream
 from prunella.device_runtime.providers import STRICT_HELP, require_all
 from prunella.device_runtime.transcribe import add_phrase_arguments, hold_to_phrases
-from prunella.device_runtime.transcriber import ENGINES, open_transcriber
+from prunella.device_runtime.transcriber import ENGINES, LIVE_BEAMS_HELP, open_transcriber
 from prunella.device_runtime.turn_detector import TurnOptions
 
 
@@ -52,6 +52,8 @@ def listen(
     source: Source,
     on_event: Callable[[LiveEvent], None],
     options: LiveOptions | None = None,
+    *,
+    partials: Recognizer | None = None,
 ) -> None:
     """Transcribe a live source until it ends, or until `source.stop()` was called: what was said is then delivered.
 
@@ -59,8 +61,9 @@ def listen(
         recognizer: for example a `Transcriber`.
         source: a `Microphone`, a `PcmStream`, or anything that yields blocks.
         on_event: called with every event, in order, on another thread.
+        partials: a faster recognizer for the texts while someone speaks; by default the same.
     """
-    with LiveSession(recognizer, on_event, options=options) as session:
+    with LiveSession(recognizer, on_event, partials=partials, options=options) as session:
         for block in source:
             session.feed(block.samples, dropped=block.dropped, captured=block.captured)
 
@@ -123,6 +126,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=defaults.partial_interval,
         help="seconds between partial texts, 0 for none (default: %(default)s)",
     )
+    parser.add_argument("--beams", type=int, default=1, metavar="N", help=LIVE_BEAMS_HELP)
     parser.add_argument(
         "--threads", type=int, metavar="N", help="0: one per physical core (default: the bundle's)"
     )
@@ -149,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
     transcriber.warm_up()
     printer = Printer(as_json=args.json)
     with _open_source(args) as source, _stopped_by_signals(source):
-        listen(transcriber, source, printer, options)
+        listen(transcriber.following(args.beams), source, printer, options, partials=transcriber.following(1))
     if printer.latencies:
         _tell(
             f"{len(printer.latencies)} utterances; from the last word to the text: median "

@@ -42,6 +42,7 @@ class LiveSession:
     Args:
         recognizer: a `Transcriber`; used on the session's own thread.
         on_event: called with every event, on that thread.
+        partials: a faster recognizer for the texts while someone speaks; by default the same.
         options: see `LiveOptions`.
         vad: judges the frames of this stream; by default a `SileroVad` of its own.
         lock: held while the recognizer decodes, to share it between sessions.
@@ -52,6 +53,7 @@ class LiveSession:
         recognizer: Recognizer,
         on_event: Callable[[LiveEvent], None],
         *,
+        partials: Recognizer | None = None,
         options: LiveOptions | None = None,
         vad: SpeechDetector | None = None,
         lock: threading.Lock | None = None,
@@ -60,7 +62,9 @@ class LiveSession:
         self._on_event = on_event
         self._vad = vad or SileroVad()
         self._detector = TurnDetector(self.options.turns)
-        self._worker = DecodeWorker(recognizer, lock=lock, max_backlog=self.options.max_backlog)
+        self._worker = DecodeWorker(
+            recognizer, partials=partials, lock=lock, max_backlog=self.options.max_backlog
+        )
         self._frames: deque[tuple[Float32, float]] = deque()  # with the moment of capture
         self._base = 0  # index of the first sample in `_frames`
         self._rest = np.zeros(0, np.float32)

@@ -25,7 +25,13 @@ from prunella.device_runtime.phrase_grammar import parse_phrases
 from prunella.device_runtime.providers import STRICT_HELP, require_all
 from prunella.device_runtime.servers.desk import Desk, Limits
 from prunella.device_runtime.transcribe import add_phrase_arguments, hold_to_phrases
-from prunella.device_runtime.transcriber import ENGINES, Transcriber, open_transcriber
+from prunella.device_runtime.transcriber import (
+    BEAMS_HELP,
+    ENGINES,
+    LIVE_BEAMS_HELP,
+    Transcriber,
+    open_transcriber,
+)
 from prunella.device_runtime.wheels import cache_folder
 
 WYOMING_PORT = 10_300
@@ -222,6 +228,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-live", type=int, default=limits.live, help="live sessions at once (default: %(default)s)"
     )
     add_phrase_arguments(parser)
+    parser.add_argument("--beams", type=int, default=0, metavar="N", help=f"in recordings, {BEAMS_HELP}")
+    parser.add_argument(
+        "--live-beams", type=int, default=1, metavar="N", help=f"of a microphone, {LIVE_BEAMS_HELP}"
+    )
     parser.add_argument(
         "--threads", type=int, metavar="N", help="0: one per physical core (default: the bundle's)"
     )
@@ -247,7 +257,9 @@ def run(args: argparse.Namespace) -> int:
         limits=limits,
         min_score=args.min_score,
     )
-    desk.recognizer = hold_to_phrases(transcriber, args)
+    held = hold_to_phrases(transcriber, args)
+    desk.recognizer = held.following(args.beams)
+    desk.live_recognizer, desk.live_partials = held.following(args.live_beams), held.following(1)
     transcriber.warm_up()
     key = args.api_key or os.environ.get("PRUNELLA_API_KEY") or None
     access = Access(key, unique(args.allow_host), unique(args.allow_origin))

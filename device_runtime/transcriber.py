@@ -38,6 +38,10 @@ BEAMS_HELP = (
     f"transcripts that are followed at once; 0: {PAYING_BEAMS} where the model has a CTC head and the engine can, else as the bundle says "
     "(default: 0)"
 )
+LIVE_BEAMS_HELP = (
+    "transcripts that are followed at once for final texts, 0 for as many as pay: fewer words are wrong, but they come later "
+    "(default: 1)"
+)
 ENGINES = ("onnx", "gguf", "mtmd")  # mtmd: a bundle's GGUF files through llama.cpp alone, slower
 
 
@@ -95,10 +99,11 @@ class Transcriber:
     def stream(
         self, samples: npt.ArrayLike, *, draft: Sequence[int] = ()
     ) -> Generator[str, None, Transcript]:
-        """As `transcribe`, but yields the text so far whenever it has changed; the generator's value is the `Transcript`.
+        """As `transcribe`, but yields the text so far after each token; the generator's value is the `Transcript`.
 
-        A text that was yielded can still lose its end: to a loop that was cut, or to template text. The timings include
-        what the consumer does between two texts.
+        A text that was yielded can still lose its end: to a loop that was cut, or to template text. While several
+        transcripts are followed it stays that of the pieces before: which one wins is known at the end. The timings
+        include what the consumer does between two texts.
         """
         checked = check_samples(samples, self.audio.sampling_rate)
         segments: list[Segment] = []
@@ -107,13 +112,11 @@ class Transcriber:
             steps = self._segment(checked[start:stop], start, () if segments else draft)
             while True:
                 try:
-                    text = _join([*(segment.text for segment in segments), next(steps)])
+                    shown = _join([*(segment.text for segment in segments), next(steps)])
                 except StopIteration as done:
                     segments.append(done.value)
                     break
-                if text != shown:
-                    shown = text
-                    yield text
+                yield shown
         text = _join([segment.text for segment in segments])
         if text != shown:
             yield text
@@ -162,6 +165,12 @@ class Transcriber:
                 f"{self.engine.name} follows one transcript at a time: use --engine onnx, or leave --beams out"
             )
         self.options = replace(self.options, beams=beams)
+
+    def following(self, beams: int) -> Transcriber:
+        """A transcriber over the same engine that follows so many: see `follow`. Itself, if it does."""
+        other = copy.copy(self)
+        other.follow(beams)
+        return self if other.options == self.options else other
 
     def limited_to(self, phrases: Iterable[Phrase], *, min_score: float = MIN_SCORE) -> Transcriber:
         """A transcriber over the same engine that can say nothing but these phrases, or nothing at all.
@@ -233,7 +242,7 @@ class Transcriber:
                     options.repeat_min_words,
                 )
                 if options.beams > 1 and isinstance(self.engine, BeamEngine):
-                    tokens, text, reason, passes = self._search(self.engine, logits, cap, guard)
+                    tokens, text, reason, passes = yield from self._search(self.engine, logits, cap, guard)
                 else:
                     decoder = GreedyDecoder(self.engine, logits, self._draft(embeddings, draft))
                     text, reason = yield from self._decode(decoder, cap, guard, tokens)
@@ -277,8 +286,8 @@ class Transcriber:
 
     def _search(
         self, engine: BeamEngine, logits: Float32, cap: int, guard: RepeatStop
-    ) -> tuple[list[int], str, FinishReason, int]:
-        """Beam search → tokens, text, why it ended, and passes. The text is known only at the end."""
+    ) -> Generator[str, None, tuple[list[int], str, FinishReason, int]]:
+        """Beam search → tokens, text, why it ended, and passes. It yields nothing but moments to stop it at."""
         options, end, letters = self.options, self.prompt.eos_ids, self.engine.letters
         hearing = None
         if letters is not None and options.ctc_weight > 0:
@@ -289,6 +298,7 @@ class Transcriber:
         while tokens and passes < cap:
             passes += 1
             tokens, parents = search.advance(engine.step_beams(tokens, parents))
+            yield ""
         said = list(search.best.tokens)
         reason: FinishReason = "eos" if said and said[-1] in end else "length"
         said = [token for token in said if token not in end][:cap]

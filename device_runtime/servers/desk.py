@@ -79,6 +79,8 @@ class Desk:
 
     Args:
         recognizer: what requests use that bring no phrases of their own.
+        live_recognizer: what live sessions use instead; None: the same.
+        live_partials: what they use while someone speaks; None: the same.
         model: the name under which it is listed.
         language: what it transcribes, as a BCP 47 code.
         limits: see `Limits`.
@@ -90,6 +92,8 @@ class Desk:
     model: str
     language: str = "en"
     limits: Limits = field(default_factory=Limits)
+    live_recognizer: Recognizer | None = None
+    live_partials: Recognizer | None = None
     make_vad: Callable[[], SpeechDetector] = SileroVad
     with_phrases: Callable[[str], Recognizer] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -157,15 +161,15 @@ class Desk:
             with self._counting:
                 self._live -= 1
 
-    def choose(self, phrases: str | None) -> Recognizer:
-        """The recognizer for a request: over its own phrases, if it brings some.
+    def choose(self, phrases: str | None, *, live: bool = False) -> Recognizer:
+        """The recognizer for a request or a live session: over its own phrases, if it brings some.
 
         Raises:
             UsageError: they cannot be read.
             PrunellaError: this model cannot be held to phrases.
         """
         if not phrases or not phrases.strip():
-            return self.recognizer
+            return (self.live_recognizer if live else None) or self.recognizer
         if self.with_phrases is None:
             raise PrunellaError("this server takes no phrases: leave them out")
         return self.with_phrases(phrases)

@@ -73,12 +73,13 @@ async def _serve(socket: WebSocket, desk: Desk, access: Access) -> None:
     if phrases is not None and not isinstance(phrases, str):
         raise RefusedError(1007, "phrases must be one text with a phrase a line")
     with desk.live_place():
-        recognizer = await asyncio.to_thread(desk.choose, phrases)
+        recognizer = await asyncio.to_thread(desk.choose, phrases, live=True)
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[LiveEvent | None] = asyncio.Queue()
         session = LiveSession(
             recognizer,
             lambda event: _post(loop, events, event),
+            partials=None if phrases else desk.live_partials,
             vad=await asyncio.to_thread(desk.make_vad),
             lock=desk.lock,
         )

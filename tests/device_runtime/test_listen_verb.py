@@ -67,6 +67,18 @@ def test_a_pipe_becomes_events_and_text(reference_bundle):
         assert transcriber.transcribe(samples[start:stop]).text == event["text"], "the file path differs"
 
 
+def test_finals_follow_as_many_beams_as_are_asked_for(reference_bundle):
+    data = pcm("librivox_0880.flac", "cards_001.flac")
+    out, _ = listen(reference_bundle, "--json", "--beams", "3", "-").communicate(data, timeout=120)
+    finals = [event for event in map(json.loads, out.splitlines()) if event["type"] == "final"]
+    samples = np.frombuffer(data, "<i2").astype(np.float32) / 32_768
+    transcriber = open_transcriber(reference_bundle)
+    pieces = [samples[round(one["t0"] * 16_000) : round(one["t1"] * 16_000)] for one in finals]
+    searched = [transcriber.following(3).transcribe(piece) for piece in pieces]
+    assert [one["text"] for one in finals] == [one.text for one in searched]
+    assert all(one.options.beams == 3 for one in searched) and transcriber.options.beams == 1
+
+
 def test_ctrl_c_prints_what_was_said_until_then(reference_bundle):
     process = listen(reference_bundle, "--json", "-")
     process.stdin.write(pcm("librivox_0880.flac")[: 2 * 16_000 * 2])  # ends in the middle of a sentence

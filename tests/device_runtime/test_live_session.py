@@ -130,6 +130,24 @@ def test_a_guess_is_thrown_away_when_speech_goes_on():
     assert recognizer.calls[1][1] == (0, 1), "the guess is the draft of what follows"
 
 
+@pytest.mark.parametrize("speculate", [True, False])
+def test_partials_may_come_from_a_faster_recognizer_but_no_final_does(speculate):
+    careful, quick, events = Counting("the careful text"), Counting(), []
+    live = LiveSession(
+        careful, events.append, partials=quick, options=LiveOptions(speculate=speculate), vad=loud
+    )
+    for block in blocks(np.concatenate([speech(4), silence(1)])):
+        live.feed(block)
+        settle(live)
+    live.finish()
+    (final,) = (event for event in events if event.type == "final")
+    assert (final.text, final.guessed) == ("the careful text", speculate)
+    assert len(careful.calls) == 1 and careful.calls[0][1], "the last partial is the draft"
+    partials = [event.text for event in events if event.type == "partial" and event.t1 <= 4]
+    assert partials and all("one two three four five six".startswith(text) for text in partials)
+    assert quick.calls
+
+
 def test_partials_grow_and_the_last_one_is_the_draft_of_the_final():
     recognizer, events = Counting(), []
     live = session(recognizer, events, speculate=False)

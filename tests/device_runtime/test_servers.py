@@ -71,6 +71,13 @@ def client(desk) -> TestClient:
     return TestClient(create_app(desk), base_url="http://localhost:8000")
 
 
+def test_microphones_and_recordings_may_have_recognizers_of_their_own(desk, recognizer):
+    assert desk.choose(None, live=True) is desk.choose(None) is recognizer
+    desk.live_recognizer = Counting()
+    assert desk.choose(None, live=True) is desk.live_recognizer
+    assert desk.choose(" ") is recognizer
+
+
 def speech(*seconds: float, gap: float = 2.0) -> np.ndarray:
     """Tones of the given lengths with silence around each."""
     quiet = np.zeros(int(gap * 16_000), np.float32)

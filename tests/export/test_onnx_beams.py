@@ -1,9 +1,12 @@
 """Several transcripts in one pass: each row is what the transcript alone would give, in PyTorch and in ONNX."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from prunella.device_runtime.onnx_engine import OnnxEngine
+from prunella.device_runtime.transcriber import open_transcriber
 from prunella.speech_llm.engine import TorchEngine
 
 # Tokens and parents of some passes: transcripts branch, one ends, and one comes back to an older line.
@@ -49,3 +52,14 @@ def test_beams_of_a_long_text_find_room(float_bundle, tiny_model, noise) -> None
         found, expected = engine.step_beams(tokens, parents), plain.step_beams(tokens, parents)
         parents = [1, 0] if place % 7 == 0 else [0, 1]
     np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_a_search_can_be_stopped_between_two_passes(float_bundle, noise) -> None:
+    transcriber = open_transcriber(float_bundle.path).following(3)
+    transcriber.options = replace(transcriber.options, guards=False)
+    steps = transcriber.stream(noise)
+    assert [next(steps) for _ in range(3)] == ["", "", ""]
+    steps.close()
+    whole = open_transcriber(float_bundle.path).following(3)
+    whole.options = transcriber.options
+    assert transcriber.transcribe(noise).tokens == whole.transcribe(noise).tokens != ()
