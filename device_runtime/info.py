@@ -47,6 +47,7 @@ def describe(bundle: Bundle) -> str:
             "audio",
             f"{audio.sampling_rate} Hz, {_per_second(audio.sampling_rate / audio.samples_per_token)} audio tokens/s",
         ),
+        ("letters", _letters(bundle)),
         ("prompt", f"{manifest.prompt.before_audio!r} AUDIO {manifest.prompt.after_audio!r}"),
         ("token cap", f"{_per_second(decode.max_tokens_per_second)} per second + {decode.extra_tokens}"),
         ("guards", _guards(bundle)),
@@ -82,6 +83,13 @@ def run(args: argparse.Namespace) -> None:
     bundle = open_for_info(args.bundle)
     text = json.dumps(to_json(bundle), indent=2, ensure_ascii=False) if args.json else describe(bundle)
     sys.stdout.write(text + "\n")
+
+
+def _letters(bundle: Bundle) -> str:
+    audio, decode = bundle.manifest.audio, bundle.manifest.decode
+    if not audio.ctc_alphabet:
+        return "no CTC head"
+    return f"CTC head over {audio.ctc_alphabet!r}, weighed {decode.ctc_weight:g} when several transcripts are followed"
 
 
 def _guards(bundle: Bundle) -> str:

@@ -9,7 +9,7 @@ import soundfile
 
 from prunella import cli
 from prunella.device_runtime import transcribe
-from prunella.device_runtime.bundle import MANIFEST_NAME
+from prunella.device_runtime.bundle import MANIFEST_NAME, AudioSpec
 
 
 @pytest.fixture
@@ -87,8 +87,12 @@ def test_info_says_what_is_inside(write_bundle, capsys):
         "31.7",
         "33.1",
         "decoder_model_merged.onnx",
+        "no CTC head",
     ):
         assert part in text, part
+    lettered = write_bundle("lettered", audio=AudioSpec(ctc_alphabet=" abc"))
+    assert cli.main(["info", str(lettered)]) == 0
+    assert "CTC head over ' abc', weighed 0.2" in capsys.readouterr().out
     assert cli.main(["info", str(folder), "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["provenance"]["wer"]["after"] == 33.1
