@@ -62,7 +62,7 @@ def heal(
         model: float32, as `load` gives it. Its decoder has its LoRA merged at the end: an ordinary model again.
         plan: what is trained, how, and until when.
         speech: clips to learn from (`open_speech`).
-        dev: clips whose WER chooses the best checkpoint; none: the last one.
+        dev: clips whose WER (of a CTC head their loss) chooses the best checkpoint; none: the last one.
         teacher: the model before it was pruned, whose distribution over the transcripts is learned too.
         work: folder of the run's checkpoints; a run found there goes on, and counts its time and steps.
         cache: folder of the features (default: in `work`); runs may share it.
@@ -216,7 +216,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MANIFEST",
         help="JSONL, or hf:NAME:SPLIT (repeatable)",
     )
-    add("--dev", metavar="MANIFEST", help="speech whose WER chooses the best checkpoint")
+    add(
+        "--dev",
+        metavar="MANIFEST",
+        help="speech whose WER (stage ctc-head: loss) chooses the best checkpoint",
+    )
     add("--dev-clips", type=int, default=60, metavar="N", help="clips of it, drawn once (default 60)")
     add("--teacher", metavar="MODEL", help="the model before it was pruned: its distribution is learned too")
     add(

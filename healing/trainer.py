@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -53,7 +54,7 @@ class Trainer:
         learner: what is trained.
         plan: the settings.
         store: training clips.
-        dev: dev clips, if any: they choose the best checkpoint and may end the run.
+        dev: dev clips, if any: their WER (of a CTC head their loss) chooses the best checkpoint and may end the run.
         state: where the run is.
         work: folder of its checkpoints; None keeps none.
         progress: a bar on stderr.
@@ -197,7 +198,10 @@ class Trainer:
             {"step": state.step, "seconds": round(state.seconds, 1), "dev_wer": wer, "dev_loss": loss,
              "speech_hours": state.speech_seconds / 3600, "loss": self._recent_loss()}
         )  # fmt: skip
-        if state.best_wer is None or wer < state.best_wer:
+        # A CTC head only weighs in: what counts is how likely it finds the truth, not what it would read alone.
+        counts = "dev_loss" if self.plan.stage == "ctc-head" else "dev_wer"
+        best = next((row[counts] for row in state.history if row["step"] == state.best_step), math.inf)
+        if state.best_wer is None or state.history[-1][counts] < best:
             state.best_wer, state.best_step, state.bad_evaluations = wer, state.step, 0
             if self.work is not None:
                 self._write(BEST, optimizer=False)

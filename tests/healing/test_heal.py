@@ -11,10 +11,11 @@ from peft import PeftModel
 
 from prunella.device_runtime.errors import ManifestError, UsageError
 from prunella.evaluation.manifest import read_manifest
+from prunella.evaluation.word_errors import count_errors
 from prunella.healing import heal as verb
 from prunella.healing.adapters import TrainableDecoder, lora_layers
 from prunella.healing.clips import open_speech, tokenise
-from prunella.healing.dev_set import DevSet
+from prunella.healing.dev_set import DevScore, DevSet
 from prunella.healing.features import FeatureStore
 from prunella.healing.heal import heal
 from prunella.healing.learner import Learner, pass_inputs
@@ -86,6 +87,20 @@ def test_a_ctc_head_learns_to_spell_and_the_rest_stays(manifest, tmp_path, make_
     longer = heal(make_model(), replace(plan, steps=42), clips, dev=clips, work=tmp_path / "work")
     assert read_state(tmp_path / "work").step == 42
     assert longer.ctc_head is not None
+
+
+@pytest.mark.parametrize(("stage", "best"), [("ctc-head", 2), ("ctc", 1)])
+def test_a_ctc_head_is_chosen_by_its_loss_and_anything_else_by_words(
+    manifest, tmp_path, make_model, monkeypatch, stage, best
+):
+    words = [count_errors("a b", text).words for text in ("a b", "a c")]
+    scores = iter([DevScore(words[0], 9.0, 2), DevScore(words[1], 1.0, 2)])
+    monkeypatch.setattr(DevSet, "score", lambda *_: next(scores))
+    clips = open_speech([manifest])
+    heal(
+        make_model(), replace(PLAN, stage=stage, steps=2, dev_steps=1), clips, dev=clips, work=tmp_path / "w"
+    )
+    assert read_state(tmp_path / "w").best_step == best
 
 
 def test_a_new_ctc_head_takes_the_place_of_one_that_has_learned(manifest, make_model):
