@@ -50,7 +50,7 @@ class DecodeWorker:
 
     Finals come out in the order in which they were put in, with nothing in between skipped. Of guesses (partial and
     speculative ones) only the latest waits: under load there are fewer of them, and no backlog. A guess over exactly
-    the samples of the final *is* the final; the tokens of the last guess are the draft of the next decode.
+    the samples of the final *is* the final, unless the quicker recognizer of `partials` made it; the tokens of the last guess are the draft of the next decode.
 
     Args:
         recognizer: used by this thread alone, under `lock` if there is one.

@@ -32,8 +32,8 @@ from prunella.device_runtime.log_mel import SAMPLE_RATE
 from prunella.device_runtime.microphone import Microphone
 from prunella.device_runtime.pcm_stream import PcmFormat, PcmStream
 from prunella.device_runtime.providers import STRICT_HELP, require_all
-from prunella.device_runtime.transcribe import add_phrase_arguments, hold_to_phrases
-from prunella.device_runtime.transcriber import ENGINES, LIVE_BEAMS_HELP, open_transcriber
+from prunella.device_runtime.transcribe import LIVE_BEAMS_HELP, add_phrase_arguments, hold_to_phrases
+from prunella.device_runtime.transcriber import ENGINES, open_transcriber
 from prunella.device_runtime.turn_detector import TurnOptions
 
 

@@ -24,14 +24,8 @@ from prunella.device_runtime.errors import EngineError, PrunellaError, UsageErro
 from prunella.device_runtime.phrase_grammar import parse_phrases
 from prunella.device_runtime.providers import STRICT_HELP, require_all
 from prunella.device_runtime.servers.desk import Desk, Limits
-from prunella.device_runtime.transcribe import add_phrase_arguments, hold_to_phrases
-from prunella.device_runtime.transcriber import (
-    BEAMS_HELP,
-    ENGINES,
-    LIVE_BEAMS_HELP,
-    Transcriber,
-    open_transcriber,
-)
+from prunella.device_runtime.transcribe import LIVE_BEAMS_HELP, add_phrase_arguments, hold_to_phrases
+from prunella.device_runtime.transcriber import BEAMS_HELP, ENGINES, Transcriber, open_transcriber
 from prunella.device_runtime.wheels import cache_folder
 
 WYOMING_PORT = 10_300

@@ -21,6 +21,11 @@ from prunella.device_runtime.providers import STRICT_HELP, require_all
 from prunella.device_runtime.transcriber import BEAMS_HELP, ENGINES, Transcriber, open_transcriber
 from prunella.device_runtime.transcript import Transcript
 
+LIVE_BEAMS_HELP = (
+    "transcripts that are followed at once for final texts, 0 for as many as pay: fewer words are wrong, but they come later "
+    "(default: 1)"
+)
+
 
 def transcribe_files(
     transcriber: Transcriber, paths: Iterable[str | Path]

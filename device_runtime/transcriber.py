@@ -38,10 +38,6 @@ BEAMS_HELP = (
     f"transcripts that are followed at once; 0: {PAYING_BEAMS} where the model has a CTC head and the engine can, else as the bundle says "
     "(default: 0)"
 )
-LIVE_BEAMS_HELP = (
-    "transcripts that are followed at once for final texts, 0 for as many as pay: fewer words are wrong, but they come later "
-    "(default: 1)"
-)
 ENGINES = ("onnx", "gguf", "mtmd")  # mtmd: a bundle's GGUF files through llama.cpp alone, slower
 
 

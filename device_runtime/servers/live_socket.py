@@ -79,7 +79,7 @@ async def _serve(socket: WebSocket, desk: Desk, access: Access) -> None:
         session = LiveSession(
             recognizer,
             lambda event: _post(loop, events, event),
-            partials=None if phrases else desk.live_partials,
+            partials=desk.live_partials if recognizer is desk.live_recognizer else None,
             vad=await asyncio.to_thread(desk.make_vad),
             lock=desk.lock,
         )
