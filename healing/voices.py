@@ -21,6 +21,7 @@ from prunella.device_runtime.errors import EngineError, UsageError
 from prunella.device_runtime.log_mel import SAMPLE_RATE
 
 FLITE_VOICES = ("kal", "awb", "rms", "slt")
+_ANYBODY = "+any"
 ESPEAK_VOICES = ("en-us", "en-gb", "en-gb-scotland", "en-us+f3", "en-us+m3", "en-gb+f2")
 _SPEAK_SECONDS = 60.0
 
@@ -39,21 +40,41 @@ class Voice(Protocol):
 
 @dataclass
 class HibariVoice:
-    """hibari-tts: an ONNX model in its wheel; voice "heart" is inside, others are downloaded by it once."""
+    """hibari-tts: an ONNX model in its wheel; voice "heart" is inside, others are downloaded by it once.
+
+    `anybody`: every clip has a speaker of its own (`hibari:heart+any`).
+    """
 
     voice: str = "heart"
+    anybody: bool = False
     name: str = field(init=False)
     _engine: Any = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self.name = f"hibari:{self.voice}"
+        self.name = f"hibari:{self.voice}{_ANYBODY if self.anybody else ''}"
 
     def speak(self, text: str, rate: float, seed: int) -> Float32:
         """See `Voice.speak`."""
         if self._engine is None:  # once a process, so that voices can be sent to workers
             self._engine = _hibari().Hibari(voice=self.voice)
-        samples = self._engine(text, speed=float(np.clip(rate, 0.5, 2.0)), seed=seed)
+        speed = float(np.clip(rate, 0.5, 2.0))
+        samples = self._as_anybody(text, speed, seed) if self.anybody else self._engine(text, speed, seed)
         return soxr.resample(samples, self._engine.sample_rate, SAMPLE_RATE) if len(samples) else samples
+
+    def _as_anybody(self, text: str, speed: float, seed: int) -> Float32:
+        # Here, because only these voices need scipy.
+        from prunella.healing.speakers import Spectrum, draw_speaker, in_room, spoken_by
+
+        rng = np.random.default_rng(seed)
+        speaker = draw_speaker(rng)
+        parts = []
+        for phonemes in self._engine.phonemize(text):
+            ids = np.array([self._engine.ids(phonemes)], np.int64)
+            said = self._engine.sess.run(None, {"ids": ids, "speed": np.array([speed], np.float32)})
+            spectrum = spoken_by(Spectrum(*(part[0] for part in said)), speaker, rng)
+            parts.append(_hibari().dsp.synth(*vars(spectrum).values(), rng))
+        samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+        return in_room(samples, speaker, self._engine.sample_rate, rng)
 
 
 @dataclass(frozen=True)
@@ -133,9 +154,12 @@ def open_voices(names: Sequence[str] = ()) -> list[Voice]:
         program, _, voice = name.partition(":")
         if program == "hibari":
             known = list(_hibari().voices.VOICES)
-            if voice not in known:
-                raise UsageError(f"hibari has no voice '{voice}': choose from {', '.join(known)}")
-            voices.append(HibariVoice(voice))
+            one, anybody = voice.removesuffix(_ANYBODY), voice.endswith(_ANYBODY)
+            if one not in known:
+                raise UsageError(
+                    f"hibari has no voice '{one}': choose from {', '.join(known)}, with {_ANYBODY} for many speakers"
+                )
+            voices.append(HibariVoice(one, anybody))
         elif program in ("flite", "espeak-ng") and voice:
             if not shutil.which(program):
                 raise EngineError(
@@ -154,6 +178,7 @@ def open_voices(names: Sequence[str] = ()) -> list[Voice]:
 def _hibari() -> Any:
     try:
         import hibari
+        import hibari.dsp
         import hibari.voices
     except ImportError as error:
         raise EngineError("the hibari voices need hibari-tts: pip install 'prunella[synth]'") from error

@@ -34,15 +34,20 @@ def novel_sentences(package: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["dpkg", "-x", package, folder], check=True)
         (data,) = Path(folder).rglob("janeaustenr/data/Rdata.rdb")
-        lines = list(_strings(data.read_bytes()))
+        return book_sentences("\n".join(_strings(data.read_bytes())))
+
+
+def book_sentences(book: str) -> list[str]:
+    """Sentences of 4 to 26 words without digits of a plain text, its paragraphs set apart by empty lines."""
     sentences = []
-    for paragraph in re.split(r"\n\s*\n", "\n".join(lines)):
+    for paragraph in re.split(r"\n\s*\n", book):
         text = re.sub(r'[_"“”]', "", " ".join(paragraph.split()).replace("--", ", "))
         if re.search(r"\d", text) or re.match(r"chapter|volume", text, re.I):
             continue
         text = re.sub(r"\b(Mrs|Mr|Dr|St)\.", r"\1", text)
         for sentence in re.split(r"(?<=[.!?;])\s+", text):
-            if 4 <= len(sentence.split()) <= 26 and sentence.isascii():
+            capitals = sum(word.isupper() and len(word) > 1 for word in sentence.split())
+            if 4 <= len(sentence.split()) <= 26 and sentence.isascii() and capitals < 2:
                 sentences.append(sentence.strip(" ,;"))
     return sentences
 
@@ -79,15 +84,56 @@ def common_words(package: Path) -> set[str]:
 
 
 def word_lines(words: set[str], rng: random.Random) -> list[str]:
-    """Every word once, in random lines of 4 to 10."""
+    """Every word once, in random lines of 1 to 10, the short ones as common as the long."""
     chosen = sorted(word for word in words if word.isascii() and word.isalpha() and len(word) > 2)
     rng.shuffle(chosen)
     lines = []
     while chosen:
-        count = rng.randint(4, 10)
+        count = rng.randint(1, 10)
         lines.append(" ".join(chosen[:count]))
         del chosen[:count]
     return lines
+
+
+def number_lines(count: int, rng: random.Random) -> list[str]:
+    """Lines of 1 to 6 number words."""
+    numbers = [
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+        "thirteen",
+        "fourteen",
+        "fifteen",
+        "sixteen",
+        "seventeen",
+        "eighteen",
+        "nineteen",
+        "twenty",
+        "thirty",
+        "forty",
+        "fifty",
+        "sixty",
+        "seventy",
+        "eighty",
+        "ninety",
+        "hundred",
+        "thousand",
+        "first",
+        "second",
+        "third",
+    ]
+    weights = [4 if at < 10 else 1 for at in range(len(numbers))]
+    return [" ".join(rng.choices(numbers, weights, k=rng.choice((1, 1, 2, 3, 4, 6)))) for _ in range(count)]
 
 
 def gloss_lines(package: Path, words: set[str]) -> list[str]:
@@ -166,6 +212,9 @@ def _words(sentences: list[str], most: int) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--novels", type=Path, required=True, metavar="DEB")
+    parser.add_argument(
+        "--books", type=Path, nargs="+", default=[], metavar="FILE", help="plain texts, read like the novels"
+    )
     parser.add_argument("--words", type=Path, required=True, metavar="DEB")
     parser.add_argument("--glosses", type=Path, required=True, metavar="DEB")
     parser.add_argument("--commands", type=Path, required=True, metavar="FILE")
@@ -173,6 +222,7 @@ def main() -> int:
     parser.add_argument("--novel-words", type=int, default=110_000)
     parser.add_argument("--gloss-words", type=int, default=90_000)
     parser.add_argument("--command-words", type=int, default=20_000)
+    parser.add_argument("--number-lines", type=int, default=0)
     parser.add_argument(
         "--longest", type=int, metavar="WORDS", help="join neighbouring lines to at most so many words"
     )
@@ -182,8 +232,10 @@ def main() -> int:
         parser.error(f"--longest {args.longest}: give {_SHORTEST} or more")
     rng = random.Random(args.seed)
     words = common_words(args.words)
-    lines = word_lines(words, rng)
+    lines = word_lines(words, rng) + number_lines(args.number_lines, rng)
     novels, glosses = novel_sentences(args.novels), gloss_lines(args.glosses, words)
+    for book in args.books:
+        novels += book_sentences(book.read_text(encoding="utf-8"))
     if args.longest:
         rng.shuffle(glosses)  # the novels' sentences belong together as they stand
         novels, glosses = joined(novels, args.longest, rng), joined(glosses, args.longest, rng)
