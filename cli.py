@@ -66,6 +66,7 @@ _EXTRAS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
+    is_program = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage(), file=sys.stdout if argv else sys.stderr)
@@ -80,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"no verb '{verb}'{hint} `prunella --help` lists them.", 2)
     module_name, summary = VERBS[verb]
     try:
+        if is_program and verb == "heal":
+            importlib.import_module("prunella.healing.allocator").restart_with_tcmalloc()
         module = importlib.import_module(module_name)
         parser = argparse.ArgumentParser(
             prog=f"prunella {verb}",

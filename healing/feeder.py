@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import torch
@@ -40,10 +40,15 @@ class Feeder:
         store: the clips.
         plan: batch sizes, seed, curriculum.
         process, processes: which share is this one's.
+        ahead: steps whose audio is read while the one before is trained. None on a CPU: a reader takes one of the cores
+            whose threads meet after every product, and all of them wait (4.2 against 3.4 clips a second on 2 cores).
     """
 
-    def __init__(self, store: FeatureStore, plan: HealingPlan, process: int = 0, processes: int = 1) -> None:
+    def __init__(
+        self, store: FeatureStore, plan: HealingPlan, process: int = 0, processes: int = 1, ahead: int = 1
+    ) -> None:
         self.store, self.plan, self.process, self.processes = store, plan, process, processes
+        self._ahead = ahead
         self._unreadable: set[int] = set()
 
     def steps_in_epoch(self, epoch: int) -> int:
@@ -57,7 +62,7 @@ class Feeder:
             steps, lengths = self._epoch(epoch)
             for number in range(place, len(steps)):
                 ahead.append(self._step(epoch, number, steps[number], lengths, reader))
-                if len(ahead) > 1:
+                if len(ahead) > self._ahead:
                     yield ahead.pop(0)
             epoch, place = epoch + 1, 0
 
@@ -65,6 +70,7 @@ class Feeder:
         """Inputs of forward pass `number`, on the CPU."""
         store = self.store
         features, tokens, weights = [], [], []
+        wait(loading for _, loading in step.passes[number])
         for index, loading in step.passes[number]:
             loaded = loading.result()
             tokens.append(store.tokens(index))

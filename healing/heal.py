@@ -26,8 +26,9 @@ from prunella.healing.clips import Clip, open_speech, tokenise
 from prunella.healing.dev_set import DevSet
 from prunella.healing.features import FeatureStore, module_digest
 from prunella.healing.learner import Learner
-from prunella.healing.machine import choose_attention, choose_precision
+from prunella.healing.machine import CompiledLayers, choose_attention, choose_compile, choose_precision
 from prunella.healing.plan import (
+    COMPILE,
     PARTS,
     PRECISIONS,
     STAGES,
@@ -118,11 +119,13 @@ def heal(
     model.audio_encoder.embed_positions.requires_grad_(False)
     if model.ctc_head is not None:
         model.ctc_head.requires_grad_(plan.stage == "ctc-head")
-    decoder = None
+    decoder = compiled = None
     if with_decoder:
         whole = accelerator.distributed_type == DistributedType.FSDP  # which wants parameters of one dtype
         decoder = TrainableDecoder(model.decoder, layers, plan, "fp32" if whole else state.precision)
         model.decoder.set_attn_implementation(choose_attention(model.decoder, plan, accelerator.device))
+        if choose_compile(plan, state.precision, accelerator.device) and not whole:
+            compiled = CompiledLayers(model.layers)
     if plan.gradient_checkpointing and with_decoder:
         model.decoder.gradient_checkpointing_enable({"use_reentrant": False})
     vocabulary: Sequence[int] = ()
@@ -131,7 +134,9 @@ def heal(
     for module in (model, teacher):
         if module is not None:
             module.to(accelerator.device)
-    learner = Learner(model, plan, vocabulary=vocabulary, teacher=teacher, precision=state.precision)
+    learner = Learner(
+        model, plan, vocabulary=vocabulary, teacher=teacher, precision=state.precision, compiled=compiled
+    )
     # Under autocast the projector's norms see bf16 with float32 weights: slower than fused, and meant.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     try:
@@ -297,6 +302,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="by how much versions are faster or slower at most (default 0.1); more sounds like more speakers",
     )
     add("--precision", choices=PRECISIONS, default="auto", help="auto measures what is faster here")
+    add(
+        "--compile",
+        choices=COMPILE,
+        default="auto",
+        help="the decoder's layers; auto: in long runs on a CPU in bf16",
+    )
     add(
         "--base-bits",
         type=int,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 
 from prunella.device_runtime.errors import UsageError
 from prunella.healing.hidden_matching import HiddenMatching
+from prunella.healing.machine import CompiledLayers
 from prunella.healing.plan import HealingPlan
 from prunella.speech_llm.batches import IGNORE
 from prunella.speech_llm.ctc_head import ctc_frames, read_letters
@@ -91,6 +93,7 @@ class Learner(nn.Module):
         vocabulary: token ids that the CTC stage tells apart: those of the training text.
         teacher: a larger model whose distribution over the transcript is learned too.
         precision: "fp32" or "bf16" (autocast).
+        compiled: the decoder's layers, compiled; none: they run as they are.
     """
 
     def __init__(
@@ -101,9 +104,11 @@ class Learner(nn.Module):
         vocabulary: Sequence[int] = (),
         teacher: SpeechLLM | None = None,
         precision: str = "fp32",
+        compiled: CompiledLayers | None = None,
     ) -> None:
         super().__init__()
         self.plan, self.precision = plan, precision
+        self._layers_compiled = compiled.active if compiled is not None else contextlib.nullcontext
         self.stack_factor = model.config.stack_factor
         self.projector = model.projector
         self.encoder = model.audio_encoder if "encoder" in plan.parts else None
@@ -150,7 +155,8 @@ class Learner(nn.Module):
         scored = inputs.labels != IGNORE
         labels = inputs.labels[scored]
         weights = inputs.weights[:, None].expand_as(inputs.labels)[scored]
-        logits = _scored_logits(self.decoder, self.decoder_inputs(audio, steps, inputs), scored)
+        with self._layers_compiled():
+            logits = _scored_logits(self.decoder, self.decoder_inputs(audio, steps, inputs), scored)
         losses = nn.functional.cross_entropy(
             logits, labels, reduction="none", label_smoothing=self.plan.label_smoothing
         )

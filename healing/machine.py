@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from prunella.healing.plan import HealingPlan
 
 _EAGER_BYTES = 2 << 30
+_LONG_MINUTES = 10.0  # compiling takes a minute
 _WORTH = 1.2  # bf16 must beat fp32 by this much to be chosen
 
 
@@ -50,3 +56,36 @@ def choose_attention(decoder: PreTrainedModel, plan: HealingPlan, device: torch.
     config = decoder.config
     scores = config.num_hidden_layers * config.num_attention_heads * plan.micro_positions * 300 * 8
     return "eager" if device.type == "cpu" and scores < _EAGER_BYTES else "sdpa"
+
+
+def choose_compile(plan: HealingPlan, precision: str, device: torch.device) -> bool:
+    """Whether the decoder's layers are worth compiling: where matrix products are fast, what lies between them is not.
+
+    A step of the reference in bf16 with AMX: 3.1 s, compiled 2.2 s, of which matrix products 1.1.
+    """
+    if plan.gradient_checkpointing or plan.compile == "off":
+        return False
+    if plan.compile == "on":
+        return True
+    compiler = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
+    long = plan.minutes is not None and plan.minutes >= _LONG_MINUTES
+    return device.type == "cpu" and precision == "bf16" and long and compiler is not None
+
+
+class CompiledLayers:
+    """Decoder layers whose forward is compiled while training computes its loss, and as it was everywhere else."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        # One compilation serves all layers and, as its shapes are symbols, all lengths.
+        self._layers = [(layer, torch.compile(layer.forward, dynamic=True)) for layer in layers]
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Within it the layers are the compiled ones."""
+        for layer, compiled in self._layers:
+            layer.forward = compiled  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for layer, _ in self._layers:
+                del layer.forward

@@ -12,6 +12,7 @@ from prunella.device_runtime.errors import PrunellaError, UsageError
 STAGES = ("transcript", "ctc", "ctc-head")
 PARTS = ("projector", "decoder", "encoder")
 PRECISIONS = ("auto", "fp32", "bf16")
+COMPILE = ("auto", "on", "off")
 # May change between two sittings of one run: they decide when it ends and what is written, not what a step computes.
 _FREE = (
     "steps",
@@ -22,6 +23,7 @@ _FREE = (
     "dev_steps",
     "dev_minutes",
     "patience",
+    "compile",
 )
 
 
@@ -89,6 +91,9 @@ class HealingPlan:
     augmentation: Augmentation = Augmentation()
     seed: int = 0
     precision: str = "auto"
+    compile: str = (
+        "auto"  # the decoder's layers by torch.compile; "auto": on a CPU in bf16, for runs that are long
+    )
     base_bits: int = 0  # 4: QLoRA
     gradient_checkpointing: bool = False
     checkpoint_steps: int | None = None
@@ -108,6 +113,7 @@ class HealingPlan:
             self.precision in PRECISIONS,
             f"no precision '{self.precision}': choose from {', '.join(PRECISIONS)}",
         )
+        _check(self.compile in COMPILE, f"cannot compile '{self.compile}': choose from {', '.join(COMPILE)}")
         _check(
             self.base_bits in (0, 4), f"{self.base_bits}-bit base weights: only 4 is supported, or 0 for none"
         )

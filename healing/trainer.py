@@ -33,6 +33,8 @@ from prunella.healing.run_state import (
     write_run,
 )
 
+_READERS = 2  # threads
+
 
 def make_accelerator() -> Accelerator:
     """One process, or what `accelerate launch` started."""
@@ -81,7 +83,13 @@ class Trainer:
         self.dev, self.state, self.work, self.progress = dev, state, work, progress
         self.losses: list[float] = []
         self._on_step = on_step or (lambda step, loss: None)
-        self.feeder = Feeder(store, plan, accelerator.process_index, accelerator.num_processes)
+        self.feeder = Feeder(
+            store,
+            plan,
+            accelerator.process_index,
+            accelerator.num_processes,
+            ahead=0 if accelerator.device.type == "cpu" else 1,
+        )
         optimizer = torch.optim.AdamW(
             _groups(learner, plan), betas=(0.9, plan.beta2), weight_decay=0.0, fused=True
         )
@@ -109,7 +117,7 @@ class Trainer:
             bar_format="{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}",
         )
         self.wrapped.train()
-        with bar, ThreadPoolExecutor(1) as reader:
+        with bar, ThreadPoolExecutor(_READERS) as reader:
             steps = self.feeder.steps(state.epoch, state.step_in_epoch, reader)
             while not state.finished and (done := self._agree(self._done(total))) < 1.0:
                 self._set_rates(done)

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from prunella.evaluation.manifest import read_manifest
+from prunella.healing.allocator import restart_with_tcmalloc
 from prunella.healing.clips import manifest_clips, open_speech
 from prunella.healing.heal import heal
 from prunella.healing.plan import Augmentation, HealingPlan
@@ -46,7 +47,7 @@ def main() -> int:
     )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="of audio features, for several sittings")
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--ship-rank", type=int, default=56)
+    parser.add_argument("--ship-rank", type=int, default=52)
     parser.add_argument("--learning-rate", type=float, default=4e-4)
     parser.add_argument(
         "--encoder-rate", type=float, default=0.0, help="learning rate of the audio encoder; 0: frozen"
@@ -56,6 +57,10 @@ def main() -> int:
     parser.add_argument("--dev-minutes", type=float, default=15.0)
     parser.add_argument("--checkpoint-minutes", type=float, default=3.0, help="at most this is lost")
     parser.add_argument("--rounding", type=int, default=0, help="train with 4-bit weights in such blocks")
+    parser.add_argument(
+        "--rounding-steps", type=int, default=HealingPlan.rounding_steps, help="between two roundings"
+    )
+    parser.add_argument("--micro-positions", type=int, default=1_024, help="of one forward pass")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.minutes is None and args.steps is None:
@@ -70,8 +75,9 @@ def main() -> int:
         train=("projector", "decoder", *(("encoder",) if args.encoder_rate else ())),
         ctc_weight=args.ctc_weight,
         rounding=args.rounding,
+        rounding_steps=args.rounding_steps,
         batch_positions=args.batch_positions,
-        micro_positions=1_024,
+        micro_positions=args.micro_positions,
         warmup=0.03,
         augmentation=Augmentation(variants=args.variants),
         minutes=args.minutes,
@@ -101,4 +107,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    restart_with_tcmalloc()
     raise SystemExit(main())

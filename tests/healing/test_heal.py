@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -13,12 +14,14 @@ from prunella.device_runtime.errors import ManifestError, UsageError
 from prunella.evaluation.manifest import read_manifest
 from prunella.evaluation.word_errors import count_errors
 from prunella.healing import heal as verb
+from prunella.healing import machine
 from prunella.healing.adapters import TrainableDecoder, lora_layers
 from prunella.healing.clips import open_speech, tokenise
 from prunella.healing.dev_set import DevScore, DevSet
 from prunella.healing.features import FeatureStore
 from prunella.healing.heal import heal
 from prunella.healing.learner import Learner, pass_inputs
+from prunella.healing.machine import choose_compile
 from prunella.healing.plan import Augmentation, HealingError, HealingPlan
 from prunella.healing.run_state import read_state
 from prunella.speech_llm.batches import batch_loss, speech_batch, speech_example
@@ -239,6 +242,39 @@ def test_a_run_of_an_older_prunella_goes_on(manifest, tmp_path, make_model, monk
     assert longer.config.provenance["healing"][-1]["steps"] == 5
     with pytest.raises(HealingError, match=r"other settings.*hidden_weight"):
         heal(make_model(), replace(PLAN, hidden_weight=1.0), clips, work=tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_layers_learn_the_same_and_leave_nothing_behind(manifest, make_model):
+    losses: dict[str, list[float]] = {"off": [], "on": []}
+    models = {
+        how: heal(
+            make_model(),
+            replace(PLAN, compile=how),
+            open_speech([manifest]),
+            on_step=lambda step, loss, seen=seen: seen.append(loss),
+        )
+        for how, seen in losses.items()
+    }
+    assert losses["on"] == pytest.approx(losses["off"], rel=1e-4)
+    for name, tensor in models["off"].state_dict().items():
+        assert torch.allclose(models["on"].state_dict()[name], tensor, atol=1e-3), name
+    assert not any("forward" in vars(layer) for layer in models["on"].layers)
+
+
+def test_long_runs_on_a_cpu_in_bf16_are_compiled(monkeypatch):
+    long, cpu = replace(PLAN, steps=None, minutes=30.0), torch.device("cpu")
+    monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/g++")
+    assert choose_compile(long, "bf16", cpu)
+    assert not choose_compile(long, "fp32", cpu)
+    assert not choose_compile(replace(long, minutes=2.0), "bf16", cpu)
+    assert not choose_compile(replace(long, compile="off"), "bf16", cpu)
+    assert choose_compile(replace(PLAN, compile="on"), "fp32", cpu)
+    assert not choose_compile(replace(long, gradient_checkpointing=True), "bf16", cpu)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    assert not choose_compile(long, "bf16", cpu)
+    with pytest.raises(UsageError, match="choose from auto, on, off"):
+        replace(PLAN, compile="maybe")
 
 
 def test_early_stop(manifest, tmp_path, make_model):
