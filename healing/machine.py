@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -75,7 +75,7 @@ def choose_compile(plan: HealingPlan, precision: str, device: torch.device) -> b
 class CompiledLayers:
     """Decoder layers whose forward is compiled while training computes its loss, and as it was everywhere else."""
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
         # One compilation serves all layers and, as its shapes are symbols, all lengths.
         self._layers = [(layer, torch.compile(layer.forward, dynamic=True)) for layer in layers]
 
@@ -83,7 +83,7 @@ class CompiledLayers:
     def active(self) -> Iterator[None]:
         """Within it the layers are the compiled ones."""
         for layer, compiled in self._layers:
-            layer.forward = compiled  # type: ignore[method-assign]
+            layer.forward = compiled
         try:
             yield
         finally:
