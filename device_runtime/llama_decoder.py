@@ -20,6 +20,14 @@ _GGML_TYPE_F32 = 0
 _SEQUENCE = 0
 
 
+def _has_amx() -> bool:
+    """Whether this is an x86 CPU with tile registers, as far as Linux says so."""
+    try:
+        return "amx_tile" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
+    except OSError:
+        return False
+
+
 class LlamaDecoder:
     """One text model and one context of it. Not thread-safe.
 
@@ -51,6 +59,8 @@ class LlamaDecoder:
         settings = library.llama_model_default_params()
         self.missing = missing_offload(library, options or {})
         of_model, of_context = split_llama_options(options or {})
+        if _has_amx():
+            settings.use_extra_bufts = False  # ggml's AMX kernels crash on small decoders (SIGSEGV, 0.3.36)
         for key, value in of_model.items():
             setattr(settings, key, value)
         self.model = library.llama_model_load_from_file(str(path).encode(), settings)

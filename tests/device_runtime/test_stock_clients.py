@@ -152,7 +152,8 @@ def test_the_text_is_that_of_the_samples_of_the_utterance(client, clip, referenc
             model="m", file=file, response_format="verbose_json"
         ).segments
     samples = load_audio(clip)[round(segment.start * 16_000) : round(segment.end * 16_000)]
-    assert open_transcriber(reference_bundle, threads=1).transcribe(samples).text == segment.text
+    transcriber = open_transcriber(reference_bundle, threads=1).following(0)  # as the server does
+    assert transcriber.transcribe(samples).text == segment.text
 
 
 def test_https_with_a_certificate_of_its_own(reference_bundle, tmp_path):
