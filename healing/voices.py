@@ -21,9 +21,9 @@ from prunella.device_runtime.errors import EngineError, UsageError
 from prunella.device_runtime.log_mel import SAMPLE_RATE
 
 FLITE_VOICES = ("kal", "awb", "rms", "slt")
-_ANYBODY = "+any"
 ESPEAK_VOICES = ("en-us", "en-gb", "en-gb-scotland", "en-us+f3", "en-us+m3", "en-gb+f2")
 _SPEAK_SECONDS = 60.0
+_ANYBODY = "+any"  # behind a voice, as espeak-ng writes variants
 
 
 class Voice(Protocol):

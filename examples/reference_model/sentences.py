@@ -27,6 +27,11 @@ _SHORTEST = 4  # words of a joined passage
 _STRING = re.compile(
     rb"\x00[\x04\x00]\x00\x09(....)", re.S
 )  # an R character vector's element, and its length
+_NUMBERS = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty", "thirty", "forty",
+    "fifty", "sixty", "seventy", "eighty", "ninety", "hundred", "thousand", "first", "second", "third",
+]  # fmt: skip
 
 
 def novel_sentences(package: Path) -> list[str]:
@@ -97,43 +102,8 @@ def word_lines(words: set[str], rng: random.Random) -> list[str]:
 
 def number_lines(count: int, rng: random.Random) -> list[str]:
     """Lines of 1 to 6 number words."""
-    numbers = [
-        "zero",
-        "one",
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-        "ten",
-        "eleven",
-        "twelve",
-        "thirteen",
-        "fourteen",
-        "fifteen",
-        "sixteen",
-        "seventeen",
-        "eighteen",
-        "nineteen",
-        "twenty",
-        "thirty",
-        "forty",
-        "fifty",
-        "sixty",
-        "seventy",
-        "eighty",
-        "ninety",
-        "hundred",
-        "thousand",
-        "first",
-        "second",
-        "third",
-    ]
-    weights = [4 if at < 10 else 1 for at in range(len(numbers))]
-    return [" ".join(rng.choices(numbers, weights, k=rng.choice((1, 1, 2, 3, 4, 6)))) for _ in range(count)]
+    weights = [4 if at < 10 else 1 for at in range(len(_NUMBERS))]
+    return [" ".join(rng.choices(_NUMBERS, weights, k=rng.choice((1, 1, 2, 3, 4, 6)))) for _ in range(count)]
 
 
 def gloss_lines(package: Path, words: set[str]) -> list[str]:
