@@ -46,6 +46,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "models": ("prunella.speech_llm.models", "list the embedded models and fetch their parts"),
 }
 
+_TRAINING = ("heal", "build")  # which it may
+
 # What a missing module says about the install, by the extra that brings it.
 _EXTRAS = {
     "onnxruntime": "cpu",
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"no verb '{verb}'{hint} `prunella --help` lists them.", 2)
     module_name, summary = VERBS[verb]
     try:
-        if is_program and verb == "heal":
+        if is_program and verb in _TRAINING:
             importlib.import_module("prunella.healing.allocator").restart_with_tcmalloc()
         module = importlib.import_module(module_name)
         parser = argparse.ArgumentParser(

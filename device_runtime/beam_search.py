@@ -7,8 +7,9 @@ finds words that greedy decoding has passed (one-pass hybrid CTC/attention decod
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -17,13 +18,19 @@ import numpy as np
 from prunella.device_runtime.ctc_prefix import Prefix, PrefixScorer
 from prunella.device_runtime.engine import Float32
 
+PAYING_BEAMS = 4  # where letters are heard
 _HALF = "\N{REPLACEMENT CHARACTER}"  # what some of the bytes of a character are decoded to
-CANDIDATES = 8  # of a transcript's most likely next tokens; the search chooses among them
+CANDIDATES = 32  # of a transcript's most likely next tokens; the search chooses among them
 
 
 @runtime_checkable
 class BeamEngine(Protocol):
-    """An `Engine` that goes on with several transcripts in one pass."""
+    """An `Engine` that goes on with several transcripts in one pass.
+
+    `spells`: its `letters` will be there, which is what makes several transcripts pay.
+    """
+
+    spells: bool
 
     def step_beams(self, tokens: Sequence[int], parents: Sequence[int]) -> Float32:
         """Transcript i becomes transcript `parents[i]` of the last call with `tokens[i]` appended → (len(tokens), vocab).
@@ -91,6 +98,13 @@ class Hearing:
         prefix = self._known[letters]
         return prefix.log_probability_whole if ended else prefix.log_probability
 
+    def keep(self, texts: Iterable[tuple[int, ...]]) -> None:
+        """Forget what other texts are worth, which would fill the memory; it is found again when asked for."""
+        self._spelled = {tokens: self._letters(tokens) for tokens in ((), *texts)}
+        self._known = {
+            letters: self._known[letters] for letters in self._spelled.values() if letters is not None
+        }
+
     def _letters(self, tokens: tuple[int, ...]) -> tuple[int, ...] | None:
         """Their letters, whose prefix is known from then on. Transcripts and candidates share beginnings."""
         if tokens not in self._spelled:
@@ -138,18 +152,27 @@ class BeamSearch:
 
         Both log-probabilities only fall as a text grows, so an ended transcript that leads has won.
         """
-        found: list[tuple[Hypothesis, int]] = []
-        for parent, (hypothesis, row) in enumerate(zip(self.alive, rows, strict=True)):
-            found += [(longer, parent) for longer in self._longer(hypothesis, row)]
-        found.sort(key=lambda pair: -pair[0].score)
         going: list[tuple[Hypothesis, int]] = []
-        for longer, parent in found:
-            if longer.tokens[-1] in self.end:
-                if self.ended is None or longer.score > self.ended.score:
-                    self.ended = longer
-            elif len(going) < self.beams and (self.ended is None or longer.score > self.ended.score):
-                going.append((longer, parent))
+        for bound, parent, token, decoder in self._candidates(rows):
+            # What comes now is worse than all that are followed, or than a transcript that has ended.
+            if len(going) == self.beams and bound <= going[-1][0].score:
+                break
+            if self.ended is not None and bound <= self.ended.score:
+                break
+            tokens = (*self.alive[parent].tokens, token)
+            longer = Hypothesis(tokens, decoder, decoder + self._heard(tokens))
+            if not longer.score > -math.inf:
+                continue
+            if token not in self.end:
+                bisect.insort(going, (longer, parent), key=lambda pair: -pair[0].score)
+                del going[self.beams :]
+            elif self.ended is None or longer.score > self.ended.score:
+                self.ended = longer
+        least = self.ended.score if self.ended is not None else -math.inf
+        going = [pair for pair in going if pair[0].score > least]
         self.alive = [longer for longer, _ in going]
+        if self.hearing is not None:
+            self.hearing.keep(hypothesis.tokens for hypothesis in self.alive)
         return [longer.tokens[-1] for longer, _ in going], [parent for _, parent in going]
 
     @property
@@ -158,16 +181,22 @@ class BeamSearch:
         known = [*self.alive[:1], *([self.ended] if self.ended is not None else [])]
         return max(known, key=lambda hypothesis: hypothesis.score, default=Hypothesis())
 
-    def _longer(self, hypothesis: Hypothesis, row: Float32) -> list[Hypothesis]:
-        count = min(CANDIDATES, len(row))
-        likely = np.argpartition(row, -count)[-count:]
-        top = float(row.max())
-        total = top + float(np.log(np.exp(row - top).sum(dtype=np.float64)))
-        longer = []
-        for token in likely.tolist():
-            tokens = (*hypothesis.tokens, token)
-            decoder = hypothesis.decoder_score + float(row[token]) - total
-            heard = self.weight * self.hearing.fit(tokens) if self.hearing is not None else 0.0
-            if heard > -math.inf:
-                longer.append(Hypothesis(tokens, decoder, decoder + heard))
-        return longer
+    def _candidates(self, rows: Float32) -> list[tuple[float, int, int, float]]:
+        """(most that its score can be, parent, token, decoder's log-probability) of every candidate, the best first.
+
+        Letters cost time. A longer text's fit worse, so that its parent's say for which candidates they need not be compared.
+        """
+        found: list[tuple[float, int, int, float]] = []
+        for parent, (hypothesis, row) in enumerate(zip(self.alive, rows, strict=True)):
+            count = min(CANDIDATES, len(row))
+            likely = np.argpartition(row, -count)[-count:]
+            top = float(row.max())
+            total = top + float(np.log(np.exp(row - top).sum(dtype=np.float64)))
+            heard = self._heard(hypothesis.tokens)
+            for token in likely.tolist():
+                decoder = hypothesis.decoder_score + float(row[token]) - total
+                found.append((decoder + heard, parent, token, decoder))
+        return sorted(found, key=lambda candidate: -candidate[0])
+
+    def _heard(self, tokens: tuple[int, ...]) -> float:
+        return self.weight * self.hearing.fit(tokens) if self.hearing is not None else 0.0

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from prunella.device_runtime.beam_search import PAYING_BEAMS
 from prunella.device_runtime.bundle import Bundle
 from prunella.device_runtime.engine import GGUF_TIE, Float32
 from prunella.device_runtime.errors import BundleError, EngineError
@@ -32,6 +33,7 @@ class AudioEncoder(Protocol):
     """The audio half of a speech LLM."""
 
     letters: Float32 | None  # see `Engine.letters`
+    spells: bool  # see `BeamEngine.spells`
 
     def encode(self, samples: Float32) -> Float32:
         """(n,) mono float32 at the bundle's rate → (audio_tokens, hidden) float32."""
@@ -55,9 +57,9 @@ class GgufEngine:
         self._prompt = manifest.prompt
         longest = int(30 * audio.sampling_rate / audio.samples_per_token) + 2  # libmtmd pads to 30 s
         prompt = len(self._prompt.before_ids) + len(self._prompt.after_ids)
-        text = 2 * manifest.decode.token_cap(
-            audio.max_seconds
-        )  # scored transcripts may be longer than decoded ones
+        self.spells = bool(audio.ctc_alphabet) and encoder.spells
+        # Scored transcripts may be longer than decoded ones, and beams need not share a word.
+        text = (PAYING_BEAMS if self.spells else 2) * manifest.decode.token_cap(audio.max_seconds)
         path = one_file(bundle, DECODER_PATTERN)
         self._decoder = LlamaDecoder(
             path,
@@ -141,6 +143,14 @@ class GgufEngine:
             EngineError: the context is full.
         """
         return self._decoder.feed_tokens((token,))[0]
+
+    def step_beams(self, tokens: Sequence[int], parents: Sequence[int]) -> Float32:
+        """See `BeamEngine.step_beams`.
+
+        Raises:
+            EngineError: the context is full, or so many cannot be followed.
+        """
+        return self._decoder.branch(tokens, parents)
 
     def extend(self, tokens: Sequence[int]) -> Float32:
         """See `Engine.extend`.

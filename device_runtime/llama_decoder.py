@@ -1,4 +1,4 @@
-"""A decoder on llama.cpp: tokens or embeddings in, logits out, one sequence in a cache that can be wound back."""
+"""A decoder on llama.cpp: tokens or embeddings in, logits out, one text in a cache that can be wound back, or several that branch off it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from prunella.device_runtime.llama_library import last_error, llama_library
 from prunella.device_runtime.provider_options import split_llama_options
 from prunella.device_runtime.providers import OptionValue, missing_offload
 
+MAX_BRANCHES = 16
 _GGML_TYPE_F32 = 0
-_SEQUENCE = 0
+_SEQUENCE = 0  # the text; branches have the numbers behind it, in turn these or those
+_BANKS = (range(1, 1 + MAX_BRANCHES), range(1 + MAX_BRANCHES, 1 + 2 * MAX_BRANCHES))
 
 
 def _has_amx() -> bool:
@@ -33,7 +35,7 @@ class LlamaDecoder:
 
     Args:
         path: of the GGUF file, which was checked: llama.cpp may end the process over a damaged one.
-        positions: that the cache holds.
+        positions: that the cache holds; branches share what they have in common.
         threads: of the CPU.
         exact: keep the cache in float32 and attention unfused, for comparisons.
         options: llama.cpp's settings by its own names, see `provider_options.LLAMA_OPTIONS`.
@@ -74,7 +76,8 @@ class LlamaDecoder:
         context = library.llama_context_default_params()
         context.n_ctx = context.n_batch = positions
         context.n_ubatch = min(positions, 512)
-        context.n_seq_max = 1
+        context.n_seq_max = _BANKS[-1].stop
+        context.kv_unified = True  # so that a copy of a branch is a note on its cells
         context.n_threads = context.n_threads_batch = threads
         context.no_perf = True
         for key, value in of_context.items():
@@ -92,12 +95,16 @@ class LlamaDecoder:
         self.position = 0
         self._tokens = self._batch(0)
         self._embeddings = self._batch(self.hidden_size)
+        self._branches: list[int] = []  # sequences that go on from the text
+        self._branch_end = 0  # position behind each of them
+        self._branch_tokens = self._batch(0, MAX_BRANCHES)
 
-    def _batch(self, width: int) -> Any:
-        """A batch for `capacity` positions of this sequence: of tokens, or of embeddings when `width` is not 0."""
-        batch = self._library.llama_batch_init(self.capacity, width, 1)
+    def _batch(self, width: int, count: int | None = None) -> Any:
+        """A batch for `count` (all) positions of the text: of tokens, or of embeddings when `width` is not 0."""
+        count = count or self.capacity
+        batch = self._library.llama_batch_init(count, width, 1)
         weakref.finalize(self, self._library.llama_batch_free, batch)
-        for index in range(self.capacity):
+        for index in range(count):
             batch.n_seq_id[index] = 1
             batch.seq_id[index][0] = _SEQUENCE
         return batch
@@ -128,12 +135,53 @@ class LlamaDecoder:
         ctypes.memmove(self._embeddings.embd, rows.ctypes.data, rows.nbytes)
         return self._decode(self._embeddings, len(rows), keep)
 
+    def branch(self, tokens: Sequence[int], parents: Sequence[int]) -> Float32:
+        """Branch i becomes branch `parents[i]` of the call before with `tokens[i]` appended → (len(tokens), vocab) logits.
+
+        The first call's parent 0 is the text, which stays as it is; feeding or truncating it forgets all branches. Rows are
+        valid until the next call.
+
+        Raises:
+            EngineError: more than `MAX_BRANCHES`, the cache is full, a token is none of the vocabulary, or llama.cpp gave up.
+        """
+        if len(tokens) > MAX_BRANCHES:
+            raise EngineError(f"llama.cpp follows {MAX_BRANCHES} transcripts at most, not {len(tokens)}")
+        library, memory, batch = self._library, self._memory, self._branch_tokens
+        before = self._branches or [_SEQUENCE]
+        end = self._branch_end if self._branches else self.position
+        bank = _BANKS[1] if before[0] in _BANKS[0] else _BANKS[0]
+        after = list(bank[: len(tokens)])
+        for sequence, parent in zip(after, parents, strict=True):
+            library.llama_memory_seq_cp(memory, before[parent], sequence, -1, -1)
+        self._forget_branches()
+        self._branches, self._branch_end = after, end + 1
+        for index, (token, sequence) in enumerate(zip(tokens, after, strict=True)):
+            batch.token[index] = self._checked(token)
+            batch.pos[index] = end
+            batch.seq_id[index][0] = sequence
+            batch.logits[index] = True
+        batch.n_tokens = len(tokens)
+        status = library.llama_decode(self.context, batch)
+        if status != 0:
+            self._forget_branches()
+            raise EngineError(
+                f"llama.cpp could not decode {len(tokens)} transcripts in a cache of {self.capacity} positions "
+                f"(status {status}: {last_error()}): take fewer --beams, or cut the audio into shorter pieces"
+            )
+        return np.ctypeslib.as_array(library.llama_get_logits(self.context), (len(tokens), self.vocab_size))
+
+    def _forget_branches(self) -> None:
+        for sequence in self._branches:
+            self._library.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        self._branches = []
+
     def truncate(self, position: int) -> None:
         """Forget everything from `position` on.
 
         Raises:
             EngineError: the model's memory cannot be cut there.
         """
+        self._forget_branches()
         if position >= self.position:
             return
         if not self._library.llama_memory_seq_rm(self._memory, _SEQUENCE, position, -1):
@@ -152,6 +200,7 @@ class LlamaDecoder:
 
     def _decode(self, batch: Any, count: int, keep: int) -> Float32:
         self._require(count)
+        self._forget_branches()
         batch.n_tokens = count
         for index in range(count):
             batch.pos[index] = self.position + index

@@ -35,6 +35,7 @@ class OnnxAudioEncoder:
         )
         self._audio = bundle.manifest.audio
         self.letters: Float32 | None = None
+        self.spells = bool(bundle.manifest.audio.ctc_alphabet)
 
     def encode(self, samples: Float32) -> Float32:
         """(n,) mono float32 at the bundle's rate → (audio_tokens, hidden) float32."""

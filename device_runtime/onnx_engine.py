@@ -50,6 +50,7 @@ class OnnxEngine:
         self.tie = 0.0 if manifest.recipe == "fp32" else ROUNDED_TIE
         self.threads = threads or physical_cores()
         self.letters: Float32 | None = None
+        self.spells = bool(manifest.audio.ctc_alphabet)
         self._audio = manifest.audio
         self._spec = manifest.decoder
         self._missing: list[Missing] = []

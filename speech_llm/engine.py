@@ -28,6 +28,7 @@ class TorchEngine:
         self.name = "torch-float32"
         self.tie = 0.0
         self.letters: Float32 | None = None
+        self.spells = model.ctc_head is not None
         self._model = model
         self._cache = DynamicCache()
         prompt = model.prompt

@@ -61,6 +61,27 @@ def test_enough_beams_find_the_best_of_all_texts(seed: int, with_letters: bool) 
     assert best.tokens == max(scores, key=scores.__getitem__)
 
 
+@given(st.integers(0, 10_000), st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_candidates_that_are_passed_over_could_not_have_won(seed: int, beams: int) -> None:
+    table = log_softmax(2 * np.random.default_rng(seed).standard_normal((7, 5)))
+    hearing, plain = (Hearing(table, SPELLING, (END,)) for _ in range(2))
+    search = BeamSearch(beams, (END,), hearing, 0.5)
+    alive: list[tuple[int, ...]] = [()]
+    ended: dict[tuple[int, ...], float] = {}
+    while alive:
+        search.advance(np.stack([row_after(seed, text) for text in alive]))
+        longer = {
+            (*text, token): judged(seed, (*text, token), plain, 0.5) for text in alive for token in range(5)
+        }
+        ended |= {text: score for text, score in longer.items() if text[-1] == END}
+        best_ended = max(ended.values())
+        going = sorted((text for text in longer if text[-1] != END), key=lambda text: -longer[text])
+        alive = [text for text in going[:beams] if longer[text] > best_ended]
+        assert [hypothesis.tokens for hypothesis in search.alive] == alive
+    assert search.best.score == pytest.approx(max(ended.values()), abs=1e-4)
+
+
 def test_one_beam_is_greedy() -> None:
     for seed in range(20):
         text: tuple[int, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
@@ -18,13 +20,15 @@ from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.errors import BundleError, EngineError, UsageError
 from prunella.device_runtime.gguf_engine import GgufEngine
 from prunella.device_runtime.greedy import GreedyDecoder
+from prunella.device_runtime.llama_decoder import _has_amx
 from prunella.device_runtime.transcriber import open_transcriber
 from prunella.evaluation.manifest import read_manifest
 from prunella.export.export import default_recipe, export, export_float
 from prunella.quantize.bundle_writer import requantize
 from prunella.quantize.gguf_files import read_gguf
 from prunella.quantize.gguf_recipes import GGUF_RECIPES, find_bundle_recipe
-from prunella.speech_llm.engine import TorchEngine
+from prunella.speech_llm.ctc_head import ENGLISH
+from prunella.speech_llm.engine import TorchEngine, model_transcriber
 from prunella.targets.profile import TargetProfile, load_target
 
 EVALUATION = Path(__file__).parents[2] / "examples" / "clips" / "evaluation.jsonl"
@@ -44,6 +48,19 @@ BOTH = dataclasses.replace(
 @pytest.fixture(scope="module")
 def exact_bundle(tiny_model, tmp_path_factory):
     return export_float(tiny_model, TARGET, tmp_path_factory.mktemp("exact") / "F32", recipe="F32")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), [("fpu amx_tile sse", True), ("fpu avx2", False), (None, False)]
+)
+def test_amx_is_known_by_the_flags_that_linux_shows(flags, expected, monkeypatch):
+    def read(*_args, **_options):
+        if flags is None:
+            raise FileNotFoundError
+        return f"flags: {flags}"
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert _has_amx() is expected
 
 
 @pytest.fixture(scope="module")
@@ -308,3 +325,75 @@ for _ in range(64):
     assert llama.llama_decode(context, batch) == 0
 print(said.decode())
 """
+
+
+# Tokens and parents: transcripts branch, one ends, and one comes back to an older line.
+BRANCHES = [
+    ([5, 6, 7], [0, 0, 0]),
+    ([8, 9, 10], [2, 0, 0]),
+    ([11, 12], [1, 1]),
+    ([13, 14, 15, 16], [0, 1, 0, 1]),
+    ([17], [3]),
+]
+
+
+def test_branches_are_what_each_transcript_is_alone(engine, noise):
+    audio = engine.encode(noise)
+    for _ in range(2):  # an utterance leaves nothing behind
+        before = engine.start(audio).copy()
+        texts, found = [()], {}
+        for tokens, parents in BRANCHES:
+            rows = engine.step_beams(tokens, parents).copy()
+            texts = [(*texts[parent], token) for token, parent in zip(tokens, parents, strict=True)]
+            found |= dict(zip(texts, rows, strict=True))
+        assert len(found) == 13
+        for text, row in found.items():
+            np.testing.assert_array_equal(engine.start(audio), before)
+            np.testing.assert_allclose(row, engine.extend(text)[-1], atol=0.02)
+
+
+def test_greedy_goes_on_from_the_text_that_branched(engine, noise):
+    audio = engine.encode(noise)
+    engine.start(audio)
+    engine.step(5)
+    expected = engine.step(6).copy()
+    engine.start(audio)
+    engine.step(5)
+    engine.step_beams([8, 9], [0, 0])
+    np.testing.assert_allclose(engine.step(6), expected, atol=0.02)
+
+
+def test_more_branches_than_there_is_room_for_are_refused_and_forgotten(engine, noise):
+    audio = engine.encode(noise)
+    before = engine.start(audio).copy()
+    with pytest.raises(EngineError, match="16 transcripts at most, not 17"):
+        engine.step_beams(range(17), [0] * 17)
+    tokens, parents = list(range(5, 21)), [0] * 16
+    with pytest.raises(EngineError, match="fewer --beams"):
+        for _ in range(2_000):
+            engine.step_beams(tokens, parents)
+            parents = list(range(16))
+    np.testing.assert_allclose(engine.start(audio), before, atol=0.02)
+
+
+def test_letters_are_weighed_where_our_encoder_hears_them(tiny_model, tmp_path, noise):
+    model = copy.deepcopy(tiny_model)
+    torch.manual_seed(0)
+    for parameter in model.add_ctc_head(ENGLISH).eval().requires_grad_(False).parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    bundle = export_float(model, TARGET, tmp_path / "lettered", recipe="F32").path
+    found = {}
+    for name in ("pytorch", "gguf", "mtmd"):
+        transcriber = (
+            model_transcriber(model)
+            if name == "pytorch"
+            else open_transcriber(bundle, engine=name, threads=1)
+        )
+        transcriber.follow(0)
+        transcriber.options = dataclasses.replace(transcriber.options, guards=False)
+        found[name] = (transcriber.options.beams, transcriber.transcribe(noise).tokens)
+    assert found["gguf"] == found["pytorch"]
+    assert found["gguf"][0] == 4
+    assert found["gguf"][1]
+    assert found["mtmd"][0] == 1
