@@ -13,27 +13,31 @@ from torch import nn
 from prunella.speech_llm.config import SpeechLLMConfig
 
 ENGLISH = " abcdefghijklmnopqrstuvwxyz'"
-_HIDDEN = 256
 _STRIDE = 2  # 25 frames a second: people speak about 15 letters
-_WINDOW = 6  # encoder frames that one output frame sees first
-_CONTEXT = 7  # and output frames that it sees then
-_DROPOUT = 0.2
+_WINDOW = 4  # encoder frames that one output frame is made of
+_BLOCKS = 5
+_KERNEL = 15  # output frames that a block sees: 0.6 s, a word and its neighbours
+_EXPANSION = 2
+_DROPOUT = 0.1
 SAMPLES_PER_CTC_FRAME = 320 * _STRIDE  # an encoder frame is 320 samples
 
 
 class CtcHead(nn.Module):
-    """Two windowed linear layers: LayerNorm → 6 frames, every second → GELU → 7 neighbours → GELU, residual → classes.
+    """LayerNorm → 4 frames, every second → ConvNeXt blocks → LayerNorm → classes, as wide as the encoder throughout.
 
-    Windows are concatenated slices, so that each layer is one matrix product, which recipes quantise like others.
+    Convolutions, because the encoder's attention has looked at the whole utterance already: at equal training time blocks
+    with attention learned more slowly. A window is concatenated slices, so that it is one matrix product, which recipes
+    quantise like others.
     """
 
     def __init__(self, config: SpeechLLMConfig) -> None:
         super().__init__()
         width = config.audio_encoder.d_model
         self.norm = nn.LayerNorm(width)
-        self.window = nn.Linear(_WINDOW * width, _HIDDEN)
-        self.context = nn.Linear(_CONTEXT * _HIDDEN, _HIDDEN)
-        self.classes = nn.Linear(_HIDDEN, 1 + len(config.ctc_alphabet))
+        self.window = nn.Linear(_WINDOW * width, width)
+        self.blocks = nn.ModuleList(ConvBlock(width) for _ in range(_BLOCKS))
+        self.norm_out = nn.LayerNorm(width)
+        self.classes = nn.Linear(width, 1 + len(config.ctc_alphabet))
         self.dropout = nn.Dropout(_DROPOUT)
 
     def forward(self, encoded: torch.Tensor, frames: torch.Tensor | None = None) -> torch.Tensor:
@@ -43,18 +47,34 @@ class CtcHead(nn.Module):
         """
         count = encoded.shape[1]
         heard = self.dropout(_cut(self.norm(encoded), frames))
-        # As many zeros before as behind the middle two of six; one more behind for an odd number of frames.
-        padded = nn.functional.pad(heard, (0, 0, 2, 3))
+        # The middle two of four are the frame's own; one more zero behind for an odd number of frames.
+        padded = nn.functional.pad(heard, (0, 0, 1, 2))
         windows = torch.cat([padded[:, i : i + count : _STRIDE] for i in range(_WINDOW)], dim=-1)
-        hidden = _cut(
-            nn.functional.gelu(self.window(windows)), None if frames is None else ctc_frames(frames)
-        )
-        half = _CONTEXT // 2
-        around = nn.functional.pad(self.dropout(hidden), (0, 0, half, half))
-        length = hidden.shape[1]
-        neighbours = torch.cat([around[:, i : i + length] for i in range(_CONTEXT)], dim=-1)
-        hidden = hidden + nn.functional.gelu(self.context(neighbours))
-        return self.classes(self.dropout(hidden)).float().log_softmax(-1)
+        hidden = self.window(windows)
+        inside = None if frames is None else ctc_frames(frames)
+        for block in self.blocks:
+            hidden = block(hidden, inside)
+        return self.classes(self.dropout(self.norm_out(hidden))).float().log_softmax(-1)
+
+
+class ConvBlock(nn.Module):
+    """A ConvNeXt block over time (Liu et al. 2022, "A ConvNet for the 2020s", section 2.6); adds nothing until it has learned."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.neighbours = nn.Conv1d(width, width, _KERNEL, padding=_KERNEL // 2, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, _EXPANSION * width)
+        self.contract = nn.Linear(_EXPANSION * width, width)
+        self.dropout = nn.Dropout(_DROPOUT)
+        nn.init.zeros_(self.contract.weight)
+        nn.init.zeros_(self.contract.bias)
+
+    def forward(self, hidden: torch.Tensor, frames: torch.Tensor | None = None) -> torch.Tensor:
+        """(batch, frames, width) → the same shape; `frames` (batch,) true frames of each row."""
+        around = self.neighbours(_cut(hidden, frames).transpose(1, 2)).transpose(1, 2)
+        change = self.contract(nn.functional.gelu(self.expand(self.norm(around))))
+        return hidden + self.dropout(change)
 
 
 def ctc_frames(frames: torch.Tensor) -> torch.Tensor:

@@ -47,7 +47,7 @@ def main() -> int:
     )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="of audio features, for several sittings")
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--ship-rank", type=int, default=52)
+    parser.add_argument("--ship-rank", type=int, default=44)
     parser.add_argument("--learning-rate", type=float, default=4e-4)
     parser.add_argument(
         "--encoder-rate", type=float, default=0.0, help="learning rate of the audio encoder; 0: frozen"

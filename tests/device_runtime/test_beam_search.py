@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunella.device_runtime.beam_search import BeamSearch, Hearing, Spelling
+from prunella.device_runtime.beam_search import PER_LETTER, BeamSearch, Hearing, Spelling
 from prunella.device_runtime.errors import EngineError, UsageError
 from prunella.device_runtime.transcript import DecodeOptions
 
@@ -76,7 +76,12 @@ def test_candidates_that_are_passed_over_could_not_have_won(seed: int, beams: in
         }
         ended |= {text: score for text, score in longer.items() if text[-1] == END}
         best_ended = max(ended.values())
-        going = sorted((text for text in longer if text[-1] != END), key=lambda text: -longer[text])
+        ranks = {
+            text: score + PER_LETTER * plain.length(text[:-1], text[-1])
+            for text, score in longer.items()
+            if text[-1] != END
+        }
+        going = sorted(ranks, key=lambda text: -ranks[text])
         alive = [text for text in going[:beams] if longer[text] > best_ended]
         assert [hypothesis.tokens for hypothesis in search.alive] == alive
     assert search.best.score == pytest.approx(max(ended.values()), abs=1e-4)
@@ -109,6 +114,21 @@ def test_letters_overrule_a_decoder_that_is_not_sure() -> None:
 
     assert said(None) == (1, 2, END)
     assert said(Hearing(log_softmax(frames), SPELLING, (END,))) == (1, 3, END)
+
+
+def test_who_has_spelled_more_of_the_audio_is_not_behind() -> None:
+    """ "ab" is heard. One token of it costs the decoder more than the first of two, which has not paid for its "b" yet."""
+    frames = np.full((4, 5), -3.0)
+    frames[0, 2] = frames[1, 0] = frames[2, 3] = frames[3, 0] = 0.0
+    hearing = Hearing(log_softmax(frames), SPELLING, (END,))
+    search = BeamSearch(1, (END,), hearing, 0.5)
+    row = np.array([[-9.0, 1.0, -9, -9, 0.9]], np.float32)
+    assert judged_row(row, (1,), hearing) > judged_row(row, (4,), hearing)
+    assert search.advance(row)[0] == [4]
+
+
+def judged_row(row: np.ndarray, tokens: tuple[int, ...], hearing: Hearing) -> float:
+    return float(log_softmax(row)[0, tokens[0]]) + 0.5 * hearing.fit(tokens)
 
 
 def test_spelling_has_one_space_between_words() -> None:

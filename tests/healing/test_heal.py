@@ -78,7 +78,7 @@ def test_dev_texts_are_the_transcribers(manifest, make_model):
 
 def test_a_ctc_head_learns_to_spell_and_the_rest_stays(manifest, tmp_path, make_model):
     clips = open_speech([manifest])
-    plan = replace(PLAN, stage="ctc-head", steps=40, dev_steps=20, batch_positions=400)
+    plan = replace(PLAN, stage="ctc-head", steps=120, dev_steps=20, batch_positions=400)
     before = {name: tensor.clone() for name, tensor in make_model().state_dict().items()}
     model = heal(make_model(), plan, clips, dev=clips, work=tmp_path / "work")
     assert model.config.ctc_alphabet == ENGLISH
@@ -87,8 +87,8 @@ def test_a_ctc_head_learns_to_spell_and_the_rest_stays(manifest, tmp_path, make_
     for name, tensor in model.state_dict().items():
         assert name.startswith("ctc_head.") or torch.equal(tensor, before[name]), name
     # A stopped run goes on: it is known by the weights that it began with, which are the seed's.
-    longer = heal(make_model(), replace(plan, steps=42), clips, dev=clips, work=tmp_path / "work")
-    assert read_state(tmp_path / "work").step == 42
+    longer = heal(make_model(), replace(plan, steps=122), clips, dev=clips, work=tmp_path / "work")
+    assert read_state(tmp_path / "work").step == 122
     assert longer.ctc_head is not None
 
 

@@ -48,9 +48,9 @@ def test_the_chat_template_renders_the_trained_prompt(reference, content):
 
 
 def test_packed_weights_make_the_same_model(reference, tmp_path):
-    pack_reference(reference, tmp_path / "weights", rank=52)
+    pack_reference(reference, tmp_path / "weights", rank=44)
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "weights").iterdir()}
-    assert sizes["ctc_head.safetensors"] < 2.2e6
+    assert sizes["ctc_head.safetensors"] < 7.2e6
     assert sum(sizes.values()) < 60e6
     assert sum(path.stat().st_size for path in REFERENCE_WEIGHTS.iterdir()) < 60e6
     again = convert_reference(tmp_path / "weights")
