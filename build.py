@@ -281,7 +281,7 @@ class Build:
         manifest = read_manifest(self.plan.evaluation)
         # Timed before this process holds the system too: idle threads of a loaded engine cost the measured one.
         record = measure([system], shortest(manifest, BENCH_CLIPS), repeat=BENCH_REPEATS).records[0]
-        opened = open_system(system)
+        opened = open_system(system, beams=0)
         report = evaluate(opened.system, manifest, name=name, fingerprint=opened.fingerprint, progress=True)
         del opened
         gc.collect()

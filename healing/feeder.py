@@ -41,7 +41,7 @@ class Feeder:
         plan: batch sizes, seed, curriculum.
         process, processes: which share is this one's.
         ahead: steps whose audio is read while the one before is trained. None on a CPU: a reader takes one of the cores
-            whose threads meet after every product, and all of them wait (413 against 549 positions a second on 2 cores).
+            whose threads meet after every product, and all of them wait.
     """
 
     def __init__(
