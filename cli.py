@@ -46,7 +46,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "models": ("prunella.speech_llm.models", "list the embedded models and fetch their parts"),
 }
 
-_TRAINING = ("heal", "build")  # which it may
+_TRAINING = ("heal", "build")  # they may train, for which malloc is chosen before anything is imported
 
 # What a missing module says about the install, by the extra that brings it.
 _EXTRAS = {

@@ -18,8 +18,8 @@ import numpy as np
 from prunella.device_runtime.ctc_prefix import Prefix, PrefixScorer
 from prunella.device_runtime.engine import Float32
 
-# Transcripts of equally many tokens have spelled differently much of the audio, and who is behind has paid for fewer letters.
-# So among those that go on each letter counts for so many nats; the last word has the score. Measured: 0 to 1.3.
+# Nats that each letter counts for where transcripts that go on are compared: of equally many tokens they have spelled
+# differently much of the audio, and who is behind has paid for fewer letters. Which one wins in the end is the score's alone.
 PER_LETTER = 0.8
 PAYING_BEAMS = 4  # where letters are heard
 _HALF = "\N{REPLACEMENT CHARACTER}"  # what some of the bytes of a character are decoded to

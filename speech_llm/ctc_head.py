@@ -25,9 +25,8 @@ SAMPLES_PER_CTC_FRAME = 320 * _STRIDE  # an encoder frame is 320 samples
 class CtcHead(nn.Module):
     """LayerNorm → 4 frames, every second → ConvNeXt blocks → LayerNorm → classes, as wide as the encoder throughout.
 
-    Convolutions, because the encoder's attention has looked at the whole utterance already: at equal training time blocks
-    with attention learned more slowly. A window is concatenated slices, so that it is one matrix product, which recipes
-    quantise like others.
+    Convolutions, because the encoder's attention has looked at the whole utterance already. A window is concatenated slices,
+    so that it is one matrix product, which recipes quantise like others.
     """
 
     def __init__(self, config: SpeechLLMConfig) -> None:

@@ -86,3 +86,15 @@ def speech_llm_around(byte_level_tokenizer):
         return model.float().eval().requires_grad_(False)
 
     return make
+
+
+@pytest.fixture
+def branching() -> list[tuple[list[int], list[int]]]:
+    """Tokens and parents of some passes: transcripts branch, one ends, and one comes back to an older line."""
+    return [
+        ([5, 6, 7], [0, 0, 0]),
+        ([8, 9, 10], [2, 0, 0]),
+        ([11, 12], [1, 1]),
+        ([13, 14, 15, 16], [0, 1, 0, 1]),
+        ([17], [3]),
+    ]

@@ -327,22 +327,12 @@ print(said.decode())
 """
 
 
-# Tokens and parents: transcripts branch, one ends, and one comes back to an older line.
-BRANCHES = [
-    ([5, 6, 7], [0, 0, 0]),
-    ([8, 9, 10], [2, 0, 0]),
-    ([11, 12], [1, 1]),
-    ([13, 14, 15, 16], [0, 1, 0, 1]),
-    ([17], [3]),
-]
-
-
-def test_branches_are_what_each_transcript_is_alone(engine, noise):
+def test_branches_are_what_each_transcript_is_alone(engine, noise, branching):
     audio = engine.encode(noise)
     for _ in range(2):  # an utterance leaves nothing behind
         before = engine.start(audio).copy()
         texts, found = [()], {}
-        for tokens, parents in BRANCHES:
+        for tokens, parents in branching:
             rows = engine.step_beams(tokens, parents).copy()
             texts = [(*texts[parent], token) for token, parent in zip(tokens, parents, strict=True)]
             found |= dict(zip(texts, rows, strict=True))

@@ -9,15 +9,6 @@ from prunella.device_runtime.onnx_engine import OnnxEngine
 from prunella.device_runtime.transcriber import open_transcriber
 from prunella.speech_llm.engine import TorchEngine
 
-# Tokens and parents of some passes: transcripts branch, one ends, and one comes back to an older line.
-PASSES = [
-    ([5, 6, 7], [0, 0, 0]),
-    ([8, 9, 10], [2, 0, 0]),
-    ([11, 12], [1, 1]),
-    ([13, 14, 15, 16], [0, 1, 0, 1]),
-    ([17], [3]),
-]
-
 
 def alone(engine, audio, tokens):
     row = engine.start(audio)
@@ -27,13 +18,13 @@ def alone(engine, audio, tokens):
 
 
 @pytest.mark.parametrize("kind", ["torch", "fp32", "int4"])
-def test_rows_are_those_of_each_transcript_alone(kind, tiny_model, bundles, noise) -> None:
+def test_rows_are_those_of_each_transcript_alone(kind, tiny_model, bundles, noise, branching) -> None:
     engine = TorchEngine(tiny_model) if kind == "torch" else OnnxEngine.open(bundles[kind], threads=1)
     audio = engine.encode(noise)
     for _ in range(2):  # an utterance leaves nothing behind
         engine.start(audio)
         texts = [()]
-        for tokens, parents in PASSES:
+        for tokens, parents in branching:
             rows = engine.step_beams(tokens, parents).copy()
             texts = [(*texts[parent], token) for token, parent in zip(tokens, parents, strict=True)]
             found = dict(zip(texts, rows, strict=True))
