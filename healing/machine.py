@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -64,9 +65,23 @@ def choose_compile(plan: HealingPlan, precision: str, device: torch.device) -> b
         return False
     if plan.compile == "on":
         return True
-    compiler = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
     long = plan.minutes is not None and plan.minutes >= _LONG_MINUTES
-    return device.type == "cpu" and precision == "bf16" and long and compiler is not None
+    return device.type == "cpu" and precision == "bf16" and long and compiler_works()
+
+
+def compiler_works() -> bool:
+    """Whether torch.compile gets through on this machine. Where there is a compiler and it fails, stderr says so."""
+    if not (shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")):
+        return False
+    try:
+        torch.compile(lambda x: torch.relu(x) + 1)(torch.zeros(64))
+    except Exception as error:  # of whatever kind: a long run must not end for want of speed
+        sys.stderr.write(
+            f"training goes on uncompiled, and slower: torch.compile fails here ({str(error).strip().splitlines()[0]}). "
+            "Mend the C++ compiler, name another in CXX, or say --compile off\n"
+        )
+        return False
+    return True
 
 
 class CompiledLayers:

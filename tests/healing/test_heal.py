@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -264,17 +267,37 @@ def test_compiled_layers_learn_the_same_and_leave_nothing_behind(manifest, make_
 
 def test_long_runs_on_a_cpu_in_bf16_are_compiled(monkeypatch):
     long, cpu = replace(PLAN, steps=None, minutes=30.0), torch.device("cpu")
-    monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/g++")
+    monkeypatch.setattr(machine, "compiler_works", lambda: True)
     assert choose_compile(long, "bf16", cpu)
     assert not choose_compile(long, "fp32", cpu)
     assert not choose_compile(replace(long, minutes=2.0), "bf16", cpu)
     assert not choose_compile(replace(long, compile="off"), "bf16", cpu)
     assert choose_compile(replace(PLAN, compile="on"), "fp32", cpu)
     assert not choose_compile(replace(long, gradient_checkpointing=True), "bf16", cpu)
-    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    monkeypatch.setattr(machine, "compiler_works", lambda: False)
     assert not choose_compile(long, "bf16", cpu)
     with pytest.raises(UsageError, match="choose from auto, on, off"):
         replace(PLAN, compile="maybe")
+
+
+@pytest.mark.parametrize("compiler", ["broken", "missing"])
+def test_a_compiler_that_fails_is_told_and_not_used(compiler, tmp_path):
+    path = tmp_path / "bin"
+    path.mkdir()
+    if compiler == "broken":
+        (path / "g++").write_text("#!/bin/sh\nexit 1\n")
+        (path / "g++").chmod(0o755)
+    env = {
+        **os.environ,
+        "PATH": str(path),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
+        "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
+    }
+    env.pop("CXX", None)
+    code = "from prunella.healing.machine import compiler_works; print(compiler_works())"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
+    assert ("torch.compile fails here" in done.stderr) == (compiler == "broken")
 
 
 def test_early_stop(manifest, tmp_path, make_model):
