@@ -38,6 +38,10 @@ class Configurable:
     def __init__(self, name, threads=None):
         self.options = DecodeOptions()
         self.threads = threads
+        self.beams = None
+
+    def follow(self, beams):
+        self.beams = beams
 
 
 def test_options_reach_the_system_and_its_fingerprint(monkeypatch, tmp_path):
@@ -47,6 +51,9 @@ def test_options_reach_the_system_and_its_fingerprint(monkeypatch, tmp_path):
     assert plain.system.options.guards and not unguarded.system.options.guards
     assert unguarded.system.threads == 3
     assert plain.fingerprint != unguarded.fingerprint
+    two, four = open_system(str(tmp_path), beams=2), open_system(str(tmp_path), beams=4)
+    assert (plain.system.beams, two.system.beams, four.system.beams) == (None, 2, 4)
+    assert len({one.fingerprint for one in (plain, two, four)}) == 3
     (tmp_path / "config.json").write_text(json.dumps({"changed": True}))
     changed = open_system(str(tmp_path))
     assert changed.fingerprint != plain.fingerprint
