@@ -67,7 +67,15 @@ def main() -> int:
                 (round(float(low + STEP / 2), 3), int(inside.sum()), round(float(right[inside].mean()), 3))
             )
     rising = np.array([(middle, share, count) for middle, count, share in rows if 0.05 < share < 0.9])
+    if len(rising) < 2:
+        sys.stderr.write(f"too few nearest tokens to draw a line through: {rows}. Give more --clips\n")
+        return 1
     slope, offset = np.polyfit(rising[:, 0], rising[:, 1], 1, w=np.sqrt(rising[:, 2]))
+    if slope <= 0:
+        sys.stderr.write(
+            f"the cosine does not tell what was said: {rows}. Such a model needs no guesses from audio\n"
+        )
+        return 1
     result = {
         "draft_never": round(-offset / slope, 3),
         "draft_sure": round((1 - offset) / slope, 3),

@@ -22,15 +22,16 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from prunella.device_runtime.phrase_grammar import number_words
+
 _SHARED = 6
 _SHORTEST = 4  # words of a joined passage
 _STRING = re.compile(
     rb"\x00[\x04\x00]\x00\x09(....)", re.S
 )  # an R character vector's element, and its length
 _NUMBERS = [
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty", "thirty", "forty",
-    "fifty", "sixty", "seventy", "eighty", "ninety", "hundred", "thousand", "first", "second", "third",
+    *(number_words(number) for number in (*range(20), *range(20, 100, 10))),
+    "hundred", "thousand", "first", "second", "third",
 ]  # fmt: skip
 
 
