@@ -4,7 +4,7 @@
 
 Each clip is played in real time, with quiet noise around it. One JSON line per system goes to stdout. `latency`: from the
 capture of the last speech sample to the final text, in seconds, end silence included; `compute`: of the decode that made
-the text. "guessing" is what `prunella listen` does: partial texts while someone speaks, and the final text is begun when
+the text. The bundle decodes its final texts once greedily and once with beams (where those pay). "guessing" is what `prunella listen` does: partial texts while someone speaks, and the final text is begun when
 they pause; "after the turn": nothing is decoded before the turn has ended.
 """
 
@@ -78,20 +78,28 @@ def measure_latency(
     systems: Mapping[str, Recognizer],
     utterances: Sequence[Utterance],
     modes: Mapping[str, LiveOptions] | None = None,
+    *,
+    partials: Mapping[str, Recognizer] | None = None,
 ) -> list[LatencyRow]:
-    """Play every clip to every system in every mode, in turn, so that a slow moment of the machine meets all alike."""
+    """Play every clip to every system in every mode, in turn, so that a slow moment of the machine meets all alike.
+
+    `partials`: by the system's name, who makes its texts while someone speaks; by default the system itself.
+    """
+    quicker = partials or {}
     modes = modes or {"guessing": GUESSING, "after the turn": AFTER_THE_TURN}
     finals: dict[tuple[str, str], list[LiveEvent]] = {(name, mode): [] for mode in modes for name in systems}
     for number, utterance in enumerate(utterances):
         samples = load_audio(utterance.audio)
         for name, mode in finals:
             sys.stderr.write(f"\r{number + 1}/{len(utterances)} {name}, {mode}\x1b[K")
-            finals[name, mode] += play(systems[name], samples, modes[mode])
+            finals[name, mode] += play(systems[name], samples, modes[mode], quicker.get(name))
     sys.stderr.write("\n")
     return [_row(name, mode, len(utterances), events) for (name, mode), events in finals.items()]
 
 
-def play(recognizer: Recognizer, samples: Float32, options: LiveOptions) -> list[LiveEvent]:
+def play(
+    recognizer: Recognizer, samples: Float32, options: LiveOptions, partials: Recognizer | None = None
+) -> list[LiveEvent]:
     """Final events of (n,) samples at 16 kHz, played in real time; ends soon after the last text."""
     events: list[LiveEvent] = []
     noise = np.random.default_rng(0)
@@ -103,7 +111,7 @@ def play(recognizer: Recognizer, samples: Float32, options: LiveOptions) -> list
             block = padded[begin : begin + BLOCK // 5]
             yield block + noise.normal(0, 3e-4, len(block)).astype(np.float32)
 
-    listen(recognizer, PacedSource(blocks()), events.append, options)
+    listen(recognizer, PacedSource(blocks()), events.append, options, partials=partials)
     return [event for event in events if event.type == "final" and event.timings is not None]
 
 
@@ -140,9 +148,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not chosen:
         raise ManifestError(f"no clip lasts {shortest} to {longest} s: choose another range with --seconds")
     ours, whisper = open_transcriber(args.bundle, threads=args.threads), WhisperRecognizer(args.threads)
-    ours.warm_up(longest)
-    whisper.warm_up(longest)
-    for row in measure_latency({"prunella": ours, "faster-whisper tiny.en int8": whisper}, chosen):
+    greedy, beams = ours.following(1), ours.following(0)
+    systems: dict[str, Recognizer] = {"prunella, greedy": greedy}
+    if beams.options.beams > 1:
+        systems[f"prunella, {beams.options.beams} beams"] = beams
+    systems["faster-whisper tiny.en int8"] = whisper
+    for one in (greedy, beams, whisper):
+        one.warm_up(longest)
+    quicker = dict.fromkeys((name for name, one in systems.items() if one is beams), greedy)
+    for row in measure_latency(systems, chosen, partials=quicker):
         sys.stdout.write(json.dumps(asdict(row)) + "\n")
     return 0
 

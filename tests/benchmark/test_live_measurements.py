@@ -55,6 +55,15 @@ def test_latency_has_the_end_silence_in_it_and_guessing_hides_the_decode():
     assert 0.5 - 0.05 < guessing.latency_median < waiting.latency_median - 0.1
 
 
+def test_texts_while_someone_speaks_may_come_from_another_recognizer():
+    clip = next(row for row in read_manifest(MANIFEST).utterances if "cards_001" in row.id)
+    final, quick = Waiting(0.02), Waiting(0.01)
+    row, _ = measure_latency({"slow": final}, [clip], partials={"slow": quick})
+    assert row.compute_median == 0.02
+    assert quick.calls > 0
+    assert 1 <= final.calls <= 4  # pauses and the end, in both modes
+
+
 def test_no_clip_of_the_wanted_length_is_said():
     with pytest.raises(ManifestError, match="--seconds"):
         live_latency.main(["nowhere", "--speech", str(MANIFEST), "--seconds", "300", "400"])
