@@ -3,7 +3,7 @@
     python -m prunella.benchmark.hallucination BUNDLE [--minutes 10]
 
 One JSON line per kind of audio goes to stdout: how many texts the model alone writes (every `--piece` seconds of it are
-transcribed, guards off), the model with its own guards (silence gate, repeat stop), and a live session, as `prunella
+transcribed with beams where they pay, guards off), the model with its own guards (silence gate, repeat stop), and a live session, as `prunella
 listen` is. The exit code is 1 if the live session wrote anything.
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunella.benchmark.live_stream import not_speech
+from prunella.device_runtime.decode_worker import Recognizer
 from prunella.device_runtime.live_event import LiveEvent
 from prunella.device_runtime.live_session import LiveSession
 from prunella.device_runtime.log_mel import SAMPLE_RATE
@@ -52,9 +53,14 @@ class HallucinationCount:
 
 
 def count_hallucinations(
-    transcriber: Transcriber, minutes: float, piece_seconds: float = 5.0, seed: int = 0
+    transcriber: Transcriber,
+    minutes: float,
+    piece_seconds: float = 5.0,
+    seed: int = 0,
+    *,
+    partials: Recognizer | None = None,
 ) -> Iterator[HallucinationCount]:
-    """Count texts over `not_speech`, kind by kind, all kinds in equal parts of `minutes`."""
+    """Count texts over `not_speech`, kind by kind, all kinds in equal parts of `minutes`; `partials` as in `LiveSession`."""
     stream = not_speech(minutes * 60, seed)
     for kind, blocks in itertools.groupby(stream, key=lambda pair: pair[0]):
         samples = np.concatenate([block for _, block in blocks])
@@ -63,7 +69,7 @@ def count_hallucinations(
         alone = _texts(transcriber, pieces, guards=False)
         guarded = _texts(transcriber, pieces, guards=True)
         events: list[LiveEvent] = []
-        with LiveSession(transcriber, events.append) as session:
+        with LiveSession(transcriber, events.append, partials=partials) as session:
             session.feed(samples)
         yield HallucinationCount(
             kind=kind,
@@ -101,9 +107,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="seconds the model alone gets (default: %(default)s)",
     )
     args = parser.parse_args(argv)
-    transcriber = open_transcriber(args.bundle)
+    transcriber = open_transcriber(args.bundle).following(0)
     wrote = 0
-    for count in count_hallucinations(transcriber, args.minutes, args.piece):
+    for count in count_hallucinations(
+        transcriber, args.minutes, args.piece, partials=transcriber.following(1)
+    ):
         wrote += len(count.live_texts)
         sys.stdout.write(json.dumps(asdict(count), ensure_ascii=False) + "\n")
         sys.stdout.flush()

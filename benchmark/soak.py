@@ -2,7 +2,7 @@
 
     python -m prunella.benchmark.soak BUNDLE --speech MANIFEST ... [--minutes 30]
 
-One JSON line per part goes to stdout; the exit code is 1 if one did not hold.
+Decodes as `prunella listen` does: final texts with beams where they pay, texts while someone speaks greedily. One JSON line per part goes to stdout; the exit code is 1 if one did not hold.
 """
 
 from __future__ import annotations
@@ -100,13 +100,23 @@ class Slowed:
         return transcript
 
 
-def endure(recognizer: Recognizer, utterances: Sequence[Utterance], minutes: float) -> EnduranceReport:
+def endure(
+    recognizer: Recognizer,
+    utterances: Sequence[Utterance],
+    minutes: float,
+    *,
+    partials: Recognizer | None = None,
+) -> EnduranceReport:
     """Feed a stream as fast as the session takes it; nothing may be lost, missed or made up, and memory stays flat."""
     speech = SpeechAtKnownTimes(utterances, minutes * 60)
     events: list[LiveEvent] = []
     memory: list[float] = []
     began = time.perf_counter()
-    with LiveSession(recognizer, lambda event: events.append(replace(event, transcript=None))) as session:
+
+    def keep(event: LiveEvent) -> None:
+        events.append(replace(event, transcript=None))
+
+    with LiveSession(recognizer, keep, partials=partials) as session:
         for block in speech:
             session.feed(block)
             if session.seconds_fed >= _MEMORY_EVERY * (len(memory) + 1):
@@ -129,10 +139,16 @@ def endure(recognizer: Recognizer, utterances: Sequence[Utterance], minutes: flo
     )
 
 
-def in_real_time(recognizer: Recognizer, utterances: Sequence[Utterance], seconds: float) -> PacedReport:
+def in_real_time(
+    recognizer: Recognizer,
+    utterances: Sequence[Utterance],
+    seconds: float,
+    *,
+    partials: Recognizer | None = None,
+) -> PacedReport:
     """Real time, with partial texts so often that the decoder is always busy while someone speaks: nothing is lost."""
     options = LiveOptions(partial_interval=0.1, partial_share=0.0)
-    source, speech, events = _paced(recognizer, utterances, seconds, 1.0, 30.0, options)
+    source, speech, events = _paced(recognizer, partials, utterances, seconds, 1.0, 30.0, options)
     missed, _ = compare(events, speech.spoken)
     return _report(
         "real time",
@@ -147,15 +163,20 @@ def in_real_time(recognizer: Recognizer, utterances: Sequence[Utterance], second
 
 
 def overloaded(
-    recognizer: Recognizer, utterances: Sequence[Utterance], seconds: float, *, speed: float = 16.0
+    recognizer: Recognizer,
+    utterances: Sequence[Utterance],
+    seconds: float,
+    *,
+    speed: float = 16.0,
+    partials: Recognizer | None = None,
 ) -> tuple[PacedReport, PacedReport]:
     """A decoder slowed down ten times, fed at `speed` times real time into small buffers; then both as usual.
 
     Held: what was dropped is counted and told, sample by sample; afterwards nothing is lost and nothing missed.
     """
     options = LiveOptions(max_backlog=2.0)
-    slow = Slowed(recognizer, 10.0)
-    source, speech, events = _paced(slow, utterances, seconds, speed, _SMALL_QUEUE, options)
+    slow, quick = Slowed(recognizer, 10.0), Slowed(partials or recognizer, 10.0)
+    source, speech, events = _paced(slow, quick, utterances, seconds, speed, _SMALL_QUEUE, options)
     lost = sum(event.drops for event in events)
     missed, _ = compare(events, speech.spoken)
     overload = _report(
@@ -168,7 +189,7 @@ def overloaded(
         len(missed),
         source.dropped > 0 and lost == source.dropped and bool(events) and tiled(events, seconds),
     )
-    recovered = _recovery(recognizer, utterances, seconds, speed, options)
+    recovered = _recovery(recognizer, partials, utterances, seconds, speed, options)
     return overload, recovered
 
 
@@ -183,22 +204,23 @@ def resident_mb() -> float:
 
 def _recovery(
     recognizer: Recognizer,
+    partials: Recognizer | None,
     utterances: Sequence[Utterance],
     seconds: float,
     speed: float,
     options: LiveOptions,
 ) -> PacedReport:
     """One session: overloaded for a while, then at real time; only what comes a while after is judged."""
-    slow = Slowed(recognizer, 10.0)
+    slow, quick = Slowed(recognizer, 10.0), Slowed(partials or recognizer, 10.0)
     speech = SpeechAtKnownTimes(utterances, seconds * 2, seed=1, pause=_SHORT_PAUSE)
     source = PacedSource(iter(speech), speed=speed, queue_seconds=_SMALL_QUEUE)
 
     def relax() -> None:
-        slow.factor = source.speed = 1.0
+        slow.factor = quick.factor = source.speed = 1.0
 
     source.blocks = _call_after(source.blocks, seconds, relax)
     events: list[LiveEvent] = []
-    listen(slow, source, events.append, options)
+    listen(slow, source, events.append, options, partials=quick)
     settled = seconds + seconds / 4
     late = [clip for clip in speech.spoken if clip.t0 > settled]
     missed, _ = compare(events, late)
@@ -218,6 +240,7 @@ def _call_after(blocks: Iterator[Float32], seconds: float, call: Callable[[], No
 
 def _paced(
     recognizer: Recognizer,
+    partials: Recognizer | None,
     utterances: Sequence[Utterance],
     seconds: float,
     speed: float,
@@ -227,7 +250,7 @@ def _paced(
     speech = SpeechAtKnownTimes(utterances, seconds, pause=_SHORT_PAUSE)
     source = PacedSource(iter(speech), speed=speed, queue_seconds=queue_seconds)
     events: list[LiveEvent] = []
-    listen(recognizer, source, events.append, options)
+    listen(recognizer, source, events.append, options, partials=partials)
     return source, speech, events
 
 
@@ -274,11 +297,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     utterances = [row for manifest in args.speech for row in read_manifest(manifest).utterances]
-    recognizer = open_transcriber(args.bundle)
+    recognizer = open_transcriber(args.bundle).following(0)
     # One utterance of the greatest length: the engine then holds all the memory that it can ever need.
     recognizer.warm_up(LiveOptions().turns.maximum)
     held = True
-    for part in _parts(recognizer, utterances, args.minutes, args.seconds):
+    for part in _parts(recognizer, recognizer.following(1), utterances, args.minutes, args.seconds):
         held &= part.held
         sys.stdout.write(json.dumps({**asdict(part), "held": part.held}, ensure_ascii=False) + "\n")
         sys.stdout.flush()
@@ -286,11 +309,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parts(
-    recognizer: Recognizer, utterances: Sequence[Utterance], minutes: float, seconds: float
+    recognizer: Recognizer,
+    partials: Recognizer,
+    utterances: Sequence[Utterance],
+    minutes: float,
+    seconds: float,
 ) -> Iterator[EnduranceReport | PacedReport]:
-    yield endure(recognizer, utterances, minutes)
-    yield in_real_time(recognizer, utterances, seconds)
-    yield from overloaded(recognizer, utterances, seconds)
+    yield endure(recognizer, utterances, minutes, partials=partials)
+    yield in_real_time(recognizer, utterances, seconds, partials=partials)
+    yield from overloaded(recognizer, utterances, seconds, partials=partials)
 
 
 if __name__ == "__main__":

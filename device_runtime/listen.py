@@ -126,7 +126,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=defaults.partial_interval,
         help="seconds between partial texts, 0 for none (default: %(default)s)",
     )
-    parser.add_argument("--beams", type=int, default=1, metavar="N", help=LIVE_BEAMS_HELP)
+    parser.add_argument("--beams", type=int, default=0, metavar="N", help=LIVE_BEAMS_HELP)
     parser.add_argument(
         "--threads", type=int, metavar="N", help="0: one per physical core (default: the bundle's)"
     )
@@ -149,11 +149,11 @@ def run(args: argparse.Namespace) -> int:
     transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
     if args.strict:
         require_all(transcriber.engine)
-    transcriber = hold_to_phrases(transcriber, args)
+    transcriber = hold_to_phrases(transcriber, args).following(args.beams)
     transcriber.warm_up()
     printer = Printer(as_json=args.json)
     with _open_source(args) as source, _stopped_by_signals(source):
-        listen(transcriber.following(args.beams), source, printer, options, partials=transcriber.following(1))
+        listen(transcriber, source, printer, options, partials=transcriber.following(1))
     if printer.latencies:
         _tell(
             f"{len(printer.latencies)} utterances; from the last word to the text: median "

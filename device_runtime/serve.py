@@ -224,7 +224,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_phrase_arguments(parser)
     parser.add_argument("--beams", type=int, default=0, metavar="N", help=f"in recordings, {BEAMS_HELP}")
     parser.add_argument(
-        "--live-beams", type=int, default=1, metavar="N", help=f"of a microphone, {LIVE_BEAMS_HELP}"
+        "--live-beams", type=int, default=0, metavar="N", help=f"of a microphone, {LIVE_BEAMS_HELP}"
     )
     parser.add_argument(
         "--threads", type=int, metavar="N", help="0: one per physical core (default: the bundle's)"
@@ -253,8 +253,9 @@ def run(args: argparse.Namespace) -> int:
     )
     held = hold_to_phrases(transcriber, args)
     desk.recognizer = held.following(args.beams)
-    desk.live_recognizer, desk.live_partials = held.following(args.live_beams), held.following(1)
-    transcriber.warm_up()
+    live = held.following(args.live_beams)
+    desk.live_recognizer, desk.live_partials = live, held.following(1)
+    live.warm_up()
     key = args.api_key or os.environ.get("PRUNELLA_API_KEY") or None
     access = Access(key, unique(args.allow_host), unique(args.allow_origin))
     if key is None and not _is_loopback(args.host):

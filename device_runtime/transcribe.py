@@ -22,8 +22,8 @@ from prunella.device_runtime.transcriber import BEAMS_HELP, ENGINES, Transcriber
 from prunella.device_runtime.transcript import Transcript
 
 LIVE_BEAMS_HELP = (
-    "transcripts that are followed at once for final texts, 0 for as many as pay: fewer words are wrong, but they come later "
-    "(default: 1)"
+    "transcripts that are followed at once for final texts, 0 for as many as pay; 1 is greedy: more words are wrong, but on a slow "
+    "device they come sooner (default: 0)"
 )
 
 

@@ -138,6 +138,8 @@ class Transcriber:
         self.engine.extend([token] * count)
         self.engine.rewind(count)
         self.engine.step(token)
+        if (beams := self.options.beams) > 1 and isinstance(self.engine, BeamEngine):
+            self.engine.step_beams([token] * beams, [0] * beams)
 
     def follow(self, beams: int) -> None:
         """Follow so many transcripts at once from now on (`beam_search.py`).

@@ -221,7 +221,7 @@ def check(bundle: Path, clips: list[Path], *, unplug: bool) -> bool:
 
 
 def _judge(bundle: Path, clips: list[Path], listener: Listener, recording: np.ndarray, unplug: bool) -> bool:
-    transcriber = open_transcriber(bundle)
+    transcriber = open_transcriber(bundle).following(0)  # as `listen` decodes
     finals = [event for event in listener.events if event["type"] == "final"]
     held = True
     gap = next((round(event["t0"] * RATE) for event in listener.events if event.get("drops")), len(recording))

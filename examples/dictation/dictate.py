@@ -66,7 +66,7 @@ def main() -> None:
     if args.type and typer is None:
         parser.error(f"--type needs one of {', '.join(TYPERS)}: install it, or leave --type out")
     text = args.notes.read_text(encoding="utf-8") if args.notes.exists() else ""
-    transcriber = open_transcriber(args.bundle)
+    transcriber = open_transcriber(args.bundle).following(0)
     transcriber.warm_up()
     microphone = Microphone(args.device)
     signal.signal(signal.SIGINT, lambda *_: microphone.stop())
@@ -85,7 +85,7 @@ def main() -> None:
         if args.type and typer is not None:
             subprocess.run([*typer, piece], check=False)
 
-    listen(transcriber, microphone, on_event)
+    listen(transcriber, microphone, on_event, partials=transcriber.following(1))
 
 
 if __name__ == "__main__":
