@@ -26,7 +26,7 @@ def point(name, drop, errors, train=("projector",)):
     clips = {f"clip{i}": pair for i, pair in enumerate(zip(errors, words, strict=True))}
     return {
         "arm": {"name": name, "drop": drop, "train": list(train)}, "blocks": [], "layers": 30 - drop, "steps": 7,
-        "training_minutes": 15.0, "dev": {"main": {**part, "clips": clips}, "others": part},
+        "training_minutes": 15.0, "dev": {"main": {**part, "clips": clips}, "others": part, "greedy": {**part, "clips": clips}},
     }  # fmt: skip
 
 
@@ -67,6 +67,7 @@ def test_the_page_answers_what_it_can_and_says_what_is_missing(tmp_path):
     page = (tmp_path / "curve.md").read_text()
     assert "- 9 joint: +62 % relative" in page
     assert "`9 bridge, joint` minus `9 joint`: -10.0 points" in page
+    assert "; greedy -10.0 points" in page
     assert "teacher" not in page.split("## Not made yet")[0]
     assert "9 bridge, joint, distilled" in page.split("## Not made yet")[1]
 

@@ -2,7 +2,7 @@
 
     python examples/healing_curve/curve.py --train TRAIN.jsonl --dev DEV.jsonl
 
-Every arm is cut, bridged and trained as `arms.py` says, each trained one for the same minutes, then exported (fp32) and
+Every arm is cut, bridged and trained as `arms.py` says, each trained one for the same minutes, then exported (int8) and
 evaluated. Resumable: arms that are done are not made again, one that was killed goes on from its last checkpoint.
 `--arm NAME` takes that one (repeatable, in the order given). After every arm curve.json, curve.png and curve.md are
 written anew in `--out`, beside one file an arm, which holds its errors clip by clip; `--work` is for features,
@@ -32,7 +32,8 @@ from prunella.device_runtime.files import write_json
 from prunella.device_runtime.transcriber import open_transcriber
 from prunella.evaluation.evaluate import evaluate
 from prunella.evaluation.manifest import read_manifest
-from prunella.export.export import export_float
+from prunella.export.export import export
+from prunella.healing.allocator import restart_with_tcmalloc
 from prunella.healing.clips import open_speech, tokenise
 from prunella.healing.features import FeatureStore, module_digest
 from prunella.healing.heal import heal
@@ -88,7 +89,7 @@ class Curve:
             minutes=self.args.minutes / arm.stages,
             dev_minutes=1e9,
             batch_positions=1_536,
-            micro_positions=1_024,
+            micro_positions=1_536,
             augmentation=Augmentation(variants=1),
         )
 
@@ -159,17 +160,23 @@ class Curve:
         return model, cuts, {"training_minutes": round(minutes, 2), "steps": steps, "precision": precision}
 
     def judge(self, model: SpeechLLM, name: str) -> dict[str, dict[str, Any]]:
-        """Word errors and cross-entropy on both halves of the dev speech, through the fp32 export.
+        """Word errors and cross-entropy on both halves of the dev speech, through the int8 export.
 
+        As `transcribe` decodes, with beams where they pay; `greedy`: the main half without, where the decoder is on its own.
         `clips`: clip by clip how many words were wrong and how many there are.
         """
         with tempfile.TemporaryDirectory() as folder:
-            export_float(model, "x86-cpu", Path(folder) / "bundle", recipe="fp32")
+            export(model, "x86-cpu", Path(folder) / "bundle", recipe="int8")
             gc.collect()
-            system = open_transcriber(Path(folder) / "bundle")
+            alone = open_transcriber(Path(folder) / "bundle").following(1)
+            beams = alone.following(0)
+            parts = {part: (beams, manifest) for part, manifest in self.dev.items()}
+            parts["greedy"] = (alone, self.dev["main"])
             judged: dict[str, dict[str, Any]] = {}
-            for part, manifest in self.dev.items():
-                report = evaluate(system, manifest, name=name, records=self._records(name, part))
+            for part, (system, manifest) in parts.items():
+                report = evaluate(
+                    system, manifest, score=part != "greedy", name=name, records=self._records(name, part)
+                )
                 clips = {r.id: (r.errors.words.errors, r.errors.words.reference) for r in report.records}
                 judged[part] = report.overall.to_json() | {"clips": clips}
         return judged
@@ -239,4 +246,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    restart_with_tcmalloc()
     raise SystemExit(main())

@@ -8,8 +8,9 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-from arms import RIVAL, all_arms, questions
+from arms import DEEPEST_SIZE, RIVAL, SIZES, all_arms, questions
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 
 from prunella.device_runtime.files import whole_file, write_text
 from prunella.evaluation.bootstrap import PairedDifference, paired_difference
@@ -19,46 +20,71 @@ _KINDS = ("cut", "bridge", "bridge, decoder only", "joint", "bridge, joint", "br
 
 
 def draw(points: list[dict[str, Any]], path: Path) -> None:
-    """Layers removed against WER, a line for each thing that is done about it."""
+    """Layers removed against WER on both halves of the dev speech: a line for each thing that is done about it, and the other arms."""
     if not points:
         return
-    figure, axes = pyplot.subplots(figsize=(8, 5), dpi=130)
-    full = [point for point in points if point["arm"]["name"] == "full"]
-    for kind in _KINDS:
-        line = [
-            point
-            for point in points
-            if point["arm"]["name"].partition(" ")[2] == kind and point["arm"]["drop"]
-        ]
-        line = sorted(full + line, key=lambda point: point["arm"]["drop"])
-        if len(line) < 2:
-            continue
-        wer = [100 * point["dev"]["main"]["wer"] for point in line]
-        low = [100 * (p["dev"]["main"]["wer"] - p["dev"]["main"]["wer_low"]) for p in line]
-        high = [100 * (p["dev"]["main"]["wer_high"] - p["dev"]["main"]["wer"]) for p in line]
-        drops = [point["arm"]["drop"] for point in line]
-        axes.errorbar(drops, wer, yerr=[low, high], marker="o", capsize=3, label=kind)
-    trained = [point for point in points if point["arm"]["name"] == RIVAL]
-    if trained:
-        wer = 100 * trained[0]["dev"]["main"]["wer"]
-        axes.axhline(wer, linestyle="--", color="grey", label="nothing cut, same training")
-        axes.axhline(1.1 * wer, linestyle=":", color="grey", label="10 % above it")
-    axes.set_xlabel("decoder layers removed (of 30)")
-    axes.set_ylabel("WER % (95 % interval)")
-    axes.set_ylim(0, 110)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
+    figure, panels = pyplot.subplots(1, 2, figsize=(13, 5.5), dpi=130, sharey=True)
+    for axes, part, title in zip(
+        panels, ("main", "others"), ("main dev source", "other sources"), strict=True
+    ):
+        _panel(axes, points, part)
+        axes.set_title(title)
+        axes.set_xlabel("decoder layers removed (of 30)")
+    panels[0].set_ylabel("WER % (95 % interval)")
+    if panels[1].get_legend_handles_labels()[0]:
+        panels[1].legend(fontsize=7, bbox_to_anchor=(1.02, 1), loc="upper left")
     with whole_file(path) as partial:
         figure.savefig(partial, format="png", bbox_inches="tight")
     pyplot.close(figure)
+
+
+def _panel(axes: Axes, points: list[dict[str, Any]], part: str) -> None:
+    def place(point: dict[str, Any], key: str = "wer") -> float:
+        return 100 * point["dev"][part][key]
+
+    full = [point for point in points if point["arm"]["name"] == "full"]
+    lines: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _KINDS}
+    for point in points:
+        if point["arm"]["drop"]:
+            lines.setdefault(point["arm"]["name"].partition(" ")[2], []).append(point)
+    colours = pyplot.get_cmap("tab20")
+    for at, (kind, line) in enumerate((kind, line) for kind, line in lines.items() if line):
+        line = sorted((full if kind in _KINDS else []) + line, key=lambda point: point["arm"]["drop"])
+        # Beside one another, so that the intervals of one drop can be told apart.
+        drops = [point["arm"]["drop"] + (0.1 * (at - 5) if point["arm"]["drop"] else 0) for point in line]
+        wer = [place(point) for point in line]
+        spread = [
+            [place(p) - place(p, "wer_low") for p in line],
+            [place(p, "wer_high") - place(p) for p in line],
+        ]
+        style = {"marker": "o"} if kind in _KINDS else {"marker": "x", "linestyle": ":"}
+        axes.errorbar(
+            drops,
+            wer,
+            yerr=spread,
+            capsize=2,
+            markersize=4,
+            linewidth=1,
+            color=colours(at),
+            label=kind,
+            **style,
+        )
+    rival = next((place(point) for point in points if point["arm"]["name"] == RIVAL), None)
+    if rival is not None:
+        axes.axhline(rival, linestyle="--", color="grey", label="nothing cut, same training")
+        axes.axhline(1.1 * rival, linestyle=":", color="grey", label="10 % above it")
+    axes.set_yscale("log")
+    axes.set_yticks([10, 15, 20, 30, 50, 100], [str(tick) for tick in (10, 15, 20, 30, 50, 100)])
+    axes.minorticks_off()
+    axes.set_xticks([0, *SIZES, DEEPEST_SIZE])
+    axes.grid(alpha=0.3)
 
 
 def write_page(points: list[dict[str, Any]], conditions: dict[str, Any], folder: Path) -> None:
     """`curve.md`: the table, and what it says about the goal."""
     rows = []
     for point in points:
-        main, others = point["dev"]["main"], point["dev"]["others"]
+        main, others, greedy = (point["dev"][part] for part in ("main", "others", "greedy"))
         rows.append(
             (
                 point["arm"]["name"],
@@ -66,12 +92,23 @@ def write_page(points: list[dict[str, Any]], conditions: dict[str, Any], folder:
                 str(point["layers"]),
                 f"{100 * main['wer']:.1f} ({100 * main['wer_low']:.1f}-{100 * main['wer_high']:.1f})",
                 f"{100 * others['wer']:.1f}",
+                f"{100 * greedy['wer']:.1f}",
                 f"{main['cross_entropy']:.3f}",
                 f"{point['training_minutes']:.0f}" if point["steps"] else "-",
                 str(point["steps"] or "-"),
             )
         )
-    header = ("arm", "cut", "layers", "WER % (95 %)", "WER % others", "loss", "minutes trained", "steps")
+    header = (
+        "arm",
+        "cut",
+        "layers",
+        "WER % (95 %)",
+        "WER % others",
+        "greedy",
+        "loss",
+        "minutes trained",
+        "steps",
+    )
     clips = conditions["clips"]
     text = [
         "# The healing curve",
@@ -93,9 +130,12 @@ def write_page(points: list[dict[str, Any]], conditions: dict[str, Any], folder:
     write_text(folder / "curve.md", "\n".join(text))
 
 
-def paired(points: list[dict[str, Any]], name: str, than: str) -> PairedDifference | None:
-    """Word errors of an arm minus those of another on the main dev clips; None where one of them is not made yet."""
-    by_name = {point["arm"]["name"]: point["dev"]["main"]["clips"] for point in points}
+def paired(points: list[dict[str, Any]], name: str, than: str, part: str = "main") -> PairedDifference | None:
+    """Word errors of an arm minus those of another on the main dev clips; None where one of them is not made yet.
+
+    `part` "greedy": without beams and letters, which make up for some of what a decoder does not know.
+    """
+    by_name = {point["arm"]["name"]: point["dev"][part]["clips"] for point in points}
     if name not in by_name or than not in by_name:
         return None
     mine, theirs = by_name[name], by_name[than]
@@ -109,28 +149,40 @@ def paired(points: list[dict[str, Any]], name: str, than: str) -> PairedDifferen
 
 def _against_full(points: list[dict[str, Any]]) -> list[str]:
     """Each healed arm against the uncut model with the same training."""
-    lines = []
-    for point in points:
-        difference = paired(points, point["arm"]["name"], RIVAL)
-        if difference and point["arm"]["train"] and point["arm"]["drop"]:
-            relative, low, high = (
-                100 * value / difference.rate_a
-                for value in (difference.difference, difference.low, difference.high)
-            )
-            lines.append(f"- {point['arm']['name']}: {relative:+.0f} % relative ({low:+.0f} to {high:+.0f})")
+
+    def relative(name: str, part: str) -> str | None:
+        difference = paired(points, name, RIVAL, part)
+        if difference is None:
+            return None
+        middle, low, high = (
+            100 * value / difference.rate_a
+            for value in (difference.difference, difference.low, difference.high)
+        )
+        return f"{middle:+.0f} % relative ({low:+.0f} to {high:+.0f})"
+
+    names = [point["arm"]["name"] for point in points if point["arm"]["train"] and point["arm"]["drop"]]
+    lines = [
+        f"- {name}: {beams}; greedy {relative(name, 'greedy')}"
+        for name in names
+        if (beams := relative(name, "main"))
+    ]
     title = "## Against the uncut model with the same training"
     return [title, "", "Paired bootstrap over the same clips.", "", *lines, ""] if lines else []
 
 
 def _answers(points: list[dict[str, Any]]) -> list[str]:
     """What pairs of arms that differ in one thing say."""
+
+    def points_of_wer(d: PairedDifference) -> str:
+        clear = "" if d.low > 0 or d.high < 0 else "; chance explains it"
+        return f"{100 * d.difference:+.1f} points of WER ({100 * d.low:+.1f} to {100 * d.high:+.1f}{clear})"
+
     lines = []
     for question in questions():
-        d = paired(points, question.better, question.than)
-        if d is not None:
-            clear = "" if d.low > 0 or d.high < 0 else "; chance explains it"
+        beams, greedy = (paired(points, question.better, question.than, part) for part in ("main", "greedy"))
+        if beams is not None and greedy is not None:
             lines.append(
-                f"- {question.asked} `{question.better}` minus `{question.than}`: {100 * d.difference:+.1f} points of WER "
-                f"({100 * d.low:+.1f} to {100 * d.high:+.1f}{clear})"
+                f"- {question.asked} `{question.better}` minus `{question.than}`: {points_of_wer(beams)}; "
+                f"greedy {points_of_wer(greedy)}"
             )
     return ["## One thing at a time", "", *lines, ""] if lines else []
