@@ -3,8 +3,8 @@
     python -m prunella.benchmark.hallucination BUNDLE [--minutes 10]
 
 One JSON line per kind of audio goes to stdout: how many texts the model alone writes (every `--piece` seconds of it are
-transcribed with beams where they pay, guards off), the model with its own guards (silence gate, repeat stop), and a live session, as `prunella
-listen` is. The exit code is 1 if the live session wrote anything.
+transcribed, with beams where they pay and guards off), the model with its own guards (silence gate, repeat stop), and a
+live session, as `prunella listen` is. The exit code is 1 if the live session wrote anything.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@
 
 Each clip is played in real time, with quiet noise around it. One JSON line per system goes to stdout. `latency`: from the
 capture of the last speech sample to the final text, in seconds, end silence included; `compute`: of the decode that made
-the text. The bundle decodes its final texts once greedily and once with beams (where those pay). "guessing" is what `prunella listen` does: partial texts while someone speaks, and the final text is begun when
-they pause; "after the turn": nothing is decoded before the turn has ended.
+the text. The bundle makes its final texts once greedily and once with beams (where those pay). "guessing" is what
+`prunella listen` does: partial texts while someone speaks, and the final text is begun when they pause; "after the turn":
+nothing is decoded before the turn has ended.
 """
 
 from __future__ import annotations

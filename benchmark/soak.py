@@ -2,7 +2,8 @@
 
     python -m prunella.benchmark.soak BUNDLE --speech MANIFEST ... [--minutes 30]
 
-Decodes as `prunella listen` does: final texts with beams where they pay, texts while someone speaks greedily. One JSON line per part goes to stdout; the exit code is 1 if one did not hold.
+Decodes as `prunella listen` does: final texts with beams where they pay, texts while someone speaks greedily. One JSON
+line per part goes to stdout; the exit code is 1 if one did not hold.
 """
 
 from __future__ import annotations
@@ -175,7 +176,8 @@ def overloaded(
     Held: what was dropped is counted and told, sample by sample; afterwards nothing is lost and nothing missed.
     """
     options = LiveOptions(max_backlog=2.0)
-    slow, quick = Slowed(recognizer, 10.0), Slowed(partials or recognizer, 10.0)
+    slow = Slowed(recognizer, 10.0)
+    quick = slow if partials is None else Slowed(partials, 10.0)
     source, speech, events = _paced(slow, quick, utterances, seconds, speed, _SMALL_QUEUE, options)
     lost = sum(event.drops for event in events)
     missed, _ = compare(events, speech.spoken)
@@ -211,7 +213,8 @@ def _recovery(
     options: LiveOptions,
 ) -> PacedReport:
     """One session: overloaded for a while, then at real time; only what comes a while after is judged."""
-    slow, quick = Slowed(recognizer, 10.0), Slowed(partials or recognizer, 10.0)
+    slow = Slowed(recognizer, 10.0)
+    quick = slow if partials is None else Slowed(partials, 10.0)
     speech = SpeechAtKnownTimes(utterances, seconds * 2, seed=1, pause=_SHORT_PAUSE)
     source = PacedSource(iter(speech), speed=speed, queue_seconds=_SMALL_QUEUE)
 

@@ -76,8 +76,9 @@ def compiler_works() -> bool:
     try:
         torch.compile(lambda x: torch.relu(x) + 1)(torch.zeros(64))
     except Exception as error:  # of whatever kind: a long run must not end for want of speed
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         sys.stderr.write(
-            f"training goes on uncompiled, and slower: torch.compile fails here ({str(error).strip().splitlines()[0]}). "
+            f"training goes on uncompiled, and slower: torch.compile fails here ({reason}). "
             "Mend the C++ compiler, name another in CXX, or say --compile off\n"
         )
         return False

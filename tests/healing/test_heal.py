@@ -300,6 +300,16 @@ def test_a_compiler_that_fails_is_told_and_not_used(compiler, tmp_path):
     assert ("torch.compile fails here" in done.stderr) == (compiler == "broken")
 
 
+def test_a_compiler_that_fails_without_a_word_is_told_by_its_error(monkeypatch, capsys):
+    def fail(function):
+        raise AssertionError
+
+    monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/g++")
+    monkeypatch.setattr(machine.torch, "compile", fail)
+    assert not machine.compiler_works()
+    assert "fails here (AssertionError)" in capsys.readouterr().err
+
+
 def test_early_stop(manifest, tmp_path, make_model):
     clips = open_speech([manifest])
     plan = replace(PLAN, steps=50, decoder_lr=0.0, projector_lr=0.0, dev_steps=2, patience=2)
