@@ -30,10 +30,12 @@ CANDIDATES = 32  # of a transcript's most likely next tokens; the search chooses
 class BeamEngine(Protocol):
     """An `Engine` that goes on with several transcripts in one pass.
 
-    `spells`: its `letters` will be there, which is what makes several transcripts pay.
+    `spells`: its `letters` will be there, which is what makes several transcripts pay. `most_beams`: that it can follow;
+    None: as many as memory holds.
     """
 
     spells: bool
+    most_beams: int | None
 
     def step_beams(self, tokens: Sequence[int], parents: Sequence[int]) -> Float32:
         """Transcript i becomes transcript `parents[i]` of the last call with `tokens[i]` appended → (len(tokens), vocab).

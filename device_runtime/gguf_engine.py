@@ -19,7 +19,7 @@ from prunella.device_runtime.engine import GGUF_TIE, Float32
 from prunella.device_runtime.errors import BundleError, EngineError
 from prunella.device_runtime.gguf_embeddings import open_token_embeddings
 from prunella.device_runtime.likelihood import negative_log_likelihood
-from prunella.device_runtime.llama_decoder import LlamaDecoder
+from prunella.device_runtime.llama_decoder import MAX_BRANCHES, LlamaDecoder
 from prunella.device_runtime.providers import Missing, announce
 
 DECODER_PATTERN = "gguf/decoder-*.gguf"
@@ -54,6 +54,7 @@ class GgufEngine:
         self.threads = threads
         self._encoder = encoder
         self.letters: Float32 | None = None
+        self.most_beams: int | None = MAX_BRANCHES
         self._prompt = manifest.prompt
         longest = int(30 * audio.sampling_rate / audio.samples_per_token) + 2  # libmtmd pads to 30 s
         prompt = len(self._prompt.before_ids) + len(self._prompt.after_ids)

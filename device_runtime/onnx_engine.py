@@ -51,6 +51,7 @@ class OnnxEngine:
         self.threads = threads or physical_cores()
         self.letters: Float32 | None = None
         self.spells = bool(manifest.audio.ctc_alphabet)
+        self.most_beams: int | None = None
         self._audio = manifest.audio
         self._spec = manifest.decoder
         self._missing: list[Missing] = []

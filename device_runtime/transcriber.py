@@ -149,7 +149,7 @@ class Transcriber:
 
         Raises:
             UsageError: fewer than 0.
-            EngineError: the engine can follow one only.
+            EngineError: the engine can follow one only, or not so many.
         """
         if beams < 0:
             raise UsageError(f"{beams} beams are not possible: give 1 or more, or 0 for as many as pay")
@@ -160,6 +160,11 @@ class Transcriber:
         if beams > 1 and not isinstance(engine, BeamEngine):
             raise EngineError(
                 f"{self.engine.name} follows one transcript at a time: use --engine onnx, or leave --beams out"
+            )
+        if beams > 1 and isinstance(engine, BeamEngine) and beams > (engine.most_beams or beams):
+            raise EngineError(
+                f"{self.engine.name} follows {engine.most_beams} transcripts at most, not {beams}: give fewer --beams, "
+                "or use --engine onnx"
             )
         self.options = replace(self.options, beams=beams)
 

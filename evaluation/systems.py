@@ -29,6 +29,7 @@ _OPENERS = {
     "baseline": ("prunella.evaluation.whisper_baseline:open_whisper_tiny_en", "baseline"),
     "model": ("prunella.speech_llm.engine:open_model_transcriber", "build"),
 }
+_FIND_MODEL = "prunella.speech_llm.load:resolve"
 
 
 class System(Protocol):
@@ -71,10 +72,8 @@ def open_system(
     name, engine = split_engine(name_or_path)
     kind = system_kind(name)
     target, extra = _OPENERS[kind]
-    module_name, _, function = target.partition(":")
     try:
-        opener = getattr(importlib.import_module(module_name), function)
-        system = opener(name, threads=threads, **({"engine": engine} if engine else {}))
+        system = _imported(target)(name, threads=threads, **({"engine": engine} if engine else {}))
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("prunella"):
             raise
@@ -117,11 +116,17 @@ def system_kind(name_or_path: str) -> str:
     return "model"
 
 
+def _imported(target: str) -> Any:
+    module_name, _, function = target.partition(":")
+    return getattr(importlib.import_module(module_name), function)
+
+
 def _fingerprint(name: str, kind: str, guards: bool, beams: int | None) -> str:
-    path = Path(name)
     if kind.startswith("bundle"):
-        content: Any = sha256(path / MANIFEST_NAME)
-    elif path.is_dir():
+        content: Any = sha256(Path(name) / MANIFEST_NAME)
+    elif kind == "model":
+        # `reference` or a Hub id may be other weights tomorrow: what it stands for counts.
+        path = _imported(_FIND_MODEL)(name)
         stats = {str(f.relative_to(path)): f.stat() for f in sorted(path.rglob("*")) if f.is_file()}
         content = [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()]
     else:

@@ -29,6 +29,7 @@ class TorchEngine:
         self.tie = 0.0
         self.letters: Float32 | None = None
         self.spells = model.ctc_head is not None
+        self.most_beams: int | None = None
         self._model = model
         self._cache = DynamicCache()
         prompt = model.prompt

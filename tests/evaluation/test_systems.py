@@ -1,3 +1,4 @@
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -60,6 +61,18 @@ def test_options_reach_the_system_and_its_fingerprint(monkeypatch, tmp_path):
     assert changed.disk_bytes == (tmp_path / "config.json").stat().st_size
     with pytest.raises(UsageError, match="threads"):
         open_system(str(tmp_path), threads=0)
+
+
+def test_a_name_that_stands_for_other_weights_is_another_system(monkeypatch, tmp_path):
+    monkeypatch.setitem(systems._OPENERS, "model", (f"{__name__}:Configurable", "build"))
+    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or _this_module())
+    loading = importlib.import_module("prunella.speech_llm.load")
+    monkeypatch.setattr(loading, "resolve", lambda name: tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"old")
+    before = open_system("reference").fingerprint
+    assert open_system("reference").fingerprint == before
+    (tmp_path / "model.safetensors").write_bytes(b"newer")
+    assert open_system("reference").fingerprint != before
 
 
 def _this_module():

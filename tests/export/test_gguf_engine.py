@@ -366,6 +366,13 @@ def test_more_branches_than_there_is_room_for_are_refused_and_forgotten(engine, 
     np.testing.assert_allclose(engine.start(audio), before, atol=0.02)
 
 
+def test_more_beams_than_there_are_branches_are_refused_before_any_audio_is_heard(exact_bundle):
+    transcriber = open_transcriber(exact_bundle.path)
+    assert transcriber.following(16).options.beams == 16
+    with pytest.raises(EngineError, match="16 transcripts at most, not 17"):
+        transcriber.follow(17)
+
+
 def test_letters_are_weighed_where_our_encoder_hears_them(tiny_model, tmp_path, noise):
     model = copy.deepcopy(tiny_model)
     torch.manual_seed(0)
