@@ -133,7 +133,8 @@ def write_page(points: list[dict[str, Any]], conditions: dict[str, Any], folder:
 def paired(points: list[dict[str, Any]], name: str, than: str, part: str = "main") -> PairedDifference | None:
     """Word errors of an arm minus those of another on the main dev clips; None where one of them is not made yet.
 
-    `part` "greedy": without beams and letters, which make up for some of what a decoder does not know.
+    `part` "others": on the other sources; "greedy": without beams and letters, which make up for some of what a decoder does
+    not know.
     """
     by_name = {point["arm"]["name"]: point["dev"][part]["clips"] for point in points}
     if name not in by_name or than not in by_name:
@@ -162,7 +163,7 @@ def _against_full(points: list[dict[str, Any]]) -> list[str]:
 
     names = [point["arm"]["name"] for point in points if point["arm"]["train"] and point["arm"]["drop"]]
     lines = [
-        f"- {name}: {beams}; greedy {relative(name, 'greedy')}"
+        f"- {name}: {beams}; other sources {relative(name, 'others')}; greedy {relative(name, 'greedy')}"
         for name in names
         if (beams := relative(name, "main"))
     ]
@@ -179,10 +180,11 @@ def _answers(points: list[dict[str, Any]]) -> list[str]:
 
     lines = []
     for question in questions():
-        beams, greedy = (paired(points, question.better, question.than, part) for part in ("main", "greedy"))
-        if beams is not None and greedy is not None:
+        pairs = [paired(points, question.better, question.than, part) for part in ("main", "others", "greedy")]
+        if beams_others_greedy := [points_of_wer(pair) for pair in pairs if pair is not None]:
+            beams, others, greedy = beams_others_greedy
             lines.append(
-                f"- {question.asked} `{question.better}` minus `{question.than}`: {points_of_wer(beams)}; "
-                f"greedy {points_of_wer(greedy)}"
+                f"- {question.asked} `{question.better}` minus `{question.than}`: {beams}; other sources {others}; "
+                f"greedy {greedy}"
             )
     return ["## One thing at a time", "", *lines, ""] if lines else []
