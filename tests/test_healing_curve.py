@@ -90,7 +90,10 @@ def test_the_curve_over_a_tiny_model_leaves_a_page_and_does_nothing_twice(
     points = {one["arm"]["name"]: one for one in result["points"]}
     assert list(points) == arms
     assert points["3 bridge, joint, distilled"]["layers"] == len(small_speech_llm.layers) - 3
-    assert points["3 bridge, joint, distilled"]["steps"] > 0
+    uncut, healed = (points[name] for name in arms[1:])
+    assert healed["steps"] == healed["budget_steps"] > 0
+    # A teacher as large as the uncut model, and a student that is smaller: at most 2 + 4 FLOPs a weight where it has 4.
+    assert uncut["steps"] * 4 / 6 - 1 < healed["steps"] <= uncut["steps"]
     assert "clips" not in points["full"]["dev"]["main"]
     page = (tmp_path / "results" / "curve.md").read_text()
     assert all(f"| {name} " in page for name in arms)
@@ -147,11 +150,17 @@ def test_the_committed_page_is_written_from_the_committed_arms(committed, tmp_pa
             assert row["wer_low"] <= row["wer"] <= row["wer_high"]
 
 
-def test_the_committed_arms_had_the_same_minutes(committed):
+def test_the_committed_arms_had_the_same_budget(committed):
+    from arms import RIVAL
+
     points, conditions = committed
     assert conditions["minutes"] >= 15
+    uncut = next(one for one in points if one["arm"]["name"] == RIVAL)
     for one in points:
-        if one["arm"]["train"]:
+        if "budget_steps" in one:
+            assert one["steps"] == one["budget_steps"]
+            assert 4 / 6 * uncut["steps"] < one["steps"] < 2 * uncut["steps"]
+        elif one["arm"]["train"]:
             # A stage ends with the step that the budget ends in.
             over = one["training_minutes"] - conditions["minutes"]
             assert 0 <= over < 0.5 * one["arm"]["stages"]

@@ -80,7 +80,8 @@ def all_arms() -> list[Arm]:
         ]
     nine = Arm("9 bridge, joint, distilled", 9, train=joint, teacher=True)
     arms += [
-        replace(nine, name=f"{DEEPEST_SIZE} bridge, joint, distilled", drop=DEEPEST_SIZE),
+        # The best of the arms with 9 layers removed.
+        replace(nine, name=f"{DEEPEST_SIZE} bridge, joint", drop=DEEPEST_SIZE, teacher=False),
         replace(nine, name="9 greedy, bridge, joint, distilled", strategy="greedy"),
         replace(nine, name="9 angular, bridge, joint, distilled", strategy="angular"),
         replace(nine, name="9 deepest, joint, distilled", strategy="deepest", bridge=False),

@@ -2,8 +2,8 @@
 
     python examples/healing_curve/curve.py --train TRAIN.jsonl --dev DEV.jsonl
 
-Every arm is cut, bridged and trained as `arms.py` says, each trained one for the same minutes, then exported (int8) and
-evaluated. Resumable: arms that are done are not made again, one that was killed goes on from its last checkpoint.
+Every arm is cut, bridged and trained as `arms.py` says, then exported (int8) and evaluated. The uncut model is trained for
+`--minutes`; every other arm gets the FLOPs that this took, whatever machine it is made on. Resumable: arms that are done are not made again, one that was killed goes on from its last checkpoint.
 `--arm NAME` takes that one (repeatable, in the order given). After every arm curve.json, curve.png and curve.md are
 written anew in `--out`, beside one file an arm, which holds its errors clip by clip; `--work` is for features,
 checkpoints and transcripts, and large.
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arms import Arm, all_arms
+from arms import RIVAL, Arm, all_arms
 from page import draw, write_page
 from tqdm import tqdm
 
@@ -80,13 +80,27 @@ class Curve:
         points = [json.loads(path.read_text()) for path in (self.out / "arms").glob("*.json")]
         return sorted(points, key=lambda point: order.get(point["arm"]["name"], len(order)))
 
-    def plan(self, arm: Arm) -> HealingPlan:
-        """How an arm is trained. No arm hears a clip twice in its minutes, so there is one variant of each."""
+    def steps(self, arm: Arm, model: SpeechLLM, teacher: SpeechLLM | None) -> int | None:
+        """Optimiser steps of one of the arm's stages: as many FLOPs as the uncut model's training took; None: by the minutes.
+
+        Minutes are not the same work on two machines. A step is 4 FLOPs a weight of the decoder and a position (2 forward,
+        2 backward: the weights themselves get no gradient), and 2 more for each weight of a teacher.
+        """
+        rival = next((one for one in self.points() if one["arm"]["name"] == RIVAL), None)
+        if rival is None or arm.name == RIVAL:
+            return None
+        uncut = 4 * weights(load(self.args.model))
+        step = 4 * weights(model) + (2 * weights(teacher) if teacher else 0)
+        return max(1, round(rival["steps"] / arm.stages * uncut / step))
+
+    def plan(self, arm: Arm, steps: int | None = None) -> HealingPlan:
+        """How an arm is trained. None hears a clip twice in its budget, so there is one variant of each."""
         return HealingPlan(
             train=arm.train,
             lora=arm.lora,
             hidden_weight=arm.hidden_weight,
-            minutes=self.args.minutes / arm.stages,
+            steps=steps,
+            minutes=self.args.minutes / arm.stages if steps is None else None,
             dev_minutes=1e9,
             batch_positions=1_536,
             micro_positions=1_536,
@@ -131,7 +145,7 @@ class Curve:
         full = load(self.args.model)
         model = with_decoder(full, wheel_decoder()) if arm.decoder == "base" else load(self.args.model)
         cuts: list[str] = []
-        minutes, steps, precision = 0.0, 0, None
+        minutes, steps, budget, precision = 0.0, 0, 0, None
         for stage in range(arm.stages):
             if arm.drop:
                 calibration: Calibration = speech_calibration(model, self.calibration_clips)
@@ -146,18 +160,22 @@ class Curve:
                 cuts += report.blocks
             if arm.train:
                 work = self.work / "runs" / f"{slug(arm.name)}-{stage}"
+                teacher = full if arm.teacher else None
+                given = self.steps(arm, model, teacher)
+                budget += given or 0
                 heal(
                     model,
-                    self.plan(arm),
+                    self.plan(arm, given),
                     open_speech([self.args.train]),
-                    teacher=full if arm.teacher else None,
+                    teacher=teacher,
                     work=work,
                     cache=self.work / "features",
                     progress=True,
                 )
                 run = model.config.provenance["healing"][-1]
                 minutes, steps, precision = minutes + run["minutes"], steps + run["steps"], run["precision"]
-        return model, cuts, {"training_minutes": round(minutes, 2), "steps": steps, "precision": precision}
+        took = {"training_minutes": round(minutes, 2), "steps": steps, "precision": precision}
+        return model, cuts, took | ({"budget_steps": budget} if budget else {})
 
     def judge(self, model: SpeechLLM, name: str) -> dict[str, dict[str, Any]]:
         """Word errors and cross-entropy on both halves of the dev speech, through the int8 export.
@@ -198,6 +216,11 @@ class Curve:
         return self.work / "records" / f"{slug(name)}-{part}.jsonl"
 
 
+def weights(model: SpeechLLM) -> int:
+    """Of the decoder, its embeddings included, which are its head too."""
+    return sum(parameter.numel() for parameter in model.decoder.parameters())
+
+
 def summary(point: dict[str, Any]) -> dict[str, Any]:
     """A point without its errors clip by clip, which its own file has."""
     parts = point["dev"].items()
@@ -221,7 +244,7 @@ def main() -> int:
     parser.add_argument("--dev-clips", type=int, default=90)
     parser.add_argument("--other-clips", type=int, default=25, help="of every other dev source")
     parser.add_argument("--calibration-clips", type=int, default=120)
-    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--minutes", type=float, default=15.0, help="of training for the uncut model")
     parser.add_argument("--arm", action="append", metavar="NAME", help="only this one (repeatable)")
     parser.add_argument("--keep", action="store_true", help="keep the trained checkpoints")
     parser.add_argument("-o", "--out", type=Path, default=Path(__file__).parent / "results")

@@ -95,7 +95,7 @@ def write_page(points: list[dict[str, Any]], conditions: dict[str, Any], folder:
                 f"{100 * greedy['wer']:.1f}",
                 f"{main['cross_entropy']:.3f}",
                 f"{point['training_minutes']:.0f}" if point["steps"] else "-",
-                str(point["steps"] or "-"),
+                f"{point['steps']}{'*' if 'budget_steps' in point else ''}" if point["steps"] else "-",
             )
         )
     header = (
@@ -114,8 +114,8 @@ def write_page(points: list[dict[str, Any]], conditions: dict[str, Any], folder:
         "# The healing curve",
         "",
         f"`{conditions['model']}` (weights {conditions['model_weights']}), {conditions['source']}: {clips['main']} dev clips; other dev sources: {clips['others']} "
-        f"clips; blocks chosen and bridges fitted on {conditions['calibration_clips']} training clips; every trained arm "
-        f"has {conditions['minutes']:g} minutes.",
+        f"clips; blocks chosen and bridges fitted on {conditions['calibration_clips']} training clips; {RIVAL!r} is trained for "
+        f"{conditions['minutes']:g} minutes, every other trained arm as long or, where its steps have a star, for as many FLOPs.",
         "",
         "![layers removed against word errors](curve.png)",
         "",
@@ -180,7 +180,9 @@ def _answers(points: list[dict[str, Any]]) -> list[str]:
 
     lines = []
     for question in questions():
-        pairs = [paired(points, question.better, question.than, part) for part in ("main", "others", "greedy")]
+        pairs = [
+            paired(points, question.better, question.than, part) for part in ("main", "others", "greedy")
+        ]
         if beams_others_greedy := [points_of_wer(pair) for pair in pairs if pair is not None]:
             beams, others, greedy = beams_others_greedy
             lines.append(
