@@ -149,7 +149,7 @@ class Transcriber:
 
         Raises:
             UsageError: fewer than 0.
-            EngineError: the engine can follow one only, or not so many.
+            EngineError: the engine cannot follow so many.
         """
         if beams < 0:
             raise UsageError(f"{beams} beams are not possible: give 1 or more, or 0 for as many as pay")
@@ -157,15 +157,10 @@ class Transcriber:
         if beams == 0 and isinstance(engine, BeamEngine):
             beams = max(PAYING_BEAMS if engine.spells else 1, self.options.beams)
         beams = beams or 1
-        if beams > 1 and not isinstance(engine, BeamEngine):
-            raise EngineError(
-                f"{self.engine.name} follows one transcript at a time: use --engine onnx, or leave --beams out"
-            )
-        if beams > 1 and isinstance(engine, BeamEngine) and beams > (engine.most_beams or beams):
-            raise EngineError(
-                f"{self.engine.name} follows {engine.most_beams} transcripts at most, not {beams}: give fewer --beams, "
-                "or use --engine onnx"
-            )
+        most = engine.most_beams if isinstance(engine, BeamEngine) else 1
+        if beams > (most or beams):
+            follows = "one transcript at a time" if most == 1 else f"{most} transcripts at most, not {beams}"
+            raise EngineError(f"{self.engine.name} follows {follows}: use --engine onnx, or fewer --beams")
         self.options = replace(self.options, beams=beams)
 
     def following(self, beams: int) -> Transcriber:

@@ -27,7 +27,7 @@ def point(name, drop, errors, train=("projector",)):
     clips = {f"clip{i}": pair for i, pair in enumerate(zip(errors, words, strict=True))}
     return {
         "arm": {"name": name, "drop": drop, "train": list(train)}, "blocks": [], "layers": 30 - drop, "steps": 7,
-        "training_minutes": 15.0, "dev": {name: {**part, "clips": clips} for name in ("main", "others", "greedy")},
+        "training_minutes": 15.0, "dev": {half: {**part, "clips": clips} for half in ("main", "others", "greedy")},
     }  # fmt: skip
 
 

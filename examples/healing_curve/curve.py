@@ -80,7 +80,7 @@ class Curve:
         points = [json.loads(path.read_text()) for path in (self.out / "arms").glob("*.json")]
         return sorted(points, key=lambda point: order.get(point["arm"]["name"], len(order)))
 
-    def steps(self, arm: Arm, model: SpeechLLM, teacher: SpeechLLM | None) -> int | None:
+    def steps(self, arm: Arm, model: SpeechLLM, full: SpeechLLM) -> int | None:
         """Optimiser steps of one of the arm's stages: as many FLOPs as the uncut model's training took; None: by the minutes.
 
         Minutes are not the same work on two machines. A step is 4 FLOPs a weight of the decoder and a position (2 forward,
@@ -89,9 +89,8 @@ class Curve:
         rival = next((one for one in self.points() if one["arm"]["name"] == RIVAL), None)
         if rival is None or arm.name == RIVAL:
             return None
-        uncut = 4 * weights(load(self.args.model))
-        step = 4 * weights(model) + (2 * weights(teacher) if teacher else 0)
-        return max(1, round(rival["steps"] / arm.stages * uncut / step))
+        step = 4 * decoder_weights(model) + (2 * decoder_weights(full) if arm.teacher else 0)
+        return max(1, round(rival["steps"] / arm.stages * 4 * decoder_weights(full) / step))
 
     def plan(self, arm: Arm, steps: int | None = None) -> HealingPlan:
         """How an arm is trained. None hears a clip twice in its budget, so there is one variant of each."""
@@ -160,14 +159,13 @@ class Curve:
                 cuts += report.blocks
             if arm.train:
                 work = self.work / "runs" / f"{slug(arm.name)}-{stage}"
-                teacher = full if arm.teacher else None
-                given = self.steps(arm, model, teacher)
+                given = self.steps(arm, model, full)
                 budget += given or 0
                 heal(
                     model,
                     self.plan(arm, given),
                     open_speech([self.args.train]),
-                    teacher=teacher,
+                    teacher=full if arm.teacher else None,
                     work=work,
                     cache=self.work / "features",
                     progress=True,
@@ -216,8 +214,8 @@ class Curve:
         return self.work / "records" / f"{slug(name)}-{part}.jsonl"
 
 
-def weights(model: SpeechLLM) -> int:
-    """Of the decoder, its embeddings included, which are its head too."""
+def decoder_weights(model: SpeechLLM) -> int:
+    """How many weights the decoder has; its embeddings, which are its head too, count once."""
     return sum(parameter.numel() for parameter in model.decoder.parameters())
 
 

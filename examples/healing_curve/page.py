@@ -180,13 +180,13 @@ def _answers(points: list[dict[str, Any]]) -> list[str]:
 
     lines = []
     for question in questions():
-        pairs = [
-            paired(points, question.better, question.than, part) for part in ("main", "others", "greedy")
+        answers = [
+            label + points_of_wer(difference)
+            for label, part in (("", "main"), ("other sources ", "others"), ("greedy ", "greedy"))
+            if (difference := paired(points, question.better, question.than, part))
         ]
-        if beams_others_greedy := [points_of_wer(pair) for pair in pairs if pair is not None]:
-            beams, others, greedy = beams_others_greedy
+        if answers:
             lines.append(
-                f"- {question.asked} `{question.better}` minus `{question.than}`: {beams}; other sources {others}; "
-                f"greedy {greedy}"
+                f"- {question.asked} `{question.better}` minus `{question.than}`: {'; '.join(answers)}"
             )
     return ["## One thing at a time", "", *lines, ""] if lines else []
