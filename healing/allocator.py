@@ -10,8 +10,8 @@ import sys
 def restart_with_tcmalloc() -> None:
     """Start this program once more with tcmalloc, where it is installed (Debian's libtcmalloc-minimal4); else return.
 
-    Every batch has another length, so that glibc's lists of freed blocks grow until searching them is a sixth of a step
-    (55 of 312 samples of a profile). jemalloc, told to keep what is freed, grew to 24 GB.
+    Every batch has another length, so that glibc's lists of freed blocks grow until searching them shows in a profile of
+    a step. jemalloc, told to keep what is freed, grew to 24 GB.
     """
     loaded = os.environ.get("LD_PRELOAD", "")
     library = ctypes.util.find_library("tcmalloc_minimal") if sys.platform.startswith("linux") else None

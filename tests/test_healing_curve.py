@@ -79,7 +79,10 @@ def test_the_curve_over_a_tiny_model_leaves_a_page_and_does_nothing_twice(
     import curve
 
     model = save_checkpoint(small_speech_llm, tmp_path / "tiny")
-    arms = ["full", "full, same training", "3 bridge, joint, distilled"]
+    arms = ["full", "3 cut", "full, same training", "3 bridge, joint, distilled"]
+    chosen = []
+    choose = curve.choose_blocks
+    monkeypatch.setattr(curve, "choose_blocks", lambda *cut: chosen.append(cut[1:]) or choose(*cut))
     argv = ["curve.py", "--model", str(model), "--train", str(CLIPS / "calibration.jsonl")]
     argv += ["--dev", str(CLIPS / "evaluation.jsonl"), "--source", SOURCE, "--dev-clips", "2", "--other-clips", "1"]  # fmt: skip
     argv += ["--calibration-clips", "4", "--minutes", "0.02", "-o", str(tmp_path / "results")]
@@ -89,8 +92,10 @@ def test_the_curve_over_a_tiny_model_leaves_a_page_and_does_nothing_twice(
     result = json.loads((tmp_path / "results" / "curve.json").read_text())
     points = {one["arm"]["name"]: one for one in result["points"]}
     assert list(points) == arms
+    assert chosen == [(3, "bridged")]  # the same cut is not chosen twice
+    assert points["3 cut"]["blocks"] == points["3 bridge, joint, distilled"]["blocks"]
     assert points["3 bridge, joint, distilled"]["layers"] == len(small_speech_llm.layers) - 3
-    uncut, healed = (points[name] for name in arms[1:])
+    uncut, healed = (points[name] for name in arms[2:])
     assert healed["steps"] == healed["budget_steps"] > 0
     # A teacher as large as the uncut model, and a student that is smaller: at most 2 + 4 FLOPs a weight where it has 4.
     assert uncut["steps"] * 4 / 6 - 1 < healed["steps"] <= uncut["steps"]

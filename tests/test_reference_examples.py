@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -189,3 +190,14 @@ def test_the_hours_of_a_learning_curve_are_nested():
     less, more = (first_hours(clips, hours) for hours in (0.5, 1.0))
     assert more[: len(less)] == less
     assert 1800 <= sum(clip.seconds for clip in less) < 1980
+
+
+def test_encoders_are_timed_beside_one_another(reference_bundle, reference_float_bundle, monkeypatch, capsys):
+    import encoder_speed
+
+    argv = ["encoder_speed.py", str(reference_float_bundle), str(reference_bundle)]
+    monkeypatch.setattr(sys, "argv", [*argv, "--seconds", "1", "--repeat", "3"])
+    assert encoder_speed.main() == 0
+    first, second, timed = capsys.readouterr().out.splitlines()
+    assert int(first.split()[-2]) > int(second.split()[-2]) > 10  # MB: fp32 is the larger one
+    assert re.fullmatch(r"1 s of audio: [\d.]+ ms \(1\.00\), [\d.]+ ms \(\d+\.\d\d\)", timed)

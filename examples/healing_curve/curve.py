@@ -39,6 +39,7 @@ from prunella.healing.features import FeatureStore, module_digest
 from prunella.healing.heal import heal
 from prunella.healing.machine import choose_precision
 from prunella.healing.plan import Augmentation, HealingPlan
+from prunella.pruning.blocks import Block
 from prunella.pruning.calibration import Calibration, speech_batches, speech_calibration
 from prunella.pruning.prune import prune
 from prunella.pruning.redundancy import measure_redundancy
@@ -148,11 +149,7 @@ class Curve:
         for stage in range(arm.stages):
             if arm.drop:
                 calibration: Calibration = speech_calibration(model, self.calibration_clips)
-                redundancy = measure_redundancy(
-                    model.decoder, speech_batches(model, self.calibration_clips.utterances)
-                )
-                evidence = Evidence(model.decoder, redundancy, calibration)
-                blocks = choose_blocks(evidence, arm.drop // arm.stages, arm.strategy)
+                blocks = self.chosen(arm) or self.choose(arm, model, calibration)
                 model, report = prune(
                     model, blocks, calibration=calibration, bridge=arm.bridge, strategy=arm.strategy
                 )
@@ -174,6 +171,23 @@ class Curve:
                 minutes, steps, precision = minutes + run["minutes"], steps + run["steps"], run["precision"]
         took = {"training_minutes": round(minutes, 2), "steps": steps, "precision": precision}
         return model, cuts, took | ({"budget_steps": budget} if budget else {})
+
+    def choose(self, arm: Arm, model: SpeechLLM, calibration: Calibration) -> tuple[Block, ...]:
+        """What one stage of the arm cuts."""
+        redundancy = measure_redundancy(
+            model.decoder, speech_batches(model, self.calibration_clips.utterances)
+        )
+        evidence = Evidence(model.decoder, redundancy, calibration)
+        return choose_blocks(evidence, arm.drop // arm.stages, arm.strategy)
+
+    def chosen(self, arm: Arm) -> tuple[Block, ...]:
+        """What an arm with the same cut had chosen; empty: there is none, or the choice depends on what came before."""
+        cut = (arm.drop, arm.strategy, arm.decoder, 1)
+        for point in self.points() if arm.stages == 1 else ():
+            other = Arm(**{**point["arm"], "train": tuple(point["arm"]["train"])})
+            if (other.drop, other.strategy, other.decoder, other.stages) == cut:
+                return tuple(map(Block.parse, point["blocks"]))
+        return ()
 
     def judge(self, model: SpeechLLM, name: str) -> dict[str, dict[str, Any]]:
         """Word errors and cross-entropy on both halves of the dev speech, through the int8 export.
