@@ -21,12 +21,12 @@ def curve_scripts(example_folder):
     example_folder("healing_curve")
 
 
-def point(name, drop, errors, train=("projector",)):
+def point(name, drop, errors, train=("projector",), strategy="bridged", blocks=()):
     words = [10] * len(errors)
     part = {"wer": sum(errors) / sum(words), "wer_low": 0.0, "wer_high": 1.0, "cross_entropy": 1.0}
     clips = {f"clip{i}": pair for i, pair in enumerate(zip(errors, words, strict=True))}
     return {
-        "arm": {"name": name, "drop": drop, "train": list(train)}, "blocks": [], "layers": 30 - drop, "steps": 7,
+        "arm": {"name": name, "drop": drop, "train": list(train), "strategy": strategy}, "blocks": list(blocks), "layers": 30 - drop, "steps": 7,
         "training_minutes": 15.0, "dev": {half: {**part, "clips": clips} for half in ("main", "others", "greedy")},
     }  # fmt: skip
 
@@ -71,6 +71,18 @@ def test_the_page_answers_what_it_can_and_says_what_is_missing(tmp_path):
     assert "; other sources -10.0 points" in page and "; greedy -10.0 points" in page
     assert "teacher" not in page.split("## Not made yet")[0]
     assert "9 bridge, joint, distilled" in page.split("## Not made yet")[1]
+
+
+def test_two_strategies_that_choose_the_same_block_are_not_compared():
+    from page import _answers
+
+    measured = point("9 bridge", 9, [2, 2], train=(), blocks=["2:11"])
+    angular = point("9 angular, bridge", 9, [2, 2], train=(), strategy="angular", blocks=["2:11"])
+    (answer,) = [line for line in _answers([measured, angular]) if "angular, bridge`" in line]
+    assert answer.endswith("`9 angular, bridge` minus `9 bridge`: both chose 2:11")
+    angular["blocks"] = ["3:12"]
+    (answer,) = [line for line in _answers([measured, angular]) if "angular, bridge`" in line]
+    assert "+0.0 points of WER" in answer
 
 
 def test_the_curve_over_a_tiny_model_leaves_a_page_and_does_nothing_twice(

@@ -178,15 +178,24 @@ def _answers(points: list[dict[str, Any]]) -> list[str]:
         clear = "" if d.low > 0 or d.high < 0 else "; chance explains it"
         return f"{100 * d.difference:+.1f} points of WER ({100 * d.low:+.1f} to {100 * d.high:+.1f}{clear})"
 
+    made = {point["arm"]["name"]: point for point in points}
     lines = []
     for question in questions():
+        asked = f"- {question.asked} `{question.better}` minus `{question.than}`"
+        better, than = made.get(question.better), made.get(question.than)
+        if (
+            better
+            and than
+            and better["arm"]["strategy"] != than["arm"]["strategy"]
+            and better["blocks"] == than["blocks"]
+        ):
+            lines.append(f"{asked}: both chose {' '.join(than['blocks'])}")
+            continue
         answers = [
             label + points_of_wer(difference)
             for label, part in (("", "main"), ("other sources ", "others"), ("greedy ", "greedy"))
             if (difference := paired(points, question.better, question.than, part))
         ]
         if answers:
-            lines.append(
-                f"- {question.asked} `{question.better}` minus `{question.than}`: {'; '.join(answers)}"
-            )
+            lines.append(f"{asked}: {'; '.join(answers)}")
     return ["## One thing at a time", "", *lines, ""] if lines else []
