@@ -45,6 +45,7 @@ def questions() -> list[Question]:
             ),
             Question("Bridged before training, or not?", best, f"{size} joint"),
             Question("With the full model as teacher, or without?", f"{best}, distilled", best),
+            Question("Bridged and not trained, or not cut?", f"{size} bridge", "full"),
             Question("A block by angular distance, or by measured loss, before training?", f"{size} angular, bridge", f"{size} bridge"),
             Question("Blocks by measured loss one after the other, or the best one block, before training?", f"{size} greedy, bridge", f"{size} bridge"),
         ]  # fmt: skip
