@@ -11,7 +11,7 @@ def restart_with_tcmalloc() -> None:
     """Start this program once more with tcmalloc, where it is installed (Debian's libtcmalloc-minimal4); else return.
 
     Every batch has another length, so that glibc's lists of freed blocks grow until searching them shows in a profile of
-    a step. jemalloc, told to keep what is freed, grew to 24 GB.
+    a step. jemalloc, told to keep what is freed, ran out of memory.
     """
     loaded = os.environ.get("LD_PRELOAD", "")
     library = ctypes.util.find_library("tcmalloc_minimal") if sys.platform.startswith("linux") else None

@@ -149,7 +149,7 @@ class Curve:
         for stage in range(arm.stages):
             if arm.drop:
                 calibration: Calibration = speech_calibration(model, self.calibration_clips)
-                blocks = self.chosen(arm) or self.choose(arm, model, calibration)
+                blocks = self.chosen_before(arm) or self.choose(arm, model, calibration)
                 model, report = prune(
                     model, blocks, calibration=calibration, bridge=arm.bridge, strategy=arm.strategy
                 )
@@ -180,12 +180,11 @@ class Curve:
         evidence = Evidence(model.decoder, redundancy, calibration)
         return choose_blocks(evidence, arm.drop // arm.stages, arm.strategy)
 
-    def chosen(self, arm: Arm) -> tuple[Block, ...]:
-        """What an arm with the same cut had chosen; empty: there is none, or the choice depends on what came before."""
-        cut = (arm.drop, arm.strategy, arm.decoder, 1)
+    def chosen_before(self, arm: Arm) -> tuple[Block, ...]:
+        """What an arm with the same cut has chosen; empty: there is none, or each stage has to choose for itself."""
+        cut = {key: getattr(arm, key) for key in ("drop", "strategy", "decoder", "stages")}
         for point in self.points() if arm.stages == 1 else ():
-            other = Arm(**{**point["arm"], "train": tuple(point["arm"]["train"])})
-            if (other.drop, other.strategy, other.decoder, other.stages) == cut:
+            if cut.items() <= point["arm"].items():
                 return tuple(map(Block.parse, point["blocks"]))
         return ()
 

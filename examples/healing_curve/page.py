@@ -182,14 +182,8 @@ def _answers(points: list[dict[str, Any]]) -> list[str]:
     lines = []
     for question in questions():
         asked = f"- {question.asked} `{question.better}` minus `{question.than}`"
-        better, than = made.get(question.better), made.get(question.than)
-        if (
-            better
-            and than
-            and better["arm"]["strategy"] != than["arm"]["strategy"]
-            and better["blocks"] == than["blocks"]
-        ):
-            lines.append(f"{asked}: both chose {' '.join(than['blocks'])}")
+        if block := _same_block(made.get(question.better), made.get(question.than)):
+            lines.append(f"{asked}: both chose {block}")
             continue
         answers = [
             label + points_of_wer(difference)
@@ -199,3 +193,10 @@ def _answers(points: list[dict[str, Any]]) -> list[str]:
         if answers:
             lines.append(f"{asked}: {'; '.join(answers)}")
     return ["## One thing at a time", "", *lines, ""] if lines else []
+
+
+def _same_block(one: dict[str, Any] | None, other: dict[str, Any] | None) -> str | None:
+    """What two strategies both chose to cut; None where they differ, or are one."""
+    if one is None or other is None or one["arm"]["strategy"] == other["arm"]["strategy"]:
+        return None
+    return " ".join(one["blocks"]) if one["blocks"] == other["blocks"] else None
