@@ -169,7 +169,12 @@ class Curve:
                 )
                 run = model.config.provenance["healing"][-1]
                 minutes, steps, precision = minutes + run["minutes"], steps + run["steps"], run["precision"]
-        took = {"training_minutes": round(minutes, 2), "steps": steps, "precision": precision}
+        took = {
+            "training_minutes": round(minutes, 2),
+            "threads": torch.get_num_threads(),
+            "steps": steps,
+            "precision": precision,
+        }
         return model, cuts, took | ({"budget_steps": budget} if budget else {})
 
     def choose(self, arm: Arm, model: SpeechLLM, calibration: Calibration) -> tuple[Block, ...]:
