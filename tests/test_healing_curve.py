@@ -73,6 +73,15 @@ def test_the_page_answers_what_it_can_and_says_what_is_missing(tmp_path):
     assert "9 bridge, joint, distilled" in page.split("## Not made yet")[1]
 
 
+def test_a_row_says_whether_its_minutes_are_of_one_core(tmp_path):
+    from page import write_page
+
+    points = [point("9 joint", 9, [3]), {**point("6 joint", 6, [3]), "threads": 1}]
+    write_page(points, CONDITIONS, tmp_path)
+    rows = [line for line in (tmp_path / "curve.md").read_text().splitlines() if " joint " in line]
+    assert ["15 on 1 core" in row for row in rows] == [False, True]
+
+
 def test_two_strategies_that_choose_the_same_block_are_not_compared(tmp_path):
     from page import write_page
 

@@ -94,7 +94,7 @@ def write_page(points: list[dict[str, Any]], conditions: dict[str, Any], folder:
                 f"{100 * others['wer']:.1f}",
                 f"{100 * greedy['wer']:.1f}",
                 f"{main['cross_entropy']:.3f}",
-                f"{point['training_minutes']:.0f}" if point["steps"] else "-",
+                _minutes(point),
                 f"{point['steps']}{'*' if 'budget_steps' in point else ''}" if point["steps"] else "-",
             )
         )
@@ -128,6 +128,13 @@ def write_page(points: list[dict[str, Any]], conditions: dict[str, Any], folder:
     if missing:
         text += ["## Not made yet", "", "; ".join(missing), ""]
     write_text(folder / "curve.md", "\n".join(text))
+
+
+def _minutes(point: dict[str, Any]) -> str:
+    """What an arm's training took. Where two arms share a machine, each has one core, which the cell says."""
+    if not point["steps"]:
+        return "-"
+    return f"{point['training_minutes']:.0f}" + (" on 1 core" if point.get("threads") == 1 else "")
 
 
 def paired(points: list[dict[str, Any]], name: str, than: str, part: str = "main") -> PairedDifference | None:
