@@ -17,7 +17,7 @@ from prunella.healing.plan import HealingPlan
 
 _EAGER_BYTES = 2 << 30
 _LONG_MINUTES = 10.0  # compiling takes a minute
-_LONG_STEPS = 300  # and saves a quarter of a step of a second or two
+_LONG_STEPS = 300  # as long, at the 2 s a step of a CPU
 _WORTH = 1.2  # bf16 must beat fp32 by this much to be chosen
 
 
