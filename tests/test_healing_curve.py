@@ -82,6 +82,21 @@ def test_a_row_says_whether_its_minutes_are_of_one_core(tmp_path):
     assert ["15 on 1 core" in row for row in rows] == [False, True]
 
 
+def test_a_trained_line_begins_at_the_uncut_model_with_the_same_training(tmp_path, monkeypatch):
+    import page
+    from arms import RIVAL
+
+    panels = []
+    monkeypatch.setattr(
+        page, "_panel", lambda axes, *rest, drawn=page._panel: panels.append(axes) or drawn(axes, *rest)
+    )
+    points = [point("full", 0, [4], train=()), point(RIVAL, 0, [3]), point("9 bridge", 9, [7], train=()), point("9 joint", 9, [5])]  # fmt: skip
+    page.draw(points, tmp_path / "curve.png")
+    for axes in panels:
+        lines = {bars.get_label(): list(bars.lines[0].get_ydata()) for bars in axes.containers}
+        assert lines == {"bridge": pytest.approx([40, 70]), "joint": pytest.approx([30, 50])}
+
+
 def test_two_strategies_that_choose_the_same_block_are_not_compared(tmp_path):
     from page import write_page
 

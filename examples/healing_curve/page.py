@@ -42,14 +42,16 @@ def _panel(axes: Axes, points: list[dict[str, Any]], part: str) -> None:
     def place(point: dict[str, Any], key: str = "wer") -> float:
         return 100 * point["dev"][part][key]
 
-    full = [point for point in points if point["arm"]["name"] == "full"]
+    uncut = {point["arm"]["name"]: point for point in points if not point["arm"]["drop"]}
     lines: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _KINDS}
     for point in points:
         if point["arm"]["drop"]:
             lines.setdefault(point["arm"]["name"].partition(" ")[2], []).append(point)
     colours = pyplot.get_cmap("tab20")
     for at, (kind, line) in enumerate((kind, line) for kind, line in lines.items() if line):
-        line = sorted((full if kind in _KINDS else []) + line, key=lambda point: point["arm"]["drop"])
+        # A trained line begins at the uncut model that was trained too.
+        begin = uncut.get(RIVAL if line[0]["arm"]["train"] else "full") if kind in _KINDS else None
+        line = sorted(([begin] if begin else []) + line, key=lambda point: point["arm"]["drop"])
         # Beside one another, so that the intervals of one drop can be told apart.
         drops = [point["arm"]["drop"] + (0.1 * (at - 5) if point["arm"]["drop"] else 0) for point in line]
         wer = [place(point) for point in line]
@@ -69,8 +71,8 @@ def _panel(axes: Axes, points: list[dict[str, Any]], part: str) -> None:
             label=kind,
             **style,
         )
-    rival = next((place(point) for point in points if point["arm"]["name"] == RIVAL), None)
-    if rival is not None:
+    if RIVAL in uncut:
+        rival = place(uncut[RIVAL])
         axes.axhline(rival, linestyle="--", color="grey", label="nothing cut, same training")
         axes.axhline(1.1 * rival, linestyle=":", color="grey", label="10 % above it")
     axes.set_yscale("log")
