@@ -36,19 +36,19 @@ class Question:
 
 def questions() -> list[Question]:
     """What the curve is asked, over the arms that there are."""
-    asked: list[Question] = []
-    for size in SIZES:
-        best = f"{size} bridge, joint"
-        asked += [
-            Question(
-                "Projector and decoder together, or the decoder alone?", best, f"{size} bridge, decoder only"
-            ),
-            Question("Bridged before training, or not?", best, f"{size} joint"),
-            Question("With the full model as teacher, or without?", f"{best}, distilled", best),
-            Question("Bridged and not trained, or not cut?", f"{size} bridge", "full"),
-            Question("A block by angular distance, or by measured loss, before training?", f"{size} angular, bridge", f"{size} bridge"),
-            Question("Blocks by measured loss one after the other, or the best one block, before training?", f"{size} greedy, bridge", f"{size} bridge"),
-        ]  # fmt: skip
+    of_each_size = [
+        ("Bridged and not trained, or not cut?", "{} bridge", "full"),
+        ("A block by angular distance, or by measured loss, before training?", "{} angular, bridge", "{} bridge"),
+        ("Blocks by measured loss one after the other, or the best one block, before training?", "{} greedy, bridge", "{} bridge"),
+        ("Bridged before training, or not?", "{} bridge, joint", "{} joint"),
+        ("Projector and decoder together, or the decoder alone?", "{} bridge, joint", "{} bridge, decoder only"),
+        ("With the full model as teacher, or without?", "{} bridge, joint, distilled", "{} bridge, joint"),
+    ]  # fmt: skip
+    asked = [
+        Question(text, better.format(size), than.format(size))
+        for text, better, than in of_each_size
+        for size in SIZES
+    ]
     nine = "9 bridge, joint, distilled"
     return [
         *asked,

@@ -17,6 +17,7 @@ from prunella.evaluation.bootstrap import PairedDifference, paired_difference
 from prunella.evaluation.table import render_table
 
 _KINDS = ("cut", "bridge", "bridge, decoder only", "joint", "bridge, joint", "bridge, joint, distilled")
+_PARTS = {"main": "main source", "others": "other sources", "greedy": "main source, greedy"}
 
 
 def draw(points: list[dict[str, Any]], path: Path) -> None:
@@ -160,52 +161,59 @@ def paired(points: list[dict[str, Any]], name: str, than: str, part: str = "main
 def _against_full(points: list[dict[str, Any]]) -> list[str]:
     """Each healed arm against the uncut model with the same training."""
 
-    def relative(name: str, part: str) -> str | None:
-        difference = paired(points, name, RIVAL, part)
-        if difference is None:
-            return None
-        middle, low, high = (
-            100 * value / difference.rate_a
-            for value in (difference.difference, difference.low, difference.high)
-        )
-        return f"{middle:+.0f} % relative ({low:+.0f} to {high:+.0f})"
+    def relative(name: str, part: str) -> str:
+        d = paired(points, name, RIVAL, part)
+        assert d is not None
+        return _with_interval(d, 100 / d.rate_a, "+.0f")
 
-    names = [point["arm"]["name"] for point in points if point["arm"]["train"] and point["arm"]["drop"]]
-    lines = [
-        f"- {name}: {beams}; other sources {relative(name, 'others')}; greedy {relative(name, 'greedy')}"
-        for name in names
-        if (beams := relative(name, "main"))
+    made = {point["arm"]["name"] for point in points}
+    healed = [point["arm"]["name"] for point in points if point["arm"]["train"] and point["arm"]["drop"]]
+    rows = [(name, *(relative(name, part) for part in _PARTS)) for name in healed if RIVAL in made]
+    if not rows:
+        return []
+    return [
+        "## Against the uncut model with the same training",
+        "",
+        f"Word errors in % above those of {RIVAL!r}, relative, by paired bootstrap over the same clips (95 % interval); bold: not by chance.",
+        "",
+        render_table(("arm", *_PARTS.values()), rows, markdown=True),
+        "",
     ]
-    title = "## Against the uncut model with the same training"
-    return [title, "", "Paired bootstrap over the same clips.", "", *lines, ""] if lines else []
 
 
 def _answers(points: list[dict[str, Any]]) -> list[str]:
     """What pairs of arms that differ in one thing say."""
-
-    def points_of_wer(d: PairedDifference) -> str:
-        clear = "" if d.low > 0 or d.high < 0 else "; chance explains it"
-        return f"{100 * d.difference:+.1f} points of WER ({100 * d.low:+.1f} to {100 * d.high:+.1f}{clear})"
-
     made = {point["arm"]["name"]: point for point in points}
-    lines = []
+    rows = []
     for question in questions():
-        asked = f"- {question.asked} `{question.better}` minus `{question.than}`"
-        if block := _same_block(made.get(question.better), made.get(question.than)):
-            lines.append(f"{asked}: both chose {block}")
+        one, other = made.get(question.better), made.get(question.than)
+        if one is None or other is None:
             continue
-        answers = [
-            label + points_of_wer(difference)
-            for label, part in (("", "main"), ("other sources ", "others"), ("greedy ", "greedy"))
-            if (difference := paired(points, question.better, question.than, part))
-        ]
-        if answers:
-            lines.append(f"{asked}: {'; '.join(answers)}")
-    return ["## One thing at a time", "", *lines, ""] if lines else []
+        pairs = [paired(points, question.better, question.than, part) for part in _PARTS]
+        answers = [_with_interval(d, 100, "+.1f") for d in pairs if d is not None]
+        if block := _same_block(one, other):
+            answers = [f"both chose {block}", *("" for _ in answers[1:])]
+        rows.append((question.asked, f"`{question.better}` minus `{question.than}`", *answers))
+    if not rows:
+        return []
+    return [
+        "## One thing at a time",
+        "",
+        "Points of WER that the first of two arms has more than the second, paired in the same way; bold: not by chance.",
+        "",
+        render_table(("question", "arms", *_PARTS.values()), rows, markdown=True),
+        "",
+    ]
 
 
-def _same_block(one: dict[str, Any] | None, other: dict[str, Any] | None) -> str | None:
+def _with_interval(d: PairedDifference, scale: float, digits: str) -> str:
+    middle, low, high = (format(scale * value, digits) for value in (d.difference, d.low, d.high))
+    mark = "**" if d.low > 0 or d.high < 0 else ""
+    return f"{mark}{middle}{mark} ({low} to {high})"
+
+
+def _same_block(one: dict[str, Any], other: dict[str, Any]) -> str | None:
     """What two strategies both chose to cut; None where they differ, or are one."""
-    if one is None or other is None or one["arm"]["strategy"] == other["arm"]["strategy"]:
+    if one["arm"]["strategy"] == other["arm"]["strategy"]:
         return None
     return " ".join(one["blocks"]) if one["blocks"] == other["blocks"] else None
