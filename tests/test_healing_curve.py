@@ -151,6 +151,10 @@ def test_the_curve_over_a_tiny_model_leaves_a_page_and_does_nothing_twice(
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results" / "arms").iterdir()}
     assert curve.main() == 0
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "results" / "arms").iterdir()}
+    monkeypatch.setattr(sys, "argv", [*argv, "--calibration-clips", "3"])
+    with pytest.raises(SystemExit):
+        curve.main()
+    assert "calibration_clips 4, not 3" in capsys.readouterr().err
     other = copy.deepcopy(small_speech_llm)
     with torch.no_grad():
         next(other.projector.parameters()).mul_(1.5)

@@ -74,6 +74,22 @@ class Curve:
             args.other_clips, seed=0
         )
         self.dev = {"main": main, "others": others}
+        self.conditions = {"minutes": args.minutes, "model": args.model,
+                           "model_weights": self.model_weights, "source": args.source,
+                           "clips": {part: len(manifest) for part, manifest in self.dev.items()},
+                           "calibration_clips": len(self.calibration_clips)}  # fmt: skip
+        self._check_conditions()
+
+    def _check_conditions(self) -> None:
+        """Arms made under two conditions are no curve. One model may go by two names: the weights were compared before."""
+        page = self.out / "curve.json"
+        before = json.loads(page.read_text())["conditions"] if page.exists() else {}
+        changed = [f"{key} {before[key]}, not {now}" for key, now in self.conditions.items()
+                   if key in before and before[key] != now and key != "model"]  # fmt: skip
+        if changed:
+            raise UsageError(
+                f"{self.out} holds arms that were made otherwise ({'; '.join(changed)}): give another --out, or their settings"
+            )
 
     def points(self) -> list[dict[str, Any]]:
         """The arms that are done, in the order of `all_arms`."""
@@ -218,15 +234,11 @@ class Curve:
     def report(self) -> None:
         """Write what is there so far."""
         points = self.points()
-        conditions = {"minutes": self.args.minutes, "model": self.args.model,
-                      "model_weights": self.model_weights, "source": self.args.source,
-                      "clips": {part: len(manifest) for part, manifest in self.dev.items()},
-                      "calibration_clips": len(self.calibration_clips)}  # fmt: skip
         write_json(
-            self.out / "curve.json", {"conditions": conditions, "points": [summary(p) for p in points]}
+            self.out / "curve.json", {"conditions": self.conditions, "points": [summary(p) for p in points]}
         )
         draw(points, self.out / "curve.png")
-        write_page(points, conditions, self.out)
+        write_page(points, self.conditions, self.out)
 
     def _records(self, name: str, part: str) -> Path:
         return self.work / "records" / f"{slug(name)}-{part}.jsonl"
