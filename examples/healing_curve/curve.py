@@ -110,7 +110,7 @@ class Curve:
         return max(1, round(rival["steps"] / arm.stages * 4 * decoder_weights(full) / step))
 
     def plan(self, arm: Arm, steps: int | None = None) -> HealingPlan:
-        """How an arm is trained. None hears a clip twice in its budget, so there is one variant of each."""
+        """How an arm is trained. None hears a clip three times in its budget, so there is one variant of each: features take time too."""
         return HealingPlan(
             train=arm.train,
             lora=arm.lora,
