@@ -151,6 +151,15 @@ def test_the_curve_over_a_tiny_model_leaves_a_page_and_does_nothing_twice(
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results" / "arms").iterdir()}
     assert curve.main() == 0
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "results" / "arms").iterdir()}
+    monkeypatch.setattr(sys, "argv", [*argv, "--by-heart"])
+    capsys.readouterr()
+    assert curve.main() == 0
+    losses = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in losses] == arms
+    assert (
+        losses[1].partition(": ")[2] != losses[3].partition(": ")[2]
+    )  # trained, the same cut says something else
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "results" / "arms").iterdir()}
     monkeypatch.setattr(sys, "argv", [*argv, "--calibration-clips", "3"])
     with pytest.raises(SystemExit):
         curve.main()

@@ -45,6 +45,7 @@ from prunella.pruning.prune import prune
 from prunella.pruning.redundancy import measure_redundancy
 from prunella.pruning.selection import Evidence, choose_blocks
 from prunella.pruning.surgery import with_decoder
+from prunella.speech_llm.batches import cross_entropy
 from prunella.speech_llm.checkpoint import save_checkpoint
 from prunella.speech_llm.load import load
 from prunella.speech_llm.model import SpeechLLM
@@ -231,6 +232,19 @@ class Curve:
                 judged[part] = report.overall.to_json() | {"clips": clips}
         return judged
 
+    def by_heart(self, arm: Arm) -> tuple[float, float]:
+        """The arm's loss in nats a token, in float32, on training speech, of the main source where it has any, and on the main dev clips."""
+        model = self.make(arm)[0]
+        train_speech = read_manifest(self.args.train).at_most(18)
+        if self.args.source in train_speech.sources:
+            train_speech = train_speech.only([self.args.source])
+        heard = train_speech.sample(100, seed=5)
+        train, dev = (
+            cross_entropy(model.decoder, speech_batches(model, manifest.utterances))
+            for manifest in (heard, self.dev["main"])
+        )
+        return train, dev
+
     def report(self) -> None:
         """Write what is there so far."""
         points = self.points()
@@ -274,6 +288,11 @@ def main() -> int:
     parser.add_argument("--calibration-clips", type=int, default=120)
     parser.add_argument("--minutes", type=float, default=15.0, help="of training for the uncut model")
     parser.add_argument("--arm", action="append", metavar="NAME", help="only this one (repeatable)")
+    parser.add_argument(
+        "--by-heart",
+        action="store_true",
+        help="only print the loss of each --arm on training and dev speech; an arm whose run is still in --work is not trained again",
+    )
     parser.add_argument("--keep", action="store_true", help="keep the trained checkpoints")
     parser.add_argument("-o", "--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--work", type=Path, default=Path("out/healing_curve"))
@@ -289,6 +308,11 @@ def main() -> int:
         parser.error(str(error))
     if any(arm.train for arm in chosen):
         curve.encode()
+    if args.by_heart:
+        for arm in chosen:
+            train, dev = curve.by_heart(arm)
+            print(f"{arm.name}: training speech {train:.3f}, dev speech {dev:.3f} nats a token", flush=True)
+        return 0
     for arm in chosen:
         curve.run(arm)
         curve.report()
