@@ -301,6 +301,8 @@ def main() -> int:
     unknown = [name for name in args.arm or () if name not in arms]
     if unknown:
         parser.error(f"no arm {', '.join(unknown)}: choose from {'; '.join(arms)}")
+    if args.by_heart and not args.arm:
+        parser.error("--by-heart needs --arm NAME (repeatable): without one it would train every arm")
     chosen = [arms[name] for name in args.arm or arms]
     try:
         curve = Curve(args)
