@@ -101,6 +101,7 @@ def test_a_trained_line_begins_at_the_uncut_model_with_the_same_training(tmp_pat
     )
     points = [point("full", 0, [4], train=()), point(RIVAL, 0, [3]), point("9 bridge", 9, [7], train=()), point("9 joint", 9, [5])]  # fmt: skip
     page.draw(points, tmp_path / "curve.png")
+    assert len(panels) == 2
     for axes in panels:
         lines = {bars.get_label(): list(bars.lines[0].get_ydata()) for bars in axes.containers}
         assert lines == {"bridge": pytest.approx([40, 70]), "joint": pytest.approx([30, 50])}
@@ -156,9 +157,8 @@ def test_the_curve_over_a_tiny_model_leaves_a_page_and_does_nothing_twice(
     assert curve.main() == 0
     losses = capsys.readouterr().out.splitlines()
     assert [line.partition(": ")[0] for line in losses] == arms
-    assert (
-        losses[1].partition(": ")[2] != losses[3].partition(": ")[2]
-    )  # trained, the same cut says something else
+    cut, trained = (losses[at].partition(": ")[2] for at in (1, 3))
+    assert cut != trained
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "results" / "arms").iterdir()}
     monkeypatch.setattr(sys, "argv", [*argv, "--calibration-clips", "3"])
     with pytest.raises(SystemExit):

@@ -6,7 +6,7 @@ Every arm is cut, bridged and trained as `arms.py` says, then exported (int8) an
 `--minutes`; every other arm gets the FLOPs that this took, whatever machine it is made on. Resumable: arms that are done are not made again, one that was killed goes on from its last checkpoint.
 `--arm NAME` takes that one (repeatable, in the order given). After every arm curve.json, curve.png and curve.md are
 written anew in `--out`, beside one file an arm, which holds its errors clip by clip; `--work` is for features,
-checkpoints and transcripts, and large.
+checkpoints and transcripts, and large. `--by-heart` makes no arm: it prints how well the named ones know their training speech.
 """
 
 from __future__ import annotations
