@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from prunella.device_runtime.errors import ClosedError
 from prunella.device_runtime.log_mel import SAMPLE_RATE
 from prunella.device_runtime.transcript import Transcript
 
@@ -110,10 +111,11 @@ class DecodeWorker:
         Waits while the backlog is full.
 
         Raises:
+            ClosedError: the worker was stopped, before or while this waited.
             whatever an earlier decode raised.
         """
         with self._state:
-            while self._backlog and self._backlog + len(job.samples) > self._max_backlog and not self._error:
+            while self._backlog and self._backlog + len(job.samples) > self._max_backlog and not self._ended:
                 self._state.wait()
             self._check()
             self._backlog += len(job.samples)
@@ -134,24 +136,34 @@ class DecodeWorker:
         """Return when nothing is left to do.
 
         Raises:
+            ClosedError: the worker was stopped before everything was done.
             whatever a decode raised.
         """
         with self._state:
-            while not self._error and (self._finals or self._guess or self._busy):
+            while not self._ended and (self._finals or self._guess or self._busy):
                 self._state.wait()
             self._check()
 
     def stop(self) -> None:
-        """End the thread after what it is doing now; what waits is not done. Call `wait` before for an orderly end."""
+        """End the thread within a text of the recognizer; what waits is not done, and who waits gets a `ClosedError`.
+
+        Call `wait` before for an orderly end.
+        """
         with self._state:
             self._stopping = self._cancelled = True
             self._state.notify_all()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
+    @property
+    def _ended(self) -> bool:
+        return self._stopping or self._error is not None
+
     def _check(self) -> None:
         if self._error is not None:
             raise self._error
+        if self._stopping:
+            raise ClosedError("this stream was closed before its audio was transcribed: open a new one")
 
     def _run(self) -> None:
         while True:
@@ -189,7 +201,8 @@ class DecodeWorker:
             transcript, guessed = self._ready[1], True
         else:
             decoded = self._decode(job, stoppable=False)
-            assert decoded is not None
+            if decoded is None:  # stopped
+                return
             transcript, guessed = decoded, False
         self._ready = None
         with self._state:
@@ -212,7 +225,7 @@ class DecodeWorker:
         with self._lock:
             steps = recognizer.stream(job.samples, draft=draft)
             while True:
-                if stoppable and self._cancelled:
+                if self._stopping or (stoppable and self._cancelled):
                     steps.close()
                     return None
                 try:

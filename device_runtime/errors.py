@@ -23,6 +23,10 @@ class TooLongError(AudioError):
     """A recording longer than what is taken here."""
 
 
+class ClosedError(PrunellaError):
+    """A stream that was closed from elsewhere while this still waited for it."""
+
+
 class BundleError(PrunellaError):
     """A bundle that is incomplete, corrupt, or made by another version."""
 

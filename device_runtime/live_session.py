@@ -104,6 +104,7 @@ class LiveSession:
         Raises:
             AudioError: NaN or infinite samples, or another shape.
             RuntimeError: the session is finished.
+            ClosedError: it was closed from another thread while this waited for its backlog.
             whatever a decode raised.
         """
         if self._finished:
@@ -130,6 +131,7 @@ class LiveSession:
         """The stream has ended: close an open utterance and return when its final text was delivered.
 
         Raises:
+            ClosedError: it was closed from another thread before that.
             whatever a decode raised.
         """
         if not self._finished:
@@ -143,7 +145,7 @@ class LiveSession:
                 self._worker.stop()
 
     def close(self) -> None:
-        """End at once; what was said and not yet delivered is lost."""
+        """End at once, from any thread; what was said and not yet delivered is lost, who waits gets a `ClosedError`."""
         self._finished = True
         self._worker.stop()
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from prunella.device_runtime.errors import AudioError
+from prunella.device_runtime.errors import AudioError, ClosedError
 from prunella.device_runtime.live_event import LiveOptions
 from prunella.device_runtime.live_session import LiveSession
 from prunella.device_runtime.transcript import Segment, Timings, Transcript
@@ -199,6 +199,49 @@ def test_a_full_backlog_makes_feed_wait_and_loses_nothing():
     live.finish()
     assert [event.text for event in events if event.type == "final"] == ["one two"] * 8
     assert live.backlog == 0
+
+
+class Endless:
+    """Never comes to an end by itself, as a decode on a machine that is far behind."""
+
+    def __init__(self):
+        self.threads = []
+
+    def stream(self, samples, *, draft=()):
+        self.threads.append(threading.current_thread())
+        while True:
+            time.sleep(0.01)
+            yield "on and on"
+
+
+@pytest.mark.parametrize("waits_in", ["feed", "finish"])
+def test_closing_a_session_that_is_behind_wakes_who_waits_and_ends_its_thread(waits_in):
+    recognizer, outcome = Endless(), []
+    live = session(recognizer, [], partial_interval=0, speculate=False, max_backlog=3.0)
+    utterance = np.concatenate([speech(1.1), silence(0.9)])
+
+    def use():
+        try:
+            for _ in range(8 if waits_in == "feed" else 1):
+                live.feed(utterance)
+            live.finish()
+        except ClosedError as error:
+            outcome.append(error)
+
+    user = threading.Thread(target=use, daemon=True)
+    user.start()
+    while not recognizer.threads:
+        time.sleep(0.01)
+    user.join(0.2)
+    assert user.is_alive(), "it waits for the decode"
+    closer = threading.Thread(target=live.close, daemon=True)
+    for thread in (closer, user):
+        if thread is closer:
+            thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+    assert len(outcome) == 1
+    assert not recognizer.threads[0].is_alive()
 
 
 def test_what_the_source_lost_is_reported_once_and_counts_as_time():
