@@ -99,7 +99,7 @@ async def serve(
         server_header=False,
         access_log=False,
         log_level="warning",
-        limit_concurrency=4 * (desk.limits.requests + desk.limits.live),
+        limit_concurrency=desk.limits.connections,
         timeout_graceful_shutdown=_GRACE,
         ssl_certfile=tls[0] if tls else None,
         ssl_keyfile=tls[1] if tls else None,

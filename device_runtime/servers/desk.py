@@ -45,6 +45,11 @@ class Limits:
     live: int = 4  # microphones at once
     idle_seconds: float = 30.0  # that a client may keep a connection without sending what it owes
 
+    @property
+    def connections(self) -> int:
+        """That are open at once, at each of the ports, whatever they do."""
+        return 4 * (self.requests + self.live)
+
 
 @dataclass(frozen=True)
 class Utterance:

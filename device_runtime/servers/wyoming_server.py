@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
+import tempfile
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -20,11 +23,13 @@ from wyoming.server import AsyncEventHandler, AsyncTcpServer
 from prunella._version import __version__
 from prunella.device_runtime.audio import MAX_CHANNELS, check_samples
 from prunella.device_runtime.errors import AudioError, PrunellaError
-from prunella.device_runtime.servers.desk import BusyError, Desk
+from prunella.device_runtime.servers.desk import Desk
 
 _LARGEST = 1 << 20  # bytes of one event's data or audio
 _WIDTHS: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<i2"), 4: np.dtype("<i4")}
-_FASTEST = 192_000
+_SLOWEST, _FASTEST = 4_000, 192_000
+_IN_MEMORY = 1 << 20  # bytes of an utterance, as of an upload; beyond that it waits in a file
+_PATIENCE = 10  # times `idle_seconds` that a connection may be silent between two utterances
 
 
 async def start_wyoming(desk: Desk, host: str, port: int) -> AsyncTcpServer:
@@ -34,7 +39,8 @@ async def start_wyoming(desk: Desk, host: str, port: int) -> AsyncTcpServer:
         OSError: the port is taken.
     """
     server = AsyncTcpServer(host, port)
-    await server.start(lambda reader, writer: _Handler(desk, reader, writer))
+    connected = asyncio.Semaphore(desk.limits.connections)
+    await server.start(lambda reader, writer: _Handler(desk, reader, writer, connected))
     return server
 
 
@@ -47,8 +53,8 @@ class _BoundedReader:
         self.in_utterance = False  # only then does the client owe something
 
     async def readline(self) -> bytes:
-        line = self._reader.readline()
-        return await (asyncio.wait_for(line, self._idle) if self.in_utterance else line)
+        patience = self._idle if self.in_utterance else _PATIENCE * self._idle
+        return await asyncio.wait_for(self._reader.readline(), patience)
 
     async def readexactly(self, count: int) -> bytes:
         if not isinstance(count, int) or count > _LARGEST:
@@ -60,41 +66,56 @@ class _BoundedReader:
 
 
 class _Handler(AsyncEventHandler):
-    """One connection; any number of utterances after one another."""
+    """One connection; any number of utterances after one another. It holds a place while it holds audio."""
 
-    def __init__(self, desk: Desk, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        connected: asyncio.Semaphore,
+    ) -> None:
         self._bounded = _BoundedReader(reader, desk.limits.idle_seconds)
         super().__init__(self._bounded, writer)  # type: ignore[arg-type]
         self._desk = desk
+        self._connected = connected
+        self._held = contextlib.ExitStack()
         peer = writer.get_extra_info("peername")
         self._client = str(peer[0]) if peer else "local"
         self._gone = threading.Event()
         self._clear()
 
     def _clear(self) -> None:
+        """Forget the utterance, and give its place back."""
+        self._held.close()
         self._format: AudioStart | None = None
-        self._audio = bytearray()
         self._bounded.in_utterance = False
 
     async def run(self) -> None:
+        if self._connected.locked():
+            self.writer.close()  # an answer could not be told from one to what was asked
+            return
         try:
-            await super().run()
+            async with self._connected:
+                await super().run()
         except (asyncio.IncompleteReadError, asyncio.TimeoutError, ConnectionError):
             pass  # the client went, or stalled
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
             sys.stderr.write(f"prunella: a Wyoming client at {self._client} sent no event ({error!r})\n")
+        finally:
+            self._clear()
 
     async def disconnect(self) -> None:
         self._gone.set()
 
+    async def write_event(self, event: Event) -> None:
+        await asyncio.wait_for(super().write_event(event), self._desk.limits.idle_seconds)
+
     async def handle_event(self, event: Event) -> bool:
         try:
             return await self._handle(event)
-        except (AudioError, BusyError) as error:
-            await self.write_event(Error(str(error), type(error).__name__).event())
-            self._clear()
-            return isinstance(error, BusyError)
         except PrunellaError as error:
+            self._clear()
             await self.write_event(Error(str(error), type(error).__name__).event())
             return False
 
@@ -122,7 +143,7 @@ class _Handler(AsyncEventHandler):
             start.width in _WIDTHS
             and isinstance(start.rate, int)
             and isinstance(start.channels, int)
-            and 0 < start.rate <= _FASTEST
+            and _SLOWEST <= start.rate <= _FASTEST
             and 0 < start.channels <= MAX_CHANNELS
         )
         if not sound:
@@ -130,7 +151,10 @@ class _Handler(AsyncEventHandler):
                 f"audio of {start.rate} Hz, {start.width} bytes a sample and {start.channels} channels is not taken: "
                 "send 16000 Hz, 2 bytes, 1 channel"
             )
+        self._held.enter_context(self._desk.place(self._client))
+        self._audio = self._held.enter_context(tempfile.SpooledTemporaryFile(_IN_MEMORY))  # noqa: SIM115
         self._format = start
+        self._until = time.monotonic() + self._desk.limits.seconds + self._desk.limits.idle_seconds
         self._bounded.in_utterance = True
 
     def _append(self, chunk: AudioChunk) -> None:
@@ -140,35 +164,42 @@ class _Handler(AsyncEventHandler):
             raise AudioError(
                 "the format of the audio changed within an utterance: keep to that of audio-start"
             )
-        self._audio += chunk.audio or b""
-        frame = wanted.width * wanted.channels
-        if len(self._audio) > self._desk.limits.seconds * wanted.rate * frame:
-            raise AudioError(f"the audio is longer than {self._desk.limits.seconds:g} s: send less at once")
+        audio = chunk.audio or b""
+        limits = self._desk.limits
+        size = self._audio.tell() + len(audio)
+        # The client's own format says how many seconds these are: bytes are bounded whatever it says.
+        if size > limits.seconds * wanted.rate * wanted.width * wanted.channels:
+            raise AudioError(f"the audio is longer than {limits.seconds:g} s: send less at once")
+        if size > limits.upload_bytes:
+            raise AudioError(f"the audio is larger than {limits.upload_bytes} bytes: send less at once")
+        if time.monotonic() > self._until:
+            raise AudioError("the audio comes too slowly: send it as fast as it is spoken")
+        self._audio.write(audio)
 
     async def _answer(self) -> None:
-        samples = self._samples()
-        self._clear()
         await self.write_event(TranscriptStart(language=self._desk.language).event())
         text = ""
-        if samples is not None:
-            with self._desk.place(self._client):
-                recognition = await asyncio.to_thread(self._desk.recognise, samples, gone=self._gone)
-            text = recognition.text
+        if self._format is not None:
+            text = await asyncio.to_thread(self._recognise, self._format)
+        self._clear()
         if text:
             await self.write_event(TranscriptChunk(text=text).event())
         await self.write_event(Transcript(text=text, language=self._desk.language).event())
         await self.write_event(TranscriptStop().event())
 
-    def _samples(self) -> npt.NDArray[np.float32] | None:
+    def _recognise(self, format_: AudioStart) -> str:
+        samples = self._samples(format_)
+        return "" if samples is None else self._desk.recognise(samples, gone=self._gone).text
+
+    def _samples(self, format_: AudioStart) -> npt.NDArray[np.float32] | None:
         """What was said → (n,) float32 at 16 kHz; None where nothing came."""
-        if self._format is None:
-            return None
-        frame = self._format.width * self._format.channels
-        whole = bytes(self._audio[: len(self._audio) // frame * frame])
+        frame = format_.width * format_.channels
+        whole = self._audio.tell() // frame * frame
         if not whole:
             return None
-        values: npt.NDArray[Any] = np.frombuffer(whole, _WIDTHS[self._format.width])
-        return check_samples(values.reshape(-1, self._format.channels), self._format.rate)
+        self._audio.seek(0)
+        values: npt.NDArray[Any] = np.frombuffer(self._audio.read(whole), _WIDTHS[format_.width])
+        return check_samples(values.reshape(-1, format_.channels), format_.rate)
 
 
 def _info(desk: Desk) -> Info:

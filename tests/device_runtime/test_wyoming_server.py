@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import json
 from collections.abc import Awaitable, Callable
@@ -108,6 +109,8 @@ def test_an_audio_stop_alone_is_an_empty_transcript(desk):
     ("start", "audio", "message"),
     [
         (AudioStart(0, 2, 1), b"", "not taken"),
+        (AudioStart(1, 2, 1), b"", "not taken"),
+        (AudioStart(10**9, 2, 1), b"", "not taken"),
         (AudioStart(16_000, 3, 1), b"", "not taken"),
         (AudioStart(16_000, 2, 99), b"", "not taken"),
         (AudioStart(8_000, 2, 1), bytes(2), "format"),
@@ -123,6 +126,65 @@ def test_unusable_audio_is_refused(desk, start, audio, message):
             error = Error.from_event(await client.read_event())
             assert message in error.text
             assert await client.read_event() is None, "the connection is closed"
+
+    served(desk, talk)
+
+
+@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize("rate", [16_000, 192_000])
+def test_the_bytes_of_an_utterance_are_bounded_whatever_format_is_claimed(desk, rate, width):
+    desk.limits = dataclasses.replace(desk.limits, upload_bytes=20_000, seconds=3_600.0)
+
+    async def talk(port: int) -> None:
+        async with AsyncTcpClient("127.0.0.1", port) as client:
+            await client.write_event(AudioStart(rate, width, 8).event())
+            for _ in range(3):
+                await client.write_event(AudioChunk(rate, width, 8, bytes(8_000)).event())
+            assert "larger than 20000 bytes" in Error.from_event(await client.read_event()).text
+            assert await client.read_event() is None, "the connection is closed"
+        assert desk.busy == 0
+
+    served(desk, talk)
+
+
+def test_a_place_is_held_from_the_start_of_the_audio_and_given_back(desk):
+    async def talk(port: int) -> None:
+        async with AsyncTcpClient("127.0.0.1", port) as first:
+            await first.write_event(AudioStart(16_000, 2, 1).event())
+            await first.write_event(AudioChunk(16_000, 2, 1, TONE.tobytes()).event())
+            while not desk.busy:
+                await asyncio.sleep(0.01)
+            async with AsyncTcpClient("127.0.0.1", port) as second:
+                await second.write_event(AudioStart(16_000, 2, 1).event())
+                assert Error.from_event(await second.read_event()).code == "BusyError"
+                assert await second.read_event() is None, "the connection is closed"
+            await first.write_event(AudioStop().event())
+            while (await first.read_event()).type != "transcript-stop":
+                pass
+            assert desk.busy == 0
+            await first.write_event(AudioStart(16_000, 2, 1).event())
+            while not desk.busy:
+                await asyncio.sleep(0.01)
+        while desk.busy:  # its client has gone
+            await asyncio.sleep(0.01)
+
+    served(desk, talk)
+
+
+def test_connections_are_counted_and_none_is_kept_that_says_nothing(desk):
+    desk.limits = dataclasses.replace(desk.limits, idle_seconds=0.1, live=1)
+
+    async def talk(port: int) -> None:
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(desk.limits.connections)]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert await reader.read() == b"", "there is no room for one more"
+        assert not silent[0][0].at_eof()
+        for kept, _ in silent:
+            assert await kept.read() == b""
+        for _, kept in [*silent, (reader, writer)]:
+            kept.close()
+        async with AsyncTcpClient("127.0.0.1", port) as client:
+            assert (await say(client, TONE, 16_000))[-1].type == "transcript-stop"
 
     served(desk, talk)
 
