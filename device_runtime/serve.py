@@ -241,6 +241,12 @@ def run(args: argparse.Namespace) -> int:
     from prunella.device_runtime.servers.gate import Access, unique
     from prunella.device_runtime.servers.http_api import create_app
 
+    key = os.environ.get("PRUNELLA_API_KEY") if args.api_key is None else args.api_key
+    access = Access(key, unique(args.allow_host), unique(args.allow_origin))
+    if key is not None and args.wyoming is not None:
+        _tell(
+            f"Wyoming knows no keys: whoever reaches {args.host}:{args.wyoming} may use this server without one"
+        )
     transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
     if args.strict:
         require_all(transcriber.engine)
@@ -256,8 +262,6 @@ def run(args: argparse.Namespace) -> int:
     live = held.following(args.live_beams)
     desk.live_recognizer, desk.live_partials = live, held.following(1)
     live.warm_up()
-    key = args.api_key or os.environ.get("PRUNELLA_API_KEY") or None
-    access = Access(key, unique(args.allow_host), unique(args.allow_origin))
     if key is None and not _is_loopback(args.host):
         _tell(f"whoever reaches {args.host} may use this server: --api-key keeps others out")
     with contextlib.suppress(KeyboardInterrupt):

@@ -64,7 +64,7 @@ async def _serve(socket: WebSocket, desk: Desk, access: Access) -> None:
     if not isinstance(start, dict) or start.get("type") != "start":
         raise RefusedError(1007, "the first message must be {'type': 'start', 'sample_rate': ...}")
     key = start.get("api_key") or bearer(socket.headers)
-    if not access.key_allowed(key if isinstance(key, str) else None):
+    if not access.key_allowed(key if isinstance(key, (str, bytes)) else None):
         raise RefusedError(1008, "a valid API key is missing: send it as 'api_key' in the first message")
     rate = start.get("sample_rate", SAMPLE_RATE)
     if not isinstance(rate, int) or rate not in RATES:
