@@ -1,10 +1,10 @@
-"""Audio in: any file that libsndfile reads becomes 16 kHz mono float32, checked and cut into decodable pieces."""
+"""Audio in: any file that libsndfile or ffmpeg reads becomes 16 kHz mono float32, checked and cut into decodable pieces."""
 
 from __future__ import annotations
 
-import io
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -12,65 +12,44 @@ import soxr
 
 from prunella.device_runtime.errors import AudioError, TooLongError
 from prunella.device_runtime.log_mel import SAMPLE_RATE
-
-if TYPE_CHECKING:
-    import soundfile
+from prunella.device_runtime.recording import CONVERT, Recording, check_rate, open_recording
 
 Float32 = npt.NDArray[np.float32]
 
 MAX_CHANNELS = 32
-_CONVERT = f"convert it with `ffmpeg -i FILE -ac 1 -ar {SAMPLE_RATE} OUT.wav`"
-_READ_FRAMES = 1 << 18
+_FULL_SCALE = 4.0  # a float file may go beyond 1; so far beyond, its samples are integers
+_CANCELED = 0.03  # of the loudest channel's energy (-15 dB)
+_MOST_EXPECTED = 8 * 3600 * SAMPLE_RATE  # samples; a header that says more is not believed
 _GATE_FRAME = SAMPLE_RATE * 30 // 1000
 _QUIET_WINDOW = SAMPLE_RATE // 4
 _QUIET_HOP = SAMPLE_RATE // 100
 
 
-def load_audio(source: str | Path | BinaryIO, *, max_seconds: float | None = None) -> Float32:
-    """Decode a wav, flac, ogg, opus or mp3 at any rate, channel count and bit depth.
+def load_audio(
+    source: str | Path | BinaryIO, *, max_seconds: float | None = None, name: str | None = None
+) -> Float32:
+    """Decode a wav, flac, ogg, opus or mp3 at any rate, channel count and bit depth; with ffmpeg also what else it reads.
 
     The file is decoded, downmixed and resampled in blocks: memory is that of the result (230 MB for an hour).
 
     Args:
         source: a path, or a binary file object (need not be seekable).
         max_seconds: longest recording to take; a longer one is refused as soon as so much of it is decoded.
+        name: what errors call it; by default its path or its own name.
 
     Returns:
-        (n,) float32 at 16 kHz, n > 0; channels are averaged.
+        (n,) float32 at 16 kHz, n > 0; channels are averaged, unless they cancel each other: then it is the loudest.
 
     Raises:
         AudioError: missing, a directory, unreadable, not audio, empty, too long, or with NaN or infinite samples.
     """
-    import soundfile  # here, because it loads a C library that other users of this module do not need
-
-    if isinstance(source, (str, Path)):
-        path = Path(source)
-        name = str(source)
-        if path.is_dir():
-            raise AudioError(f"{name} is a directory: name the audio files in it")
-        if not path.exists():
-            raise AudioError(f"{name} does not exist: check the path")
-        try:
-            file: BinaryIO = path.open("rb")
-        except OSError as error:
-            raise AudioError(f"{name} cannot be read ({error.strerror}): check its permissions") from error
-    else:
-        name = str(getattr(source, "name", "the audio stream"))
-        file = io.BytesIO(source.read())  # a pipe cannot seek, which the decoders need
-    with file:
-        if not file.read(1):
-            raise AudioError(f"{name} is empty: record or copy it again")
-        file.seek(0)
-        try:
-            with soundfile.SoundFile(file) as decoder:
-                samples = _decode(decoder, name, max_seconds)
-        except (soundfile.SoundFileError, TypeError) as error:
-            # TypeError: a name that ends in .raw, whose format nobody can know.
-            reason = str(getattr(error, "error_string", error)).rstrip(".")
-            raise AudioError(
-                f"{name} is not audio that can be read here ({reason}; wav, flac, ogg, opus and mp3 can): {_CONVERT}"
-            ) from error
-    return check_samples(samples, SAMPLE_RATE, name=name)
+    with open_recording(source, name) as recording:
+        levels = ChannelLevels()
+        samples = _decode(recording, max_seconds, levels.downmix)
+        if (channel := levels.instead_of_mean()) is not None:
+            del samples
+            samples = _decode(recording, max_seconds, lambda block: block[:, channel])
+        return check_samples(samples, SAMPLE_RATE, name=recording.name)
 
 
 def check_samples(samples: npt.ArrayLike, rate: int | float, *, name: str = "the audio") -> Float32:
@@ -93,16 +72,21 @@ def check_samples(samples: npt.ArrayLike, rate: int | float, *, name: str = "the
     elif array.dtype.kind != "f":
         raise AudioError(f"{name} has samples of type {array.dtype}: give floats in [-1, 1] or integers")
     if array.ndim == 2 and 1 <= array.shape[1] <= MAX_CHANNELS:
-        array = array.mean(axis=1)
+        levels = ChannelLevels()
+        mono = levels.downmix(array)
+        channel = levels.instead_of_mean()
+        array = mono if channel is None else array[:, channel]
     if array.ndim != 1:
         raise AudioError(f"{name} has shape {array.shape}: give (samples,) or (samples, channels)")
-    if not np.isfinite(rate) or rate <= 0:
-        raise AudioError(f"{name} has a sampling rate of {rate} Hz: give the rate it was recorded at")
+    check_rate(rate, name)
     array = array.astype(np.float32, copy=False)
     if not len(array):
         raise AudioError(f"{name} is empty: it has no samples; record it again")
-    if not np.isfinite(array).all():
-        raise AudioError(f"{name} has NaN or infinite samples: {_CONVERT}, or record it again")
+    low, high = float(array.min()), float(array.max())  # NaN if one is, and no array of booleans
+    if not np.isfinite((low, high)).all():
+        raise AudioError(f"{name} has NaN or infinite samples: {CONVERT}, or record it again")
+    if max(high, -low) > _FULL_SCALE:  # integers that were written as floats
+        array = (array / max(high, -low)).astype(np.float32)
     if rate != SAMPLE_RATE:
         array = soxr.resample(array, rate, SAMPLE_RATE)
         if not len(array):
@@ -157,22 +141,71 @@ def _quietest(samples: Float32) -> int:
     return max(1, int(starts[last_of_the_lowest]) + window // 2)
 
 
-def _decode(decoder: soundfile.SoundFile, name: str, max_seconds: float | None) -> Float32:
+class ChannelLevels:
+    """Downmixes blocks and learns whether the channels cancel each other: a balanced cable split into left and right."""
+
+    def __init__(self) -> None:
+        self._channels: npt.NDArray[np.float64] | float = 0.0
+        self._mean = 0.0
+
+    def downmix(self, block: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+        """(n, channels) → (n,): their mean, or the only one."""
+        if block.shape[1] == 1:
+            return block[:, 0]
+        mono = block.mean(axis=1)
+        self._channels = self._channels + np.einsum("ij,ij->j", block, block, dtype=np.float64)
+        self._mean += float(np.einsum("i,i->", mono, mono, dtype=np.float64))
+        return mono
+
+    def instead_of_mean(self) -> int | None:
+        """The loudest channel, where the mean of what was downmixed is far below it."""
+        if isinstance(self._channels, float) or not np.isfinite(self._channels).all():
+            return None
+        loudest = int(np.argmax(self._channels))
+        return loudest if self._mean < _CANCELED * self._channels[loudest] else None
+
+
+def _decode(
+    recording: Recording,
+    max_seconds: float | None,
+    downmix: Callable[[Float32], npt.NDArray[np.floating]],
+) -> Float32:
     """Read, downmix and resample block by block → (n,) float32 at 16 kHz."""
-    stream = None
-    if decoder.samplerate != SAMPLE_RATE:
-        stream = soxr.ResampleStream(decoder.samplerate, SAMPLE_RATE, 1, dtype="float32")
-    blocks = []
+    rate = recording.rate
+    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32") if rate != SAMPLE_RATE else None
+    samples = _Samples(recording.frames * SAMPLE_RATE / rate)
     frames = 0
-    while len(block := decoder.read(_READ_FRAMES, dtype="float32", always_2d=True)):
+    for block in recording.blocks():
         frames += len(block)
-        if max_seconds is not None and frames > max_seconds * decoder.samplerate:
-            raise TooLongError(f"{name} is longer than {max_seconds:g} s: cut it into shorter recordings")
-        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
-        blocks.append(stream.resample_chunk(mono) if stream else mono)
+        if max_seconds is not None and frames > max_seconds * rate:
+            raise TooLongError(
+                f"{recording.name} is longer than {max_seconds:g} s: cut it into shorter recordings"
+            )
+        mono = downmix(block).astype(np.float32, copy=False)
+        samples.append(stream.resample_chunk(mono) if stream else mono)
     if stream:
-        blocks.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+        samples.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
+    return samples.taken()
+
+
+class _Samples:
+    """Samples in one array that grows: no list of blocks that is joined in the end, which would take twice as much."""
+
+    def __init__(self, expected: float) -> None:
+        self._array = np.empty(int(min(expected, _MOST_EXPECTED)) + SAMPLE_RATE, np.float32)
+        self._count = 0
+
+    def append(self, block: Float32) -> None:
+        count = self._count + len(block)
+        if count > len(self._array):
+            grown = np.empty(count + count // 4, np.float32)
+            grown[: self._count] = self._array[: self._count]
+            self._array = grown
+        self._array[self._count : count] = block
+        self._count = count
+
+    def taken(self) -> Float32:
+        return self._array[: self._count]
 
 
 def _scale_integers(array: npt.NDArray[np.generic]) -> Float32:

@@ -14,10 +14,24 @@ import numpy.typing as npt
 from prunella.device_runtime.audio import MAX_CHANNELS
 from prunella.device_runtime.errors import AudioError
 from prunella.device_runtime.live_audio import AudioBlock, LiveResampler
+from prunella.device_runtime.recording import HIGHEST_RATE, LOWEST_RATE
 
 Float32 = npt.NDArray[np.float32]
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
+_CODED = {
+    b"ID3": "an mp3 file",
+    b"OggS": "an ogg or opus file",
+    b"fLaC": "a flac file",
+    b"\x1aE\xdf\xa3": "a webm or mkv file",
+    b"\x30\x26\xb2\x75\x8e\x66": "a wma file",
+    b"FORM": "an aiff file",
+    b".snd": "an au file",
+    b"caff": "a caf file",
+    b"RF64": "an RF64 file",
+    b"#!AMR": "an amr file",
+}
+_MPEG_SECOND = (0xFA, 0xFB, 0xF2, 0xF3, 0xE2, 0xE3, 0xFC, 0xFD, 0xF0, 0xF1, 0xF8, 0xF9)
 _LONGEST_CHUNK = 1 << 20  # bytes; of what a header may hold before its samples
 _BLOCK = 1 << 12  # bytes asked for at once: 128 ms at 16 kHz, less when the pipe has less
 
@@ -69,6 +83,11 @@ class PcmStream:
         if self._pending[:4] == b"RIFF" and self._pending[8:] == b"WAVE":
             self.format = _wav_format(stream)
             self._pending = b""
+        elif (coded := _coded(self._pending)) is not None:
+            raise AudioError(
+                f"standard input is {coded}, not samples: pipe it through `ffmpeg -i - -f wav -`, "
+                "or give the file to `prunella transcribe`"
+            )
         _check(self.format)
         self._stopping = False
         self._reading = False
@@ -109,6 +128,25 @@ class _StopReading(Exception):
     """Raised by a signal handler to get out of a read that would wait for ever."""
 
 
+def _coded(start: bytes) -> str | None:
+    """The format of a coded file by its first 12 bytes; None: raw samples, as far as one can tell."""
+    for magic, name in _CODED.items():
+        if start.startswith(magic):
+            return name
+    if start[4:8] == b"ftyp":
+        return "an mp4 or m4a file"
+    # MPEG audio: the sync word, then no reserved version, layer, rate or sampling rate. Quiet PCM begins with FF too.
+    if len(start) >= 4 and start[0] == 0xFF and start[1] in _MPEG_SECOND and _mpeg_third(start[1], start[2]):
+        return "an mp3 or aac file"
+    return None
+
+
+def _mpeg_third(second: int, third: int) -> bool:
+    if second & 0x06 == 0:  # layer 0 is AAC in ADTS: its profile and its sampling rate
+        return third >> 6 != 3 and (third >> 2) & 0x0F < 13
+    return 0 < third >> 4 < 15 and (third >> 2) & 3 != 3
+
+
 def _wav_format(stream: BinaryIO) -> PcmFormat:
     """Read up to the first sample. The sizes of RIFF and data mean nothing in a pipe: their writer did not know them."""
     found: PcmFormat | None = None
@@ -143,7 +181,7 @@ def _check(form: PcmFormat) -> None:
         )
     if not 1 <= form.channels <= MAX_CHANNELS:
         raise AudioError(f"{form.channels} channels are not possible: give 1 to {MAX_CHANNELS}")
-    if not 1_000 <= form.rate <= 768_000:
+    if not LOWEST_RATE <= form.rate <= HIGHEST_RATE:
         raise AudioError(
             f"a sampling rate of {form.rate} Hz is not possible: give the rate it is recorded at"
         )

@@ -123,7 +123,12 @@ async def _transcribe(desk: Desk, request: Request) -> Response:
         try:
             wanted = _wanted(form, desk)
             recognizer = await asyncio.to_thread(desk.choose, wanted.phrases)
-            samples = await asyncio.to_thread(load_audio, wanted.file.file, max_seconds=desk.limits.seconds)
+            samples = await asyncio.to_thread(
+                load_audio,
+                wanted.file.file,
+                max_seconds=desk.limits.seconds,
+                name=wanted.file.filename or "the recording",
+            )
         finally:
             await form.close()
         gone = threading.Event()

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
+import struct
+import subprocess
+import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -217,3 +223,120 @@ def test_a_recording_that_is_too_long_is_refused_while_it_is_decoded(tmp_path):
     assert len(load_audio(path, max_seconds=3.0)) == 48_000
     with pytest.raises(TooLongError, match=r"longer than 2\.5 s"):
         load_audio(path, max_seconds=2.5)
+
+
+def _wav(seconds=1.0, rate=16_000):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, _sine(rate, seconds, 1), rate, format="WAV", subtype="PCM_16")
+    return bytearray(buffer.getvalue())
+
+
+def test_a_header_that_says_no_samples_is_not_believed_when_there_are_some(tmp_path):
+    whole = _wav()
+    for riff_size in (0, 36):
+        data = bytearray(whole)
+        struct.pack_into("<I", data, 4, riff_size)
+        struct.pack_into("<I", data, 40, 0)
+        path = tmp_path / "killed.wav"
+        path.write_bytes(data)
+        np.testing.assert_array_equal(load_audio(path), load_audio(io.BytesIO(whole)))
+        assert path.read_bytes() == data
+
+
+def test_an_empty_recording_with_a_title_stays_empty():
+    data = _wav()[:44]
+    struct.pack_into("<I", data, 40, 0)
+    data += b"LIST" + struct.pack("<I", 12) + b"INFOIART\0\0\0\0"
+    with pytest.raises(AudioError, match="is empty"):
+        load_audio(io.BytesIO(data))
+
+
+def test_a_path_that_cannot_seek_is_read(tmp_path):
+    fifo = tmp_path / "fifo.wav"
+    os.mkfifo(fifo)
+    writer = threading.Thread(target=lambda: fifo.write_bytes(_wav()), daemon=True)
+    writer.start()
+    assert len(load_audio(fifo)) == 16_000
+    writer.join()
+
+
+def test_errors_name_what_was_sent():
+    with pytest.raises(AudioError, match=r"^letter\.webm is not audio"):
+        load_audio(io.BytesIO(b"dear sir"), name="letter.webm")
+    file = io.BytesIO(b"dear sir")
+    file.name = 13  # as a temporary file has
+    with pytest.raises(AudioError, match=r"^the recording is not audio"):
+        load_audio(file)
+
+
+def test_channels_that_cancel_each_other_are_not_lost(tmp_path):
+    wave = _sine(44_100, 1.0, 1)[:, 0]
+    path = tmp_path / "antiphase.wav"
+    soundfile.write(path, np.stack([wave, -wave], axis=1), 44_100, subtype="FLOAT")
+    assert np.sqrt(np.mean(load_audio(path) ** 2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.01)
+    assert np.abs(check_samples(np.stack([wave, -wave], axis=1), 44_100)).max() > 0.4
+
+
+def test_integers_that_were_written_as_floats_are_scaled(tmp_path):
+    wave = _sine(16_000, 1.0, 1)[:, 0].astype(np.float32)
+    soundfile.write(tmp_path / "loud.wav", wave * 32_768, 16_000, subtype="FLOAT")
+    np.testing.assert_allclose(load_audio(tmp_path / "loud.wav"), wave / wave.max(), atol=1e-6)
+    soundfile.write(tmp_path / "over.wav", wave * 4, 16_000, subtype="FLOAT")
+    np.testing.assert_allclose(load_audio(tmp_path / "over.wav"), wave * 4, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [1, 500, 2_000_000])
+def test_a_rate_that_no_recorder_has_is_refused(rate):
+    data = _wav()
+    struct.pack_into("<I", data, 24, rate)
+    with pytest.raises(AudioError, match="sampling rate"):
+        load_audio(io.BytesIO(data))
+
+
+def test_decoding_takes_little_more_than_its_result(tmp_path):
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.zeros(8_000 * 600, np.int16), 8_000)
+    tracemalloc.start()
+    try:
+        samples = load_audio(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.2 * samples.nbytes
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg on this machine")
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.webm", "libopus"), ("a.m4a", "aac"), ("a.aac", "aac"), ("a.wma", "wmav2")]
+)
+def test_what_browsers_and_phones_record_is_decoded_by_ffmpeg(tmp_path, name, codec):
+    (tmp_path / "a.wav").write_bytes(_wav(2.0))
+    command = ["ffmpeg", "-v", "error", "-i", tmp_path / "a.wav", "-c:a", codec, tmp_path / name]
+    if subprocess.run(command, check=False).returncode:
+        pytest.skip(f"this ffmpeg has no {codec}")
+    samples = load_audio(tmp_path / name)
+    assert abs(len(samples) - 32_000) < 3_000
+    assert np.argmax(np.abs(np.fft.rfft(samples[8_000:24_000]))) == 440
+    np.testing.assert_array_equal(load_audio(io.BytesIO((tmp_path / name).read_bytes())), samples)
+    with pytest.raises(TooLongError):
+        load_audio(tmp_path / name, max_seconds=1.0)
+
+
+def test_without_ffmpeg_the_message_names_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(AudioError, match=r"webm.*where ffmpeg is installed"):
+        load_audio(io.BytesIO(b"\x1aE\xdf\xa3" + bytes(4_000)))
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg on this machine")
+def test_a_playlist_opens_no_other_file(tmp_path):
+    (tmp_path / "secret.wav").write_bytes(_wav())
+    lists = {
+        "a.m3u8": f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{tmp_path}/secret.wav\n#EXT-X-ENDLIST\n"
+        + "\n" * 600,
+        "a.ffconcat": "ffconcat version 1.0\nfile secret.wav\n" + "#\n" * 600,
+    }
+    for name, text in lists.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(AudioError, match="not audio"):
+            load_audio(tmp_path / name)

@@ -122,3 +122,18 @@ def test_a_signal_ends_the_wait_for_input_that_never_comes():
             signal.signal(signal.SIGUSR1, previous)
             os.close(writer)
     assert len(samples) == 4_000
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", None)])
+def test_a_coded_file_is_not_taken_for_samples(kind, subtype):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, noise(16_000, 1), 16_000, format=kind, subtype=subtype)
+    with pytest.raises(AudioError, match=r"not samples.*ffmpeg"):
+        PcmStream(io.BytesIO(buffer.getvalue()))
+
+
+@pytest.mark.parametrize(
+    "start", [b"\xff\xff\xfe\xff", b"\xff\xff\x00\x00", b"\xfe\xff\xff\xff", b"\x00" * 4]
+)
+def test_quiet_samples_are_not_taken_for_a_coded_file(start):
+    assert len(read(start + bytes(3_196))) == 1_600
