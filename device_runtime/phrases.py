@@ -24,6 +24,8 @@ from prunella.device_runtime.text_style import style_text
 
 MIN_SCORE = 0.15
 MAX_PASSES = 200
+MAX_TOKENS = 200  # of one phrase
+MAX_NODES = 200_000  # of a trie: tokens of all its phrases, beginnings that they share counted once
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class PhraseMatch:
         }
 
 
-@dataclass
+@dataclass(slots=True)
 class _Node:
     children: dict[int, _Node] = field(default_factory=dict)
     phrase: Phrase | None = None
@@ -70,7 +72,8 @@ class PhraseTrie:
         min_score: a phrase whose score is below is refused, 0 to 1. Higher: fewer false accepts, more commands missed.
 
     Raises:
-        UsageError: a score out of range, or a phrase without a word that the model could write.
+        UsageError: a score out of range, a phrase without a word that the model could write, or more tokens in a phrase
+            than `MAX_TOKENS`, in all than `MAX_NODES`.
     """
 
     def __init__(
@@ -88,11 +91,16 @@ class PhraseTrie:
         self.eos_ids = tuple(eos_ids)
         self.root = _Node()
         self.count = 0
+        self._nodes = 0
         for phrase in phrases:
             ids = tokenizer.encode(style_text(phrase.text, text_style), add_special_tokens=False).ids
             if not ids:
                 raise UsageError(
-                    f"the phrase '{phrase.text}' has no word that the model writes: spell it out"
+                    f"the phrase '{phrase.text[:60]}' has no word that the model writes: spell it out"
+                )
+            if len(ids) > MAX_TOKENS:
+                raise UsageError(
+                    f"the phrase '{phrase.text[:60]}...' has {len(ids)} tokens (at most {MAX_TOKENS}): shorten it"
                 )
             self._add(ids, phrase)
 
@@ -100,8 +108,13 @@ class PhraseTrie:
         node = self.root
         node.longest = max(node.longest, len(ids) + 1)
         for token in ids:
-            node = node.children.setdefault(token, _Node())
+            if token not in node.children:
+                node.children[token] = _Node()
+                self._nodes += 1
+            node = node.children[token]
             node.longest = max(node.longest, len(ids) + 1)
+        if self._nodes > MAX_NODES:
+            raise UsageError(f"the phrases have more than {MAX_NODES} tokens in all: split the list")
         if node.phrase is None:
             node.phrase = phrase
             self.count += 1

@@ -95,6 +95,7 @@ async def serve(
         http="h11",
         ws="websockets-sansio",
         ws_max_size=1 << 20,
+        ws_per_message_deflate=False,  # a few bytes could become many before they are counted
         lifespan="off",
         server_header=False,
         access_log=False,

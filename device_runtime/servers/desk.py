@@ -21,6 +21,8 @@ from prunella.device_runtime.vad import SileroVad, SpeechDetector
 
 Float32 = npt.NDArray[np.float32]
 
+PHRASES_BYTES = 64 * 1024  # of a request's or a session's phrases
+
 
 class BusyError(PrunellaError):
     """No place is free. `of_client`: because this client has all that one may have."""

@@ -25,12 +25,12 @@ from starlette.types import Receive, Scope, Send
 
 from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.errors import AudioError, PrunellaError, TooLongError
-from prunella.device_runtime.servers.desk import BusyError, CancelledError, Desk, Recognition
+from prunella.device_runtime.servers.desk import PHRASES_BYTES, BusyError, CancelledError, Desk, Recognition
 from prunella.device_runtime.servers.formats import FORMATS, render, summary
 from prunella.device_runtime.servers.gate import Access, Gate, problem
 from prunella.device_runtime.servers.live_socket import live_socket
 
-_FIELD_BYTES = 256 * 1024
+_FIELD_BYTES = PHRASES_BYTES
 _POLL = 0.25  # seconds between two looks whether a client is still there
 
 

@@ -23,10 +23,12 @@ from prunella.device_runtime.errors import PrunellaError
 from prunella.device_runtime.live_event import LiveEvent
 from prunella.device_runtime.live_session import LiveSession
 from prunella.device_runtime.log_mel import SAMPLE_RATE
-from prunella.device_runtime.servers.desk import BusyError, Desk
+from prunella.device_runtime.servers.desk import PHRASES_BYTES, BusyError, Desk
 from prunella.device_runtime.servers.gate import Access, bearer
 
 RATES = range(8_000, 192_001)
+_FIRST = PHRASES_BYTES + 4_096  # bytes of the first message: nobody has shown a key yet
+_LARGEST = 1 << 20  # bytes of any other
 _LOOK_UP = 0.25  # seconds between two looks at whether the server is closing
 _UNREAD = 1_000  # events that a client may leave unread before it is given up
 
@@ -60,7 +62,7 @@ def live_socket(desk: Desk, access: Access) -> Callable[[WebSocket], Awaitable[N
 
 async def _serve(socket: WebSocket, desk: Desk, access: Access) -> None:
     messages = _Messages(socket, desk.limits.idle_seconds)
-    start = await messages.next()
+    start = await messages.next(at_most=_FIRST)
     if not isinstance(start, dict) or start.get("type") != "start":
         raise RefusedError(1007, "the first message must be {'type': 'start', 'sample_rate': ...}")
     key = start.get("api_key") or bearer(socket.headers)
@@ -143,8 +145,8 @@ class _Messages:
         self._socket, self._idle = socket, idle
         self._coming: asyncio.Task[Any] | None = None
 
-    async def next(self, *, unless: Callable[[], bool] = lambda: False) -> Any:
-        """The next message; None as soon as `unless()`.
+    async def next(self, *, unless: Callable[[], bool] = lambda: False, at_most: int = _LARGEST) -> Any:
+        """The next message, of `at_most` bytes; None as soon as `unless()`.
 
         Raises:
             RefusedError: nothing came in time, or what came is no message of ours.
@@ -165,10 +167,18 @@ class _Messages:
         message, self._coming = self._coming.result(), None
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1005))
-        if message.get("bytes") is not None:
-            return message["bytes"]
+        content = message.get("bytes")
+        if content is None:
+            content = message.get("text") or ""
+        # A character is a byte at least, and asked first: the bytes of a text are made only to be counted.
+        if len(content) > at_most or (
+            isinstance(content, str) and len(content.encode(errors="replace")) > at_most
+        ):
+            raise RefusedError(1009, f"a message is larger than {at_most} bytes: send smaller ones")
+        if isinstance(content, bytes):
+            return content
         try:
-            body = json.loads(message.get("text") or "")
+            body = json.loads(content)
         except (ValueError, RecursionError) as error:
             raise RefusedError(1007, "a text message must be JSON") from error
         if not isinstance(body, dict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -84,6 +85,47 @@ def test_the_first_of_equal_phrases_stays():
 def test_what_cannot_be_read_says_where(text, message):
     with pytest.raises(UsageError, match=message):
         parse_phrases(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("go\n" + "(" * 5_000, "line 2: .*more than 32 deep"),
+        ("[(" * 17 + "go" + ")]" * 17, "line 1: .*more than 32 deep"),
+        ("\n".join(f"{{a{n}}} = {{number}} {{number}}" for n in range(60)), r"line \d+: .*alternatives"),
+        ("|" * 60_000, "line 1: .*at most 20000"),
+        ("{a} = " + "go " * 20_000 + "\n{a} {number} {number}", "line 2: .*characters"),
+        ("{" + "a" * 60_000 + "}", "line 1: there is no list for {a{20,80}:"),
+        ("go\nto \ud800", "line 2: .*surrogate"),
+    ],
+)
+def test_a_text_that_stands_for_too_much_is_refused_with_line_and_limit(text, message):
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match=message) as refused:
+            parse_phrases(text)
+        assert tracemalloc.get_traced_memory()[1] < 64e6
+    finally:
+        tracemalloc.stop()
+    assert len(str(refused.value)) < 500
+
+
+def test_brackets_may_be_as_deep_as_anybody_writes_them():
+    assert _said("(" * 32 + "go" + ")" * 32) == ["go"]
+
+
+@pytest.mark.parametrize(
+    ("phrases", "message"),
+    [
+        (["go " * 300], "at most 200"),
+        (["go", "stop " * 300], "at most 200"),
+        ([f"{n} " * 30 for n in range(10_000, 15_000)], "tokens in all"),
+    ],
+)
+def test_a_trie_has_a_budget_of_tokens(tokenizer, phrases, message):
+    with pytest.raises(UsageError, match=message) as refused:
+        PhraseTrie([Phrase(text, text) for text in phrases], tokenizer, (EOS,))
+    assert len(str(refused.value)) < 300
 
 
 @given(st.text(alphabet="ab{}()[]|=:# \n", max_size=60))

@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.phrase_grammar import parse_phrases
 from prunella.device_runtime.servers.desk import Desk, Limits
 from prunella.device_runtime.servers.gate import Access
 from prunella.device_runtime.servers.http_api import create_app
@@ -427,6 +428,62 @@ def test_any_upload_ends_in_a_status(client, desk, body, content_type):
     answer = client.post(URL, content=body, headers={"content-type": content_type.strip().encode("latin-1")})
     assert answer.status_code in (200, 400, 413, 415)
     assert desk.busy == 0
+
+
+@pytest.fixture
+def held_to_phrases(desk, recognizer) -> TestClient:
+    """Over a desk that reads phrases as the real one does."""
+
+    def with_phrases(text: str) -> Counting:
+        parse_phrases(text, name="phrases")
+        return recognizer
+
+    desk.with_phrases = with_phrases
+    return TestClient(create_app(desk), base_url="http://localhost")
+
+
+_PHRASES = st.text(alphabet="ab{}()[]|=:# \n\ud800", max_size=60) | st.sampled_from(
+    [
+        "(" * 5_000,
+        "|" * 30_000,
+        "\n".join(f"{{a{n}}} = {{number}} {{number}}" for n in range(60)),
+        "go " * 20_000,
+        "go " * 40_000,
+    ]
+)
+
+
+@given(_PHRASES)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_phrases_are_used_or_refused(held_to_phrases, desk, phrases):
+    if "\ud800" not in phrases:  # a form is UTF-8
+        answer = post(held_to_phrases, wav(speech(0.3, gap=0.1)), phrases=phrases)
+        assert answer.status_code in (200, 400)
+    with held_to_phrases.websocket_connect(LIVE) as socket:
+        socket.send_json({"type": "start", "phrases": phrases})
+        answer = socket.receive_json()
+        if answer["type"] == "error":
+            assert len(answer["message"]) < 500
+            with pytest.raises(WebSocketDisconnect) as ended:
+                socket.receive_json()
+            assert ended.value.code in (1007, 1009)
+    while desk.busy:
+        time.sleep(0.001)
+
+
+def test_a_message_before_the_key_is_small_and_half_a_character_is_no_key(desk):
+    client = TestClient(create_app(desk, Access("secret")), base_url="http://localhost")
+    for first, code in (
+        ({"type": "start", "api_key": "\ud800"}, 1008),
+        ({"type": "start", "api_key": "secret", "phrases": "é" * 40_000}, 1009),
+        ({"type": "start", "api_key": "s" * 100_000}, 1009),
+    ):
+        with client.websocket_connect(LIVE) as socket:
+            socket.send_text(json.dumps(first, ensure_ascii=code == 1008))
+            assert socket.receive_json()["type"] == "error"
+            with pytest.raises(WebSocketDisconnect) as ended:
+                socket.receive_json()
+            assert ended.value.code == code
 
 
 def test_phrases_of_a_request_are_used_or_refused(desk, recognizer):
