@@ -26,6 +26,7 @@ from prunella.benchmark.compare import measure
 from prunella.device_runtime.bundle import open_bundle
 from prunella.device_runtime.errors import PrunellaError, UsageError
 from prunella.device_runtime.files import sha256, write_json, write_text
+from prunella.device_runtime.outputs import check_output
 from prunella.evaluation.evaluate import evaluate
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.evaluation.systems import BASELINE, open_system
@@ -145,6 +146,7 @@ class Build:
         Raises:
             UsageError: the folder holds another build.
         """
+        check_output(self.out, replaces=False)
         self._claim_folder()
         steps = self._steps()
         with tqdm(steps, file=sys.stderr, disable=None, bar_format="{n}/{total} {desc} [{elapsed}]") as bar:
@@ -384,6 +386,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--heal-minutes and --heal-speech are about healing: give --heal too")
     if args.healed and args.heal:
         raise UsageError("--healed names a model that is healed already: leave out --heal")
+    named = (
+        args.output if args.output is not None else f"out/{Path(args.model).name}-{Path(args.target).stem}"
+    )
+    check_output(named, inputs=[args.model, args.healed], replaces=False)
+    out = Path(named)
     blocks = healed_blocks(args.model, args.healed) if args.healed else tuple(args.block or ())
     plan = BuildPlan(
         model=args.model,
@@ -402,7 +409,6 @@ def run(args: argparse.Namespace) -> int:
         healed=args.healed,
         baseline=not args.no_baseline,
     )
-    out = Path(args.output or f"out/{Path(args.model).name}-{Path(args.target).stem}")
     load_target(args.target)
     count = len(load(args.model).layers)
     if plan.blocks:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prunella.device_runtime.errors import BundleError
-from prunella.device_runtime.files import sha256
+from prunella.device_runtime.files import bring_back, sha256
 from prunella.device_runtime.providers import OptionValue, Provider
 from prunella.device_runtime.transcript import DecodeOptions
 
@@ -177,6 +177,7 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
         BundleError: missing or corrupt, with the file's name and the remedy.
     """
     path = Path(path)
+    bring_back(path)
     if not path.is_dir():
         state = "is a file" if path.exists() else "does not exist"
         raise BundleError(

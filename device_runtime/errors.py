@@ -49,3 +49,7 @@ class TargetError(UsageError):
 
 class ExportError(PrunellaError):
     """A file that was written is not what its source says, or its runtime does not take it."""
+
+
+class OutputError(PrunellaError):
+    """An output that is complete and cannot take its place."""

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
 from dataclasses import asdict
@@ -16,7 +15,8 @@ from typing import Any
 from prunella._version import __version__
 from prunella.device_runtime.bundle import Bundle, BundleManifest, DecoderSpec, open_bundle
 from prunella.device_runtime.errors import CheckpointError, UsageError
-from prunella.device_runtime.files import whole_directory, write_text
+from prunella.device_runtime.files import scratch_directory, whole_directory, write_text
+from prunella.device_runtime.outputs import check_output
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.export.audio_encoder import export_audio_encoder
 from prunella.export.decoder import export_decoder
@@ -45,34 +45,32 @@ def export(
     Args:
         model: in memory, or anything `speech_llm.load` takes.
         target: a profile, or the name or path of one.
-        out: folder of the bundle; what is there is replaced.
+        out: folder of the bundle; one that prunella made is replaced.
         recipe: how the weights are stored; the target's own when None.
         provenance: facts added to those of the model's config.
         importance: transcribed speech; what it excites is stored more exactly in GGUF files.
 
     Raises:
-        TargetError, UsageError: unknown target, or a recipe that it does not take.
+        TargetError, UsageError: unknown target, a recipe that it does not take, or an output that may not be replaced.
         CheckpointError: the model cannot be loaded, or its decoder's family cannot be exported.
     """
+    check_output(out, inputs=[] if isinstance(model, SpeechLLM) else [model])
+    out = Path(out)
     profile = target if isinstance(target, TargetProfile) else load_target(target)
     if recipe is not None:
         _check_recipe(profile, recipe)  # before minutes of loading
     speech_llm = model if isinstance(model, SpeechLLM) else load(model)
     chosen = find_bundle_recipe(recipe or default_recipe(speech_llm, profile))
     _check_recipe(profile, chosen.name)
-    out = Path(out)
     if chosen.is_float:
         return export_float(
             speech_llm, profile, out, provenance=provenance, recipe=chosen.name, importance=importance
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for stale in out.parent.glob(f".{out.name}.float-*"):  # of an export that was killed
-        shutil.rmtree(stale, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.float-", dir=out.parent) as work:
+    with scratch_directory(out, "float") as work:
         bundle = export_float(
             speech_llm,
             profile,
-            Path(work) / "float",
+            work / "float",
             provenance=provenance,
             recipe=float_recipe(chosen.engines),
             importance=importance,
@@ -98,6 +96,8 @@ def export_float(
 
     Raises as `export`, and ExportError when llama.cpp does not say of a GGUF file what PyTorch says of the model.
     """
+    check_output(out, inputs=[] if isinstance(model, SpeechLLM) else [model])
+    out = Path(out)
     profile = target if isinstance(target, TargetProfile) else load_target(target)
     chosen = find_bundle_recipe(recipe or float_recipe(find_bundle_recipe(profile.recipe).engines))
     if not chosen.is_float:
@@ -212,11 +212,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MANIFEST",
         help="transcribed speech for an importance matrix: GGUF files of few bits lose less",
     )
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the bundle")
+    parser.add_argument("-o", "--out", required=True, help="folder of the bundle")
 
 
 def run(args: argparse.Namespace) -> None:
     """Entry of `prunella export`."""
+    check_output(args.out, inputs=[args.model, args.importance])
     importance = read_manifest(args.importance) if args.importance else None
     bundle = export(args.model, args.target, args.out, recipe=args.recipe, importance=importance)
     megabytes = bundle.total_bytes / 1e6

@@ -21,6 +21,7 @@ import torch
 from accelerate.utils import DistributedType, broadcast_object_list
 
 from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.outputs import check_output
 from prunella.healing.adapters import TrainableDecoder, lora_layers
 from prunella.healing.clips import Clip, open_speech, tokenise
 from prunella.healing.dev_set import DevSet
@@ -213,7 +214,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = {f.name: f.default for f in fields(HealingPlan)}
     add = parser.add_argument
     add("model", metavar="MODEL", help="a checkpoint folder, 'reference', or a Hugging Face id")
-    add("-o", "--out", required=True, type=Path, metavar="OUT", help="folder of the healed checkpoint")
+    add("-o", "--out", required=True, metavar="OUT", help="folder of the healed checkpoint")
     add(
         "--speech",
         required=True,
@@ -359,7 +360,8 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_from(args)
     if args.dev_clips < 1:
         raise UsageError("--dev-clips must be 1 or more: leave --dev out to train without")
-    work = args.out.with_name(args.out.name + ".healing")
+    out = check_output(args.out, inputs=[args.model, args.teacher, args.dev, *args.speech])
+    work = out.with_name(out.name + ".healing")
     speech = open_speech(args.speech)
     dev = _drawn(open_speech([args.dev]), args.dev_clips) if args.dev else []
     model = heal(
@@ -373,7 +375,7 @@ def run(args: argparse.Namespace) -> int:
         progress=True,
     )
     if make_accelerator().is_main_process:
-        save_checkpoint(model, args.out)
+        save_checkpoint(model, out)
         sys.stdout.write(json.dumps({"out": str(args.out), **model.config.provenance["healing"][-1]}) + "\n")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from prunella.device_runtime.files import whole_directory, write_json
+from prunella.device_runtime.files import bring_back, whole_directory, write_json
 from prunella.healing.plan import HealingError
 
 LAST, BEST = "last", "best"
@@ -143,7 +142,7 @@ def write_run(
 
 def read_state(work: Path, name: str = LAST) -> RunState | None:
     """The state of a run, None if there is none."""
-    _rescue(work, name)
+    bring_back(work / name)
     path = work / name / _STATE
     if not path.is_file():
         return None
@@ -152,14 +151,3 @@ def read_state(work: Path, name: str = LAST) -> RunState | None:
         return RunState(**{f.name: body[f.name] for f in fields(RunState)})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HealingError(f"{path} cannot be read ({error}): remove {work} to begin anew") from error
-
-
-def _rescue(work: Path, name: str) -> None:
-    """A process killed between the two renames of `whole_directory` leaves only the older folder, under another name."""
-    if (work / name).exists():
-        return
-    for old in sorted(work.glob(f".{name}.partial-*/old")):
-        if (old / _STATE).is_file():
-            old.rename(work / name)
-            shutil.rmtree(old.parent, ignore_errors=True)
-            return

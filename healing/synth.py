@@ -25,6 +25,7 @@ from prunella.device_runtime.engine import Float32
 from prunella.device_runtime.errors import ManifestError, UsageError
 from prunella.device_runtime.files import whole_file, write_json
 from prunella.device_runtime.log_mel import SAMPLE_RATE
+from prunella.device_runtime.outputs import check_output
 from prunella.healing.augment import NOISES, coloured_noise
 from prunella.healing.voices import Voice, open_voices
 
@@ -73,6 +74,7 @@ def synthesise(
         EngineError: a voice cannot speak here.
         ManifestError: no sentence, or none gave any sound.
     """
+    check_output(folder, replaces=False)
     folder = Path(folder)
     sentences = [" ".join(sentence.split()) for sentence in sentences]
     work = [(number, text) for number, text in enumerate(sentences * plan.copies) if text]
@@ -183,6 +185,11 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
                 f"{folder} was made with other settings ({', '.join(changed)}): choose another folder"
             )
     else:
+        others = [name for name in (MANIFEST_NAME, "clips") if (folder / name).exists()]
+        if others:
+            raise UsageError(
+                f"{folder} holds {others[0]}, which `synth` did not make: choose another folder with -o"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
 
@@ -213,7 +220,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "sentences", type=Path, metavar="SENTENCES", help="text file, one sentence a line; - is stdin"
     )
-    parser.add_argument("-o", "--out", required=True, type=Path, metavar="DIR")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR")
     parser.add_argument(
         "--voices",
         default="",
@@ -234,6 +241,7 @@ def run(args: argparse.Namespace) -> int:
     """`prunella synth`: speak, and write the manifest's path to stdout."""
     if args.copies < 1 or args.jobs < 1 or not 0 <= args.noisy <= 1:
         raise UsageError("--copies and --jobs must be 1 or more, --noisy between 0 and 1")
+    check_output(args.out, inputs=[args.sentences], replaces=False)
     try:
         text = sys.stdin.read() if str(args.sentences) == "-" else args.sentences.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.outputs import check_output
 from prunella.evaluation.manifest import read_manifest
 from prunella.pruning.calibration import read_lines, speech_batches, text_batches
 from prunella.pruning.redundancy import Agreement, RedundancyMap, agreement, measure_redundancy, save_maps
@@ -86,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """`prunella analyze`."""
+    check_output(args.output, inputs=[args.model], replaces=False)
     model = load_any(args.model)
     if args.speech and isinstance(model, TextLLM):
         raise UsageError(f"'{args.model}' is a text LLM: analyse it with --text FILE alone")

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from prunella.device_runtime.errors import UsageError
 from prunella.device_runtime.files import whole_directory, write_json
+from prunella.device_runtime.outputs import check_output
 from prunella.evaluation.manifest import read_manifest
 from prunella.pruning.blocks import Block, check_blocks
 from prunella.pruning.bridge import BridgeReport, Method, bridge_blocks
@@ -166,6 +167,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """`prunella prune`."""
+    check_output(args.output, inputs=[args.model, args.speech, args.text, args.map])
     model = load_any(args.model)
     count = len(decoder_layers(model.decoder))
     blocks = tuple(Block.parse(text) for text in args.block or ())

@@ -11,6 +11,7 @@ from prunella.device_runtime.bundle import MANIFEST_NAME, Bundle, BundleManifest
 from prunella.device_runtime.errors import BundleError
 from prunella.device_runtime.files import sha256, whole_directory, write_text
 from prunella.device_runtime.gguf_engine import DECODER_PATTERN, MMPROJ_PATTERN, one_file
+from prunella.device_runtime.outputs import check_output
 from prunella.quantize.gguf_recipes import BundleRecipe, GgufRecipe, find_bundle_recipe
 from prunella.quantize.onnx_graphs import quantize_audio_encoder, quantize_graphs
 from prunella.quantize.part_precision import with_precision
@@ -26,8 +27,9 @@ def requantize(bundle: Bundle, recipe: str, out: str | Path) -> Bundle:
 
     Raises:
         BundleError: the bundle is not float: nothing could be gained from it; or it has no files for the engine.
-        UsageError: no such recipe.
+        UsageError: no such recipe, or an output that may not be replaced.
     """
+    check_output(out, inputs=[bundle.path])
     chosen = find_bundle_recipe(recipe)
     manifest = bundle.manifest
     if not find_bundle_recipe(manifest.recipe).is_float:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from prunella.device_runtime.bundle import Bundle, open_bundle
 from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.outputs import check_output
 from prunella.evaluation.manifest import read_manifest
 from prunella.quantize.bundle_writer import requantize
 from prunella.quantize.gguf_recipes import GGUF_RECIPES
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the smallest recipe that keeps the WER, found by trying; resumable",
     )
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the new bundle")
+    parser.add_argument("-o", "--out", required=True, help="folder of the new bundle")
     auto = parser.add_argument_group("with --auto")
     auto.add_argument(
         "--speech", type=Path, metavar="MANIFEST", help="JSONL of transcribed clips to decide on"
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Entry of `prunella quantize`."""
+    check_output(args.out, inputs=[args.bundle, args.speech])
     bundle = _auto(args) if args.auto else quantize(args.bundle, args.recipe, args.out)
     sys.stderr.write(f"{bundle.manifest.recipe}: {bundle.total_bytes / 1e6:.1f} MB\n")
     sys.stdout.write(f"{bundle.path}\n")

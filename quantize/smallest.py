@@ -5,6 +5,7 @@ Resumable: what was written and every clip that was transcribed stay in a folder
 
 from __future__ import annotations
 
+import glob
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,8 @@ from pathlib import Path
 
 from prunella.device_runtime.bundle import MANIFEST_NAME, Bundle, open_bundle
 from prunella.device_runtime.errors import BundleError, ExportError, TargetError, UsageError
-from prunella.device_runtime.files import sha256, whole_directory
+from prunella.device_runtime.files import hold, remove_abandoned, sha256, whole_directory
+from prunella.device_runtime.outputs import check_output, output_path
 from prunella.evaluation.evaluate import evaluate
 from prunella.evaluation.manifest import SpeechManifest
 from prunella.evaluation.report import EvaluationReport, compare_reports
@@ -130,12 +132,15 @@ def quantize_smallest(
         progress: bars and verdicts on stderr.
 
     Raises:
-        UsageError: no such recipe, a negative increase, or nothing to try.
+        UsageError: no such recipe, a negative increase, nothing to try, an output that may not be replaced, or another
+            process searches for the same one.
         BundleError: the bundle is not float.
         ExportError: no recipe is good enough; the message names the best.
     """
     if not max_wer_increase >= 0:
         raise UsageError(f"a WER increase of at most {100 * max_wer_increase:g} points: give 0 or more")
+    check_output(out, inputs=[bundle.path, manifest.path])
+    out = Path(out)
     names = tuple(dict.fromkeys(recipes)) or candidate_recipes(bundle)
     for name in names:
         find_bundle_recipe(name)
@@ -143,8 +148,25 @@ def quantize_smallest(
         raise UsageError(
             f"{bundle.path} has no engine that a recipe is for: export it again for a target with one"
         )
-    out = Path(out)
     work = _work_folder(bundle, out)
+    with hold(work) as held:
+        if not held:
+            raise UsageError(
+                f"another process is already searching for {out}: wait for it, or choose another -o"
+            )
+        return _search(bundle, out, manifest, names, work, max_wer_increase, threads, progress)
+
+
+def _search(
+    bundle: Bundle,
+    out: Path,
+    manifest: SpeechManifest,
+    names: Sequence[str],
+    work: Path,
+    max_wer_increase: float,
+    threads: int | None,
+    progress: bool,
+) -> tuple[Bundle, RecipeSearch]:
     written, attempts = _write_all(bundle, names, work, progress)
     report = _measure(bundle.path, manifest, work, threads, progress)
     chosen: Bundle | None = None
@@ -182,10 +204,11 @@ def quantize_smallest(
 
 def _work_folder(bundle: Bundle, out: Path) -> Path:
     """Where this search keeps what it did; what it kept for another bundle is removed."""
+    out = output_path(out)
     work = out.parent / f".{out.name}.search-{sha256(bundle.path / MANIFEST_NAME)[:12]}"
-    for other in out.parent.glob(f".{out.name}.search-*"):
+    for other in out.parent.glob(f"{glob.escape(f'.{out.name}.search-')}*"):
         if other != work:
-            shutil.rmtree(other, ignore_errors=True)
+            remove_abandoned(other)
     work.mkdir(parents=True, exist_ok=True)
     return work
 
@@ -203,6 +226,7 @@ def _write_all(
             except BundleError:  # not there yet, or damaged
                 if progress:
                     sys.stderr.write(f"writing {name}\n")
+                shutil.rmtree(folder, ignore_errors=True)
                 candidate = requantize(bundle, name, folder)
         except ExportError as error:
             failed.append(Attempt(name, 0, verdict=" ".join(str(error).split())))

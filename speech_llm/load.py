@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunella.device_runtime.errors import CheckpointError
+from prunella.device_runtime.files import bring_back
 from prunella.speech_llm import hub
 from prunella.speech_llm.checkpoint import is_checkpoint, load_checkpoint, load_decoder
 from prunella.speech_llm.model import SpeechLLM
@@ -34,6 +35,7 @@ def resolve(name: str | Path) -> Path:
     if str(name) in EMBEDDED:
         return EMBEDDED[str(name)]()
     folder = Path(name)
+    bring_back(folder)
     return folder if folder.is_dir() else hub.download(str(name))
 
 

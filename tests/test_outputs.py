@@ -1,0 +1,91 @@
+"""No verb replaces what prunella did not make, or what it reads: it says so at once and touches nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prunella.cli import main
+from prunella.device_runtime.bundle import AudioSpec, BundleManifest, DecoderSpec, PromptSpec
+from prunella.quantize.bundle_writer import seal_bundle
+from prunella.speech_llm import save_checkpoint
+
+VERBS = {
+    "analyze": ["MODEL", "--text", "text.txt"],
+    "prune": ["MODEL", "--block", "1:2", "--no-bridge"],
+    "heal": ["MODEL", "--speech", "SPEECH", "--minutes", "0.01"],
+    "export": ["MODEL", "--target", "x86-cpu"],
+    "quantize": ["BUNDLE", "--recipe", "int8"],
+    "auto": ["BUNDLE", "--auto", "--speech", "SPEECH"],
+    "build": ["MODEL", "--target", "x86-cpu", "--drop", "1", "--calibration", "SPEECH", "--evaluation", "SPEECH"],
+    "synth": ["text.txt"],
+}  # fmt: skip
+READS = {verb: words[0] for verb, words in VERBS.items()}
+REPLACING = ("prune", "heal", "export", "quantize", "auto")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, small_speech_llm):
+    """A folder to work in: MODEL, BUNDLE, SPEECH (all relative names), a user's folder and a user's file."""
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(small_speech_llm, "MODEL")
+    Path("BUNDLE").mkdir()
+    Path("BUNDLE/tokenizer.json").write_text("{}")
+    manifest = BundleManifest("tiny", "ultravox", "x86-cpu", ("onnx",), "fp32", AudioSpec(), PromptSpec("", "", (), (), (2,)), DecoderSpec(2, 4, 1, 4, 8))  # fmt: skip
+    seal_bundle(manifest, Path("BUNDLE"))
+    Path("SPEECH").write_text("{}")
+    Path("text.txt").write_text("one line\nanother line\n")
+    Path("home/thesis").mkdir(parents=True)
+    Path("home/thesis/chapter1.txt").write_text("years of work")
+    return tmp_path
+
+
+def _all(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _refused(capsys, verb, out, word):
+    before = _all(Path.cwd())
+    name = "quantize" if verb == "auto" else verb
+    assert main([name, *VERBS[verb], "-o", out]) == 2
+    error = capsys.readouterr().err
+    assert word in error and error.startswith("prunella: ") and error.count("\n") == 1
+    assert _all(Path.cwd()) == before
+
+
+@pytest.mark.parametrize("verb", REPLACING)
+def test_a_users_folder_is_not_replaced(here, capsys, verb):
+    _refused(capsys, verb, "home", "did not make")
+    Path("link").symlink_to("home")
+    _refused(capsys, verb, "link", "did not make")
+    _refused(capsys, verb, ".", "replace the input")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_file_is_not_replaced_and_no_name_is_no_output(here, capsys, verb):
+    _refused(capsys, verb, "home/thesis/chapter1.txt", "is a file")
+    _refused(capsys, verb, "", "no name")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("spelled", ["{0}", "./{0}/", "home/../{0}", "{here}/{0}", "link"])
+def test_an_input_is_not_replaced_however_it_is_spelled(here, capsys, verb, spelled):
+    Path("link").symlink_to(READS[verb])
+    out = spelled.format(READS[verb], here=here)
+    _refused(capsys, verb, out, "the input")
+
+
+def test_what_prune_made_is_replaced_and_a_link_is_followed(here, capsys):
+    Path("disk").mkdir()
+    Path("out").symlink_to("disk")
+    for block, layers in (("1:2", 5), ("1:3", 4)):
+        assert main(["prune", "MODEL", "--block", block, "--no-bridge", "-o", "out"]) == 0
+        assert f"→ {layers} layers" in capsys.readouterr().out
+        assert Path("out").is_symlink() and Path("disk/pruning.json").is_file()
+
+
+def test_synth_adds_to_no_manifest_of_another(here, capsys):
+    Path("clips").mkdir()
+    Path("manifest.jsonl").write_text('{"audio_filepath": "mine.wav"}\n')
+    _refused(capsys, "synth", ".", "did not make")
