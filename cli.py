@@ -11,12 +11,12 @@ import argparse
 import difflib
 import errno
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
 from prunella._version import __version__
 from prunella.device_runtime.errors import PrunellaError
+from prunella.device_runtime.standard_streams import prepare_streams, silence
 
 VERBS: dict[str, tuple[str, str]] = {
     "analyze": (
@@ -68,6 +68,22 @@ _EXTRAS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
+    prepare_streams()
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()  # here, where what goes wrong can still be said
+    except BrokenPipeError:
+        # The reader of stdout went away (`| head`): not an error, and no traceback at exit.
+        silence("stdout")
+        return 0
+    except OSError as error:
+        silence("stdout")
+        return _fail(f"standard output cannot be written ({error.strerror or error}): free some space", 1)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     is_program = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
@@ -100,9 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         extra = _EXTRAS.get(root, "build")
         return _fail(f"`prunella {verb}` needs {root}: pip install 'prunella[{extra}]'", 1)
     except BrokenPipeError:
-        # The reader of stdout went away (`| head`): not an error, and no traceback at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        raise
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _fail(
@@ -128,5 +142,8 @@ def _usage() -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"prunella: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    try:
+        print(f"prunella: {' '.join(message.split())}", file=sys.stderr, flush=True)  # noqa: T201
+    except OSError:  # nobody reads it
+        silence("stderr")
     return code

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.engine import Float32
 from prunella.device_runtime.errors import AudioError
 from prunella.device_runtime.phrase_grammar import read_phrases
 from prunella.device_runtime.phrases import MIN_SCORE
@@ -30,12 +31,18 @@ LIVE_BEAMS_HELP = (
 def transcribe_files(
     transcriber: Transcriber, paths: Iterable[str | Path]
 ) -> Iterator[tuple[str | Path, Transcript | AudioError]]:
-    """Transcribe files one by one, yielding each path with its transcript, or with why there is none."""
+    """Transcribe files one by one ("-": standard input), yielding each path with its transcript, or with why there is none."""
     for path in paths:
         try:
-            yield path, transcriber.transcribe(load_audio(path))
+            yield path, transcriber.transcribe(_load(path))
         except AudioError as error:
             yield path, error
+
+
+def _load(path: str | Path) -> Float32:
+    if path == "-":
+        return load_audio(sys.stdin.buffer, name="standard input")
+    return load_audio(path)
 
 
 def timing_summary(transcript: Transcript) -> str:
@@ -83,7 +90,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "bundle", metavar="BUNDLE", help="a directory made by `prunella export` or `prunella build`"
     )
     parser.add_argument(
-        "files", metavar="FILE", nargs="+", help="wav, flac, ogg, opus or mp3, any rate and length"
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="wav, flac, ogg, opus or mp3, any rate and length; webm, m4a, mp4, aac, wma where ffmpeg is installed; - is standard input",
     )
     parser.add_argument(
         "--json", action="store_true", help="one JSON object per file, with segments and timings"

@@ -1,4 +1,10 @@
 import importlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +41,46 @@ def test_a_full_disk_and_an_interrupt_are_said_in_a_line(monkeypatch, capsys):
     assert main(["info", "x"]) == 1 and "disk is full (out/bundle)" in capsys.readouterr().err
     monkeypatch.setattr(module, "run", interrupt)
     assert main(["info", "x"]) == 130 and "interrupted" in capsys.readouterr().err
+
+
+def _program(shell, **environment):
+    command = f"{shlex.quote(sys.executable)} -m prunella {shell}"
+    return subprocess.run(
+        ["sh", "-c", command],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "shell", ["--version >&-", "targets list >&-", "--version 2>&-", "--version <&- >&- 2>&-"]
+)
+def test_closed_streams_are_a_quiet_end(shell):
+    done = _program(shell)
+    assert done.returncode == 0 and done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("shell", ["--help", "--version", "targets list"])
+def test_a_full_standard_output_is_said_in_a_line(shell):
+    done = _program(f"{shell} >/dev/full")
+    assert done.returncode == 1
+    assert done.stderr.startswith("prunella: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8:strict"])
+def test_no_name_ends_a_run_and_json_stays_json(encoding):
+    code = (
+        "import json, sys; from prunella.device_runtime.standard_streams import prepare_streams; prepare_streams();"
+        "print(json.dumps({'file': 'ü 名 \\U0001f600 \\udce9'}, ensure_ascii=False))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=True,
+    )
+    text = done.stdout.decode(encoding.partition(":")[0])
+    assert json.loads(text) == {"file": "ü 名 \U0001f600 \udce9"}
