@@ -15,6 +15,7 @@ import tqdm
 
 from prunella.benchmark.compare import Comparison, measure
 from prunella.benchmark.record import BenchRecord
+from prunella.device_runtime.cores import check_threads
 from prunella.device_runtime.providers import STRICT_HELP
 from prunella.evaluation.bootstrap import Interval
 from prunella.evaluation.manifest import read_manifest
@@ -83,7 +84,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--repeat", type=int, default=3, metavar="N", help="time every clip N times, take the median (3)"
     )
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="CPU threads of every system (default: its own choice)"
+        "--threads",
+        type=int,
+        metavar="N",
+        help="of every system; 0: one per physical core (default: its own)",
     )
     parser.add_argument("--strict", action="store_true", help=STRICT_HELP)
     parser.add_argument("--no-guards", action="store_true", help="no repeat stop and no silence gate")
@@ -96,6 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """`prunella bench`."""
+    check_threads(args.threads)
     manifest = read_manifest(args.speech).select(
         sources=args.source, max_seconds=args.max_seconds, limit=args.limit
     )

@@ -17,13 +17,25 @@ import numpy as np
 
 from prunella.device_runtime.ctc_prefix import Prefix, PrefixScorer
 from prunella.device_runtime.engine import Float32
+from prunella.device_runtime.errors import UsageError
 
 # Nats that each letter counts for where transcripts that go on are compared: of equally many tokens they have spelled
 # differently much of the audio, and who is behind has paid for fewer letters. Which one wins in the end is the score's alone.
 PER_LETTER = 0.8
+MAX_BEAMS = 16  # on every engine: llama.cpp keeps no more caches, and more have never found a better text
 PAYING_BEAMS = 4  # where letters are heard
 _HALF = "\N{REPLACEMENT CHARACTER}"  # what some of the bytes of a character are decoded to
 CANDIDATES = 32  # of a transcript's most likely next tokens; the search chooses among them
+
+
+def check_beams(beams: int | None) -> None:
+    """Refuse a number of beams that no engine follows; None and 0 leave it to the system.
+
+    Raises:
+        UsageError: fewer than 0, or more than `MAX_BEAMS`.
+    """
+    if beams is not None and not 0 <= beams <= MAX_BEAMS:
+        raise UsageError(f"{beams} beams are not possible: give 1 to {MAX_BEAMS}, or 0 for as many as pay")
 
 
 @runtime_checkable

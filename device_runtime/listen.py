@@ -23,6 +23,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import Protocol
 
+from prunella.device_runtime.beam_search import check_beams
 from prunella.device_runtime.decode_worker import Recognizer
 from prunella.device_runtime.errors import UsageError
 from prunella.device_runtime.live_audio import AudioBlock
@@ -146,6 +147,7 @@ def run(args: argparse.Namespace) -> int:
     turns = TurnOptions()
     turns = replace(turns, end_silence=args.end_silence, tail=min(turns.tail, args.end_silence))
     options = LiveOptions(turns, partial_interval=max(0.0, args.partial_interval))
+    check_beams(args.beams)
     transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
     if args.strict:
         require_all(transcriber.engine)

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from prunella.device_runtime.beam_search import MAX_BEAMS
 from prunella.device_runtime.engine import Float32
 from prunella.device_runtime.errors import EngineError
 from prunella.device_runtime.llama_library import last_error, llama_library
 from prunella.device_runtime.provider_options import split_llama_options
 from prunella.device_runtime.providers import OptionValue, missing_offload
 
-MAX_BRANCHES = 16
+MAX_BRANCHES = MAX_BEAMS
 _GGML_TYPE_F32 = 0
 _SEQUENCE = 0  # the text; branches have the numbers behind it, in turn these or those
 _BANKS = (range(1, 1 + MAX_BRANCHES), range(1 + MAX_BRANCHES, 1 + 2 * MAX_BRANCHES))

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from prunella.device_runtime.beam_search import check_beams
 from prunella.device_runtime.decode_worker import Recognizer
 from prunella.device_runtime.errors import EngineError, PrunellaError, UsageError
 from prunella.device_runtime.phrase_grammar import parse_phrases
@@ -248,6 +249,8 @@ def run(args: argparse.Namespace) -> int:
         _tell(
             f"Wyoming knows no keys: whoever reaches {args.host}:{args.wyoming} may use this server without one"
         )
+    check_beams(args.beams)
+    check_beams(args.live_beams)
     transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
     if args.strict:
         require_all(transcriber.engine)

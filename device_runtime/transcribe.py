@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.beam_search import check_beams
 from prunella.device_runtime.engine import Float32
 from prunella.device_runtime.errors import AudioError
 from prunella.device_runtime.phrase_grammar import read_phrases
@@ -111,6 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_beams(args.beams)
     transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
     if args.strict:
         require_all(transcriber.engine)

@@ -14,8 +14,16 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from prunella.device_runtime.audio import check_samples, is_silent, split_at_quiet_points
-from prunella.device_runtime.beam_search import PAYING_BEAMS, BeamEngine, BeamSearch, Hearing, Spelling
+from prunella.device_runtime.beam_search import (
+    PAYING_BEAMS,
+    BeamEngine,
+    BeamSearch,
+    Hearing,
+    Spelling,
+    check_beams,
+)
 from prunella.device_runtime.bundle import AudioSpec, Bundle, PromptSpec, open_bundle
+from prunella.device_runtime.cores import check_threads
 from prunella.device_runtime.draft import (
     LONGEST_BELIEVED,
     AudioDrafter,
@@ -148,11 +156,10 @@ class Transcriber:
             beams: 1 is greedy; 0: as many as pay, where the model has a CTC head and the engine can, or as the bundle says.
 
         Raises:
-            UsageError: fewer than 0.
+            UsageError: fewer than 0, or more than any engine follows.
             EngineError: the engine cannot follow so many.
         """
-        if beams < 0:
-            raise UsageError(f"{beams} beams are not possible: give 1 or more, or 0 for as many as pay")
+        check_beams(beams)
         engine = self.engine
         if beams == 0 and isinstance(engine, BeamEngine):
             beams = max(PAYING_BEAMS if engine.spells else 1, self.options.beams)
@@ -355,14 +362,11 @@ def open_transcriber(
     Raises:
         BundleError: missing or corrupt.
         EngineError: the bundle has no such engine, or it cannot run here.
-        UsageError: no engine of this name exists, or a negative number of threads.
+        UsageError: no engine of this name exists, or a number of threads out of range.
     """
     if engine is not None and engine not in ENGINES:
         raise UsageError(f"no engine '{engine}': choose one of {', '.join(ENGINES)}")
-    if threads is not None and threads < 0:
-        raise UsageError(
-            f"{threads} threads are not possible: give 1 or more, or 0 for one per physical core"
-        )
+    check_threads(threads)
     bundle = open_bundle(bundle_path)
     manifest = bundle.manifest
     usable = [name for name in manifest.engines if name in ENGINES]

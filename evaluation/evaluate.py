@@ -123,7 +123,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--beams", type=int, default=0, metavar="N", help=BEAMS_HELP)
     parser.add_argument("--no-guards", action="store_true", help="no repeat stop and no silence gate")
     parser.add_argument("--no-score", action="store_true", help="no cross-entropy of the reference texts")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the system's own)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="0: one per physical core (default: the system's own)"
+    )
     parser.add_argument(
         "--engine",
         metavar="NAME",

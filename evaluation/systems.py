@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.metadata
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from prunella._version import __version__
+from prunella.device_runtime.beam_search import check_beams
 from prunella.device_runtime.bundle import MANIFEST_NAME
+from prunella.device_runtime.cores import check_threads, physical_cores
 from prunella.device_runtime.errors import EngineError, UsageError
 from prunella.device_runtime.files import sha256
 from prunella.device_runtime.transcript import DecodeOptions, Transcript
@@ -28,6 +31,12 @@ _OPENERS = {
     "bundle": ("prunella.device_runtime.transcriber:open_transcriber", "cpu"),
     "baseline": ("prunella.evaluation.whisper_baseline:open_whisper_tiny_en", "baseline"),
     "model": ("prunella.speech_llm.engine:open_model_transcriber", "build"),
+}
+# What of an installation decides the texts beside prunella itself.
+_LIBRARIES = {
+    "bundle": ("onnxruntime", "onnxruntime-gpu", "llama-cpp-python", "tokenizers", "numpy", "soxr"),
+    "baseline": ("faster-whisper", "ctranslate2", "tokenizers", "numpy", "soxr"),
+    "model": ("torch", "transformers", "tokenizers", "numpy", "soxr"),
 }
 _FIND_MODEL = "prunella.speech_llm.load:resolve"
 
@@ -42,7 +51,7 @@ class System(Protocol):
 
 @dataclass(frozen=True)
 class OpenedSystem:
-    """A system ready to transcribe. `fingerprint` changes whenever its files or options do."""
+    """A system ready to transcribe. `fingerprint` changes whenever its files, its options or the code that runs it do."""
 
     name: str
     system: System
@@ -59,19 +68,21 @@ def open_system(
         name_or_path: a bundle's folder (with `@ENGINE` behind it for another engine than the bundle's first),
             `whisper-tiny.en`, a checkpoint folder, `reference` or a Hub id.
         guards: False switches the repeat stop and the silence gate off (Whisper has none of ours).
-        threads: CPU threads; by default the system's own choice.
+        threads: CPU threads, 0 for one per physical core; by default the system's own choice.
         beams: transcripts that bundles and models follow at once, 0 for as many as pay; by default their own choice.
 
     Raises:
-        UsageError: a path that does not exist, or a negative number of beams.
+        UsageError: a path that does not exist, or a number of beams or threads out of range.
         EngineError: what the system needs is not installed.
         PrunellaError: what the opener itself raises.
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"{threads} threads are not possible: give 1 or more, or leave it to the system")
+    check_threads(threads)
+    check_beams(beams)
     name, engine = split_engine(name_or_path)
     kind = system_kind(name)
     target, extra = _OPENERS[kind]
+    if threads == 0 and kind != "bundle":  # a bundle's engines say so themselves
+        threads = physical_cores()
     try:
         system = _imported(target)(name, threads=threads, **({"engine": engine} if engine else {}))
     except ModuleNotFoundError as error:
@@ -86,7 +97,7 @@ def open_system(
     if beams is not None and (follow := getattr(system, "follow", None)) is not None:
         follow(beams)
     folder = getattr(system, "path", None) if kind == "baseline" else Path(name)
-    fingerprint = _fingerprint(name, f"{kind}@{engine}" if engine else kind, guards, beams)
+    fingerprint = _fingerprint(name, kind, engine, guards, beams)
     return OpenedSystem(name_or_path, system, fingerprint, _disk_bytes(folder))
 
 
@@ -121,8 +132,8 @@ def _imported(target: str) -> Any:
     return getattr(importlib.import_module(module_name), function)
 
 
-def _fingerprint(name: str, kind: str, guards: bool, beams: int | None) -> str:
-    if kind.startswith("bundle"):
+def _fingerprint(name: str, kind: str, engine: str | None, guards: bool, beams: int | None) -> str:
+    if kind == "bundle":
         content: Any = sha256(Path(name) / MANIFEST_NAME)
     elif kind == "model":
         # `reference` or a Hub id may be other weights tomorrow: what it stands for counts.
@@ -130,8 +141,18 @@ def _fingerprint(name: str, kind: str, guards: bool, beams: int | None) -> str:
         stats = {str(f.relative_to(path)): f.stat() for f in sorted(path.rglob("*")) if f.is_file()}
         content = [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()]
     else:
-        content = [name, __version__]
-    return hashlib.sha256(json.dumps([kind, content, guards, beams]).encode()).hexdigest()[:16]
+        content = name
+    # Another decoding code may hear another text in the same files.
+    versions = {"prunella": __version__} | {library: _version(library) for library in _LIBRARIES[kind]}
+    body = json.dumps([kind, engine, content, guards, beams, versions])
+    return hashlib.sha256(body.encode()).hexdigest()[:16]
+
+
+def _version(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _disk_bytes(folder: Path | None) -> int | None:

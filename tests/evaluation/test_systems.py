@@ -1,4 +1,5 @@
 import importlib
+import importlib.metadata
 import json
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.cores import physical_cores
 from prunella.device_runtime.errors import AudioError, EngineError, UsageError
 from prunella.device_runtime.transcript import DecodeOptions
 from prunella.evaluation import systems
@@ -59,8 +61,29 @@ def test_options_reach_the_system_and_its_fingerprint(monkeypatch, tmp_path):
     changed = open_system(str(tmp_path))
     assert changed.fingerprint != plain.fingerprint
     assert changed.disk_bytes == (tmp_path / "config.json").stat().st_size
-    with pytest.raises(UsageError, match="threads"):
-        open_system(str(tmp_path), threads=0)
+    assert open_system(str(tmp_path), threads=0).system.threads == physical_cores()
+    for threads in (-1, 10**4):
+        with pytest.raises(UsageError, match="threads are not possible"):
+            open_system(str(tmp_path), threads=threads)
+    for beams in (-1, 17):
+        with pytest.raises(UsageError, match="beams are not possible"):
+            open_system(str(tmp_path), beams=beams)
+
+
+@pytest.mark.parametrize("changed", ["prunella", "torch"])
+def test_records_of_another_version_are_not_taken(monkeypatch, tmp_path, changed):
+    monkeypatch.setitem(systems._OPENERS, "model", (f"{__name__}:Configurable", "build"))
+    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or _this_module())
+    before = open_system(str(tmp_path)).fingerprint
+    assert open_system(str(tmp_path)).fingerprint == before
+    if changed == "prunella":
+        monkeypatch.setattr(systems, "__version__", "0.0.0")
+    else:
+        real = importlib.metadata.version
+        monkeypatch.setattr(
+            importlib.metadata, "version", lambda name: "0.0.0" if name == changed else real(name)
+        )
+    assert open_system(str(tmp_path)).fingerprint != before
 
 
 def test_a_name_that_stands_for_other_weights_is_another_system(monkeypatch, tmp_path):

@@ -369,7 +369,7 @@ def test_more_branches_than_there_is_room_for_are_refused_and_forgotten(engine, 
 def test_more_beams_than_there_are_branches_are_refused_before_any_audio_is_heard(exact_bundle):
     transcriber = open_transcriber(exact_bundle.path)
     assert transcriber.following(16).options.beams == 16
-    with pytest.raises(EngineError, match="16 transcripts at most, not 17"):
+    with pytest.raises(UsageError, match="17 beams are not possible: give 1 to 16"):
         transcriber.follow(17)
 
 
