@@ -5,11 +5,16 @@ A bundle is a directory: `bundle.json`, `tokenizer.json`, and the graphs of at l
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from prunella.device_runtime.errors import BundleError
 from prunella.device_runtime.files import bring_back, sha256
@@ -18,17 +23,26 @@ from prunella.device_runtime.transcript import DecodeOptions
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "bundle.json"
+# Files without which an engine cannot open a bundle.
+ENGINE_FILES = {
+    "onnx": ("onnx/audio_encoder.onnx", "onnx/embed_tokens.onnx", "onnx/decoder_model_merged.onnx"),
+    "gguf": ("gguf/decoder-*.gguf",),
+}
+# Checked where a manifest is read; constructors take what they are given.
+Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
+EngineName = Annotated[str, Meta(pattern="^(onnx|gguf)$")]
 
 
 @dataclass(frozen=True)
 class AudioSpec:
     """How samples become log-mel frames and frames become audio tokens."""
 
-    sampling_rate: int = 16_000
-    num_mel_bins: int = 80
-    samples_per_token: int = 1_600  # hop (160) * convolution stride (2) * stack factor (5)
-    extra_padding: int = 1_600  # zeros after the padding to whole stacks
-    max_seconds: float = 29.5  # longer recordings are split
+    sampling_rate: Positive = 16_000
+    num_mel_bins: Positive = 80
+    samples_per_token: Positive = 1_600  # hop (160) * convolution stride (2) * stack factor (5)
+    extra_padding: NotNegative = 1_600  # zeros after the padding to whole stacks
+    max_seconds: Annotated[float, Meta(gt=0)] = 29.5  # longer recordings are split
     ctc_alphabet: str = ""  # letters that a CTC head hears beside the embeddings; none: there is no head
 
 
@@ -38,28 +52,28 @@ class PromptSpec:
 
     before_audio: str
     after_audio: str
-    before_ids: tuple[int, ...]
-    after_ids: tuple[int, ...]
-    eos_ids: tuple[int, ...]
-    text_style: str = "as-is"  # see text_style.py
+    before_ids: tuple[NotNegative, ...]
+    after_ids: tuple[NotNegative, ...]
+    eos_ids: Annotated[tuple[NotNegative, ...], Meta(min_length=1)]
+    text_style: Annotated[str, Meta(pattern="^(as-is|lower)$")] = "as-is"  # see text_style.py
 
 
 @dataclass(frozen=True)
 class DecoderSpec:
     """Shapes that an engine needs before it opens the graph."""
 
-    num_layers: int
-    hidden_size: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    max_context: int = 2_048
+    num_layers: Positive
+    hidden_size: Positive
+    num_kv_heads: Positive
+    head_dim: Positive
+    vocab_size: Positive
+    max_context: Positive = 2_048
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    sha256: str
-    bytes: int
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    bytes: NotNegative
 
 
 @dataclass(frozen=True)
@@ -69,13 +83,13 @@ class BundleManifest:
     name: str
     family: str
     target: str
-    engines: tuple[str, ...]  # in order of preference: "onnx", "gguf"
+    engines: Annotated[tuple[EngineName, ...], Meta(min_length=1)]  # in order of preference: "onnx", "gguf"
     recipe: str
     audio: AudioSpec
     prompt: PromptSpec
     decoder: DecoderSpec
     decode: DecodeOptions = field(default_factory=DecodeOptions)
-    threads: int = 0  # 0: one per physical core
+    threads: NotNegative = 0  # 0: one per physical core
     providers: tuple[Provider, ...] = ()  # of ONNX Runtime, in order of preference; none: the processor
     llama: dict[str, OptionValue] = field(default_factory=dict)  # llama.cpp's settings, by its own names
     precision: dict[str, str] = field(
@@ -87,7 +101,7 @@ class BundleManifest:
     schema_version: int = SCHEMA_VERSION
 
     def dumps(self) -> str:
-        """Canonical text, with a checksum of itself so that a changed byte in the manifest is seen too."""
+        """Canonical text, with a checksum of itself: a byte changed by accident is seen. It keeps no attacker away."""
         return _canonical(json.loads(json.dumps(asdict(self))))
 
 
@@ -100,14 +114,15 @@ def parse_manifest(text: str, where: Path) -> BundleManifest:
     """Inverse of `BundleManifest.dumps`.
 
     Raises:
-        BundleError: not JSON, another schema version, a missing or unknown key, or a checksum that does not match.
+        BundleError: not JSON, another schema version, a checksum that does not match, a key or a value that does not
+            fit (with its path, such as `$.decoder.head_dim`), or no file for one of the engines.
     """
     remedy = "export it again, or copy it again from where it came"
     try:
         body = json.loads(text)
         if not isinstance(body, dict):
             raise TypeError("not an object")
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise BundleError(f"{where} is not valid JSON ({error}): {remedy}") from error
     version = body.get("schema_version")
     if version != SCHEMA_VERSION:
@@ -120,24 +135,41 @@ def parse_manifest(text: str, where: Path) -> BundleManifest:
     if _canonical(body) != text:
         raise BundleError(f"{where} was changed after it was written (its checksum does not match): {remedy}")
     try:
-        prompt: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in body["prompt"].items()
-        }
-        nested = {
-            "audio": AudioSpec(**body["audio"]),
-            "prompt": PromptSpec(**prompt),
-            "decoder": DecoderSpec(**body["decoder"]),
-            "decode": DecodeOptions(**body["decode"]),
-            "engines": tuple(body["engines"]),
-            "providers": tuple(Provider(**entry) for entry in body.get("providers", ())),
-            "files": {name: FileEntry(**entry) for name, entry in body["files"].items()},
-        }
-        manifest = BundleManifest(**{**body, **nested})
-    except (KeyError, TypeError, AttributeError) as error:
-        known = ", ".join(f.name for f in fields(BundleManifest))
+        _check_keys(body)
+        manifest = msgspec.convert(body, BundleManifest)
+        _check_finite(asdict(replace(manifest, provenance={})), "$")
+    except msgspec.ValidationError as error:
         reason = " ".join(str(error).split())
-        raise BundleError(f"{where} does not fit the schema ({reason}; keys: {known}): {remedy}") from error
+        raise BundleError(f"{where} does not fit the schema ({reason}): {remedy}") from error
+    for engine in manifest.engines:
+        for pattern in ENGINE_FILES[engine]:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in manifest.files):
+                raise BundleError(f"{where} lists no {pattern}, which the engine {engine} needs: {remedy}")
     return manifest
+
+
+def _check_keys(body: dict[str, Any]) -> None:
+    """msgspec passes over keys that a dataclass has not; here they are typing errors, or of another prunella."""
+    parts: dict[str, tuple[Any, Any]] = {
+        "$": (body, BundleManifest),
+        "$.audio": (body.get("audio"), AudioSpec),
+        "$.prompt": (body.get("prompt"), PromptSpec),
+        "$.decoder": (body.get("decoder"), DecoderSpec),
+        "$.decode": (body.get("decode"), DecodeOptions),
+    }
+    for path, (part, kind) in parts.items():
+        known = [f.name for f in fields(kind)]
+        unknown = [key for key in part if key not in known] if isinstance(part, dict) else []
+        if unknown:
+            raise msgspec.ValidationError(f"unknown key `{path}.{unknown[0]}`; keys: {', '.join(known)}")
+
+
+def _check_finite(value: Any, path: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise msgspec.ValidationError(f"Expected a finite number - at `{path}`")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_finite(inner, f"{path}.{key}")
 
 
 @dataclass(frozen=True)

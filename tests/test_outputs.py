@@ -32,6 +32,9 @@ def here(tmp_path, monkeypatch, small_speech_llm):
     save_checkpoint(small_speech_llm, "MODEL")
     Path("BUNDLE").mkdir()
     Path("BUNDLE/tokenizer.json").write_text("{}")
+    Path("BUNDLE/onnx").mkdir()
+    for graph in ("audio_encoder", "embed_tokens", "decoder_model_merged"):
+        Path(f"BUNDLE/onnx/{graph}.onnx").touch()
     manifest = BundleManifest("tiny", "ultravox", "x86-cpu", ("onnx",), "fp32", AudioSpec(), PromptSpec("", "", (), (), (2,)), DecoderSpec(2, 4, 1, 4, 8))  # fmt: skip
     seal_bundle(manifest, Path("BUNDLE"))
     Path("SPEECH").write_text("{}")

@@ -109,7 +109,11 @@ def write_bundle(tmp_path, tokenizer) -> Callable[..., Path]:
         folder = tmp_path / name
         (folder / "onnx").mkdir(parents=True)
         (folder / "tokenizer.json").write_text(tokenizer.to_str())
-        (folder / "onnx" / "decoder_model_merged.onnx").write_bytes(bytes(range(200)))
+        for graph in ("audio_encoder", "embed_tokens", "decoder_model_merged"):
+            (folder / "onnx" / f"{graph}.onnx").write_bytes(bytes(range(200)))
+        if "gguf" in changes.get("engines", ()):
+            (folder / "gguf").mkdir()
+            (folder / "gguf" / "decoder-F16.gguf").write_bytes(b"GGUF")
         files = {
             file.relative_to(folder).as_posix(): FileEntry(sha256(file), file.stat().st_size)
             for file in folder.rglob("*")

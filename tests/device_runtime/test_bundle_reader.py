@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import hashlib
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -10,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from prunella.cli import main
 from prunella.device_runtime.bundle import MANIFEST_NAME, BundleManifest, FileEntry, open_bundle
 from prunella.device_runtime.errors import BundleError
 from prunella.device_runtime.files import sha256
@@ -109,18 +114,120 @@ json_values = st.recursive(
 )
 
 
-def test_any_json_in_any_field_is_refused_in_words(write_bundle):
-    folder = write_bundle()
-    file = folder / MANIFEST_NAME
-    intact = json.loads(file.read_text())
+def _sealed(folder, body) -> None:
+    """Write a manifest whose checksum is right, whatever it says: it is against accidents only."""
+    body = {key: value for key, value in body.items() if key != "manifest_sha256"}
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    text = json.dumps({**body, "manifest_sha256": digest}, indent=2, sort_keys=True) + "\n"
+    (folder / MANIFEST_NAME).write_text(text)
 
-    @SAME_FOLDER
-    @given(key=st.sampled_from([*intact, "unknown"]), value=json_values)
-    def change(key, value):
-        file.write_text(json.dumps({**intact, key: value}))
-        _refused(folder)
+
+FREE = ("provenance",)  # any object
+
+
+def test_any_json_in_any_field_is_refused_in_words_or_is_what_the_field_takes(write_bundle):
+    folder = write_bundle()
+    intact = json.loads((folder / MANIFEST_NAME).read_text())
+    parts = [part for part, value in intact.items() if isinstance(value, dict) and part not in FREE]
+    fields = [(key,) for key in [*intact, "unknown"]]
+    fields += [(part, key) for part in parts for key in [*intact[part], "unknown"]]
+    fields += [("files", "tokenizer.json", key) for key in ("sha256", "bytes", "unknown")]
+    seen = {"refused": 0, "taken": 0}
+
+    @settings(SAME_FOLDER, max_examples=400)
+    @given(field=st.sampled_from(fields), value=json_values)
+    def change(field, value):
+        body = copy.deepcopy(intact)
+        holder = functools.reduce(dict.__getitem__, field[:-1], body)
+        holder[field[-1]] = value
+        _sealed(folder, body)
+        try:
+            manifest = open_bundle(folder).manifest
+        except BundleError as error:
+            assert "\n" not in str(error)
+            seen["refused"] += 1
+        else:
+            # What was written again says the same, NaN in the provenance too.
+            kept, wanted = json.loads(manifest.dumps())["provenance"], body["provenance"]
+            assert json.dumps(kept, sort_keys=True) == json.dumps(wanted, sort_keys=True)
+            assert manifest.decoder.num_layers >= 1 and manifest.prompt.eos_ids and manifest.engines
+            seen["taken"] += 1
 
     change()
+    assert seen["refused"] and seen["taken"], seen  # both happen, so that either could be wrong
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("decoder.num_layers", 0),
+        ("decoder.head_dim", "64"),
+        ("decoder.head_dim", -1),
+        ("decoder.vocab_size", 1.5),
+        ("decoder.max_context", True),
+        ("decode.beams", 0),
+        ("decode.guards", 1),
+        ("decode.max_tokens_per_second", 0),
+        ("decode.max_tokens_per_second", float("nan")),
+        ("decode.speech_probability", 1.5),
+        ("decode.draft_sure", float("inf")),
+        ("decode.draft_blank", -2),
+        ("prompt.eos_ids", []),
+        ("prompt.before_ids", [-1]),
+        ("prompt.before_text", "no such key"),
+        ("prompt.text_style", "UPPER"),
+        ("audio.samples_per_token", 0),
+        ("audio.max_seconds", 0),
+        ("audio.ctc_alphabet", None),
+        ("engines", []),
+        ("engines", ["tensorrt"]),
+        ("threads", -1),
+        ("providers", [{"options": {}}]),
+        ("llama", {"n_ctx": [1]}),
+        ("files.tokenizer.json", {"sha256": "short", "bytes": 1}),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named_by_its_path(write_bundle, field, value):
+    folder = write_bundle()
+    body = json.loads((folder / MANIFEST_NAME).read_text())
+    part, _, key = field.partition(".")
+    if key:
+        body[part][key] = value
+    else:
+        body[part] = value
+    _sealed(folder, body)
+    where = "files[...]" if part == "files" else field
+    _refused(folder, match=re.escape(f"`$.{where}"))
+
+
+@pytest.mark.parametrize("key", ["name", "audio", "prompt", "decoder", "engines", "recipe"])
+def test_a_key_that_is_missing_is_named(write_bundle, key):
+    folder = write_bundle()
+    body = json.loads((folder / MANIFEST_NAME).read_text())
+    del body[key]
+    _sealed(folder, body)
+    _refused(folder, match=f"`{key}`")
+
+
+@pytest.mark.parametrize(
+    ("engines", "lost"),
+    [
+        (("onnx",), "onnx/audio_encoder.onnx"),
+        (("onnx",), "onnx/embed_tokens.onnx"),
+        (("onnx",), "onnx/decoder_model_merged.onnx"),
+        (("onnx", "gguf"), "gguf/decoder-"),
+    ],
+)
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_a_graph_that_the_manifest_lacks_is_noticed(write_bundle, capsys, engines, lost, on_disk):
+    folder = write_bundle()
+    files = {name: entry for name, entry in open_bundle(folder).manifest.files.items() if name != lost}
+    _rewrite(folder, files=files, engines=engines)
+    if not on_disk:
+        (folder / lost).unlink(missing_ok=True)
+    _refused(folder, match=lost)
+    assert main(["info", str(folder)]) == 1
+    assert lost in capsys.readouterr().err
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

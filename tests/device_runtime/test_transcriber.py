@@ -8,10 +8,12 @@ import random
 import string
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from prunella.device_runtime.bundle import open_bundle
 from prunella.device_runtime.errors import AudioError, BundleError, EngineError, UsageError
 from prunella.device_runtime.transcriber import open_transcriber
 from prunella.device_runtime.transcript import DecodeOptions
@@ -199,6 +201,10 @@ def test_what_cannot_be_opened_is_said(write_bundle, fake_onnx):
         open_transcriber(folder, threads=-1)
     with pytest.raises(EngineError, match="gguf"):
         open_transcriber(write_bundle("gguf-only", engines=("gguf",)), engine="onnx")
+    bare = write_bundle("bare")
+    manifest = open_bundle(bare).manifest
+    files = {name: entry for name, entry in manifest.files.items() if name != "tokenizer.json"}
+    (bare / "bundle.json").write_text(replace(manifest, files=files).dumps())
     with pytest.raises(BundleError, match=r"tokenizer\.json"):
-        open_transcriber(write_bundle("bare", files={}))
+        open_transcriber(bare)
     assert fake_onnx == []

@@ -23,6 +23,9 @@ def bundle(tmp_path):
     folder = tmp_path / "float"
     folder.mkdir()
     (folder / "tokenizer.json").write_text("{}")
+    (folder / "onnx").mkdir()
+    for graph in ("audio_encoder", "embed_tokens", "decoder_model_merged"):
+        (folder / "onnx" / f"{graph}.onnx").touch()
     manifest = BundleManifest(
         name="tiny",
         family="ultravox",
@@ -48,6 +51,7 @@ def test_a_quantised_bundle_is_refused(bundle, tmp_path, capsys):
 
 
 def test_a_bundle_without_graphs_is_refused(bundle, tmp_path):
+    (bundle.path / "onnx" / "audio_encoder.onnx").unlink()  # after it was opened
     with pytest.raises(BundleError, match=r"holds no audio_encoder.onnx: export the model again"):
         requantize(bundle, "int4", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["float"]
