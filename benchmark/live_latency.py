@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 
 from prunella.benchmark.live_stream import BLOCK, PacedSource
-from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.decode_worker import Recognizer
 from prunella.device_runtime.errors import ManifestError
 from prunella.device_runtime.listen import listen
@@ -90,7 +89,7 @@ def measure_latency(
     modes = modes or {"guessing": GUESSING, "after the turn": AFTER_THE_TURN}
     finals: dict[tuple[str, str], list[LiveEvent]] = {(name, mode): [] for mode in modes for name in systems}
     for number, utterance in enumerate(utterances):
-        samples = load_audio(utterance.audio)
+        samples = utterance.load()
         for name, mode in finals:
             sys.stderr.write(f"\r{number + 1}/{len(utterances)} {name}, {mode}\x1b[K")
             finals[name, mode] += play(systems[name], samples, modes[mode], quicker.get(name))

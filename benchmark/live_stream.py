@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.capture_queue import CaptureQueue
 from prunella.device_runtime.live_audio import AudioBlock
 from prunella.device_runtime.log_mel import SAMPLE_RATE
@@ -53,7 +52,7 @@ class SpeechAtKnownTimes:
         pause: tuple[float, float] = (1.0, 4.0),
         noise_dbfs: float = -62.0,
     ) -> None:
-        self._clips = [(utterance, load_audio(utterance.audio)) for utterance in utterances]
+        self._clips = [(utterance, utterance.load()) for utterance in utterances]
         self._seconds = seconds
         self._random = np.random.default_rng(seed)
         self._pause = pause

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import tqdm
 
-from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.errors import AudioError
 from prunella.device_runtime.providers import STRICT_HELP, require_all
 from prunella.device_runtime.transcriber import BEAMS_HELP
@@ -27,6 +26,7 @@ from prunella.evaluation.report import (
     summarise,
 )
 from prunella.evaluation.systems import BASELINE, System, open_system, system_kind
+from prunella.evaluation.word_errors import normalise
 
 _SAMPLING_RATE = 16_000
 Scorer = Callable[[npt.NDArray[np.float32], str], tuple[float, int]]
@@ -68,8 +68,12 @@ def evaluate(
         if known is not None and (scorer is None or known.scored):
             results.append(known)
             continue
+        if not normalise(utterance.text):
+            skipped.append(f"{utterance.id}: its text {utterance.text!r} has no words")
+            sys.stderr.write(f"skipped {skipped[-1]}\n")
+            continue
         try:
-            samples = load_audio(utterance.audio)
+            samples = utterance.load()
             start = time.perf_counter()
             transcript = system.transcribe(samples)
             elapsed = time.perf_counter() - start

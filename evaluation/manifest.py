@@ -5,28 +5,60 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
-from prunella.device_runtime.errors import ManifestError, UsageError
+import numpy as np
+import numpy.typing as npt
+
+from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.errors import AudioError, ManifestError, UsageError
+from prunella.device_runtime.log_mel import SAMPLE_RATE
 
 UNKNOWN_SOURCE = "unknown"
 _SHOWN_PROBLEMS = 10
+_NOT_SAID = re.compile(r"\[[^\]]*\]|<[^>]*>|\([^)]*\)")  # [noise], <unk>, (laughs)
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One clip and what is said in it. `id` is its `audio_filepath` as the manifest writes it."""
+    """One clip and what is said in it.
+
+    Attributes:
+        id: its `audio_filepath` as the manifest writes it; a segment's with `@offset+duration` behind it.
+        audio: the file.
+        duration: seconds, as the manifest says.
+        text: what is said.
+        offset: seconds into the file where a segment of it begins; None: the clip is the whole file.
+    """
 
     id: str
     audio: Path
-    duration: float  # seconds, as the manifest says
+    duration: float
     text: str
     source: str = UNKNOWN_SOURCE
     speaker: str = ""
+    offset: float | None = None
+
+    def load(self) -> npt.NDArray[np.float32]:
+        """(n,) float32 at 16 kHz: the file, or the segment of it.
+
+        Raises:
+            AudioError: as `load_audio`, or the segment lies behind the file's end.
+        """
+        samples = load_audio(self.audio)
+        if self.offset is None:
+            return samples
+        start = round(self.offset * SAMPLE_RATE)
+        if start >= len(samples):
+            raise AudioError(
+                f"{self.id} begins behind the end of its file ({len(samples) / SAMPLE_RATE:.2f} s): correct the manifest"
+            )
+        return samples[start : round((self.offset + self.duration) * SAMPLE_RATE)].copy()
 
 
 @dataclass(frozen=True)
@@ -121,7 +153,7 @@ def read_manifest(path: str | Path, *, report: TextIO | None = None) -> SpeechMa
     """Read a JSONL manifest; rows that cannot be used are reported and skipped.
 
     A row needs `audio_filepath` (relative to the manifest's folder), `duration` (seconds) and `text`; `source` and
-    `speaker` are optional, other keys are ignored.
+    `speaker` are optional, other keys are ignored. With `offset` (seconds) the clip is that segment of the file.
 
     Args:
         path: the manifest.
@@ -181,15 +213,23 @@ def _parse(line: str, folder: Path) -> Utterance:
         raise ValueError(f"duration {duration!r} is not a positive number of seconds")
     if not isinstance(text, str) or not text.strip():
         raise ValueError("text is empty")
+    if not any(map(str.isalnum, _NOT_SAID.sub("", text))):
+        raise ValueError(f"text {text.strip()!r} has no words")
+    offset = row.get("offset")
+    if offset is not None and (
+        isinstance(offset, bool) or not isinstance(offset, int | float) or not 0 <= offset < math.inf
+    ):
+        raise ValueError(f"offset {offset!r} is not a number of seconds")
     audio = folder / name
     if not audio.is_file():
         raise ValueError(f"{audio} does not exist")
     source, speaker = row.get("source"), row.get("speaker")
     return Utterance(
-        id=name,
+        id=name if offset is None else f"{name}@{offset:g}+{duration:g}",
         audio=audio,
         duration=float(duration),
         text=text.strip(),
         source=str(source) if source else UNKNOWN_SOURCE,
         speaker="" if speaker is None else str(speaker),
+        offset=None if offset is None else float(offset),
     )

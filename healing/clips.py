@@ -69,11 +69,13 @@ def manifest_clips(manifest: SpeechManifest) -> list[Clip]:
     numbers = _line_numbers(manifest.path)
     return [
         Clip(
-            key=f"{row.audio.resolve()}:{row.duration}",
-            where=f"{manifest.path}:{numbers.get(row.id, 0)}",
+            key=f"{row.audio.resolve()}:{row.duration}" + ("" if row.offset is None else f"@{row.offset}"),
+            where=f"{manifest.path}:{numbers.get(row.id, 0)}"
+            if row.offset is None
+            else f"{manifest.path}: {row.id}",
             seconds=row.duration,
             text=row.text,
-            read=partial(load_audio, row.audio),
+            read=row.load,
         )
         for row in manifest.utterances
     ]

@@ -9,7 +9,6 @@ from enum import IntEnum
 import torch
 from transformers import PreTrainedModel
 
-from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.text_style import style_text
 from prunella.evaluation.manifest import Utterance
 from prunella.speech_llm.engine import model_features
@@ -66,7 +65,7 @@ def speech_example(model: SpeechLLM, utterance: Utterance) -> SpeechExample:
     Raises:
         AudioError: the file cannot be read.
     """
-    features = model_features(model, load_audio(utterance.audio))
+    features = model_features(model, utterance.load())
     text = style_text(utterance.text, model.config.text_style)
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     return SpeechExample(features, (*ids, model.prompt.eos_ids[0]))

@@ -2,11 +2,13 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunella.device_runtime.errors import ManifestError, UsageError
+from prunella.device_runtime.errors import AudioError, ManifestError, UsageError
 from prunella.evaluation.manifest import SpeechManifest, Utterance, read_manifest
 
 CLIPS = Path(__file__).parents[2] / "examples" / "clips"
@@ -142,3 +144,31 @@ def test_a_limit_with_a_seed_draws_from_every_source():
     assert ids(manifest.limit(5)) == list(range(10))
     # A source's draw does not depend on which others are there.
     assert ids(manifest.only(["a"]).limit(5, seed=1)) == [i for i in drawn if i % 2 == 0]
+
+
+def test_a_segment_is_cut_out_of_its_file(tmp_path):
+    path = write(
+        tmp_path,
+        row(offset=0.5, duration=0.25),
+        row(offset=0, duration=0.25),
+        row(duration=0.25),
+        row(offset=9, duration=1),
+    )
+    ramp = np.arange(8_000, dtype=np.float32) / 8_000
+    soundfile.write(tmp_path / "a.wav", np.repeat(ramp, 2), 16_000, subtype="FLOAT", format="WAV")
+    segment, first, whole, behind = read_manifest(path).utterances
+    np.testing.assert_allclose(segment.load(), np.repeat(ramp, 2)[8_000:12_000])
+    np.testing.assert_allclose(first.load(), np.repeat(ramp, 2)[:4_000])
+    assert len(whole.load()) == 16_000
+    assert len({segment.id, first.id, whole.id}) == 3
+    with pytest.raises(AudioError, match="behind the end"):
+        behind.load()
+
+
+@pytest.mark.parametrize(
+    "change", [{"offset": -1}, {"offset": "1"}, {"text": "..."}, {"text": "[noise] <unk>"}]
+)
+def test_a_segment_or_text_that_is_none_is_skipped(tmp_path, change):
+    report = io.StringIO()
+    manifest = read_manifest(write(tmp_path, row(), row(**change)), report=report)
+    assert len(manifest) == 1 and "speech.jsonl:2: " in report.getvalue()
