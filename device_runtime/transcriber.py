@@ -45,6 +45,7 @@ BEAMS_HELP = (
     f"transcripts that are followed at once; 0: {PAYING_BEAMS} where the model has a CTC head and the engine can, else as the bundle says "
     "(default: 0)"
 )
+_GATE_GAIN = 30.0  # dB, by which `SileroVad` amplifies what is quiet
 ENGINES = ("onnx", "gguf", "mtmd")  # mtmd: a bundle's GGUF files through llama.cpp alone, slower
 
 
@@ -273,14 +274,13 @@ class Transcriber:
 
     def _worth_decoding(self, samples: Float32) -> bool:
         """Neither silence nor, where a gate is there, something else than speech."""
-        if is_silent(samples, self.options.silence_dbfs):
-            return False
         probability = self.options.speech_probability
-        return (
-            self._speech_gate is None
-            or probability <= 0
-            or self._speech_gate.hears_speech(samples, probability)
-        )
+        if self._speech_gate is None or probability <= 0:
+            return not is_silent(samples, self.options.silence_dbfs)
+        # Quiet speech is below what is called silence where nothing better judges: the gate amplifies it.
+        return not is_silent(
+            samples, self.options.silence_dbfs - _GATE_GAIN
+        ) and self._speech_gate.hears_speech(samples, probability)
 
     def _draft(self, embeddings: Float32, draft: Sequence[int]) -> Draft | None:
         """What to verify while decoding: the caller's tokens, else what the audio embeddings are near to."""

@@ -18,6 +18,10 @@ Float32 = npt.NDArray[np.float32]
 # predecessor 5 took sweeping tones for speech.
 NETWORK = Path(__file__).parent / "silero_vad" / "silero_vad_16k.onnx"
 
+# The network was trained on speech at usual levels, and takes a microphone at low gain for silence from -42 dBFS on.
+_LOUD_ENOUGH = 0.05  # peak to which what is quieter is amplified (-26 dBFS); what is louder stays as it is
+_MOST_GAIN = 32.0  # 30 dB
+_RELEASE = 0.5 ** (FRAME / SAMPLE_RATE / 5.0)  # of the level for each frame: half in 5 s
 _CONTEXT = 64  # samples of the frame before that the network sees again
 
 
@@ -32,8 +36,10 @@ class SpeechDetector(Protocol):
 class SileroVad:
     """Silero's recurrent network, one stream at a time. Not thread-safe; 0.1 to 0.2 ms a frame on one core.
 
+    Quiet streams are amplified by up to 30 dB, by the loudest sample of the last seconds.
+
     Args:
-        gate_dbfs: a frame whose RMS is below this is silence without asking the network, and clears its memory.
+        gate_dbfs: a frame whose RMS, amplified, is below this is silence without asking the network, and clears its memory.
 
     Raises:
         EngineError: onnxruntime is missing.
@@ -59,17 +65,23 @@ class SileroVad:
 
     def reset(self) -> None:
         """Forget the stream so far."""
-        self._state = np.zeros((2, 1, 128), np.float32)
-        self._input = np.zeros((1, _CONTEXT + FRAME), np.float32)
+        self._level = 0.0
+        self._forget()
 
     def __call__(self, frame: Float32) -> float:
         """(512,) float32 at 16 kHz, the next of the stream → probability of speech."""
-        if float(frame @ frame) < self._floor:
-            self.reset()
+        self._level = max(self._level * _RELEASE, float(np.abs(frame).max()))
+        gain = min(max(_LOUD_ENOUGH / max(self._level, 1e-9), 1.0), _MOST_GAIN)
+        if gain * gain * float(frame @ frame) < self._floor:
+            self._forget()
             return 0.0
         self._input[0, :_CONTEXT] = self._input[0, -_CONTEXT:]
         self._input[0, _CONTEXT:] = frame
         output, self._state = self._session.run(
-            None, {"input": self._input, "state": self._state, "sr": self._rate}
+            None, {"input": self._input * np.float32(gain), "state": self._state, "sr": self._rate}
         )
         return float(output[0, 0])
+
+    def _forget(self) -> None:
+        self._state = np.zeros((2, 1, 128), np.float32)
+        self._input = np.zeros((1, _CONTEXT + FRAME), np.float32)

@@ -41,7 +41,23 @@ def test_what_lies_below_the_gate_is_silence_and_forgets_the_stream():
     judge(vad, samples[:20_000])
     assert vad(np.full(512, 1e-4, np.float32)) == 0
     fresh = SileroVad()
-    np.testing.assert_array_equal(judge(vad, samples), judge(fresh, samples))
+    loud = samples[int(np.argmax(np.abs(samples) > 0.1)) :]  # no gain in either from the first frame on
+    np.testing.assert_array_equal(judge(vad, loud), judge(fresh, loud))
+
+
+@pytest.mark.parametrize("peak_dbfs", [-45, -50])
+def test_quiet_speech_is_found_as_loud_speech_is(peak_dbfs):
+    loud = load_audio(CLIP)
+    quiet = (loud * 10 ** (peak_dbfs / 20) / np.abs(loud).max()).astype(np.float32)
+    expected = judge(SileroVad(), loud) > 0.5
+    assert np.mean((judge(SileroVad(), quiet) > 0.5) == expected) > 0.9
+
+
+def test_quiet_noise_tones_and_clicks_are_not_speech():
+    vad = SileroVad()
+    for kind, blocks in groupby(not_speech(48.0, seed=5), key=lambda pair: pair[0]):
+        vad.reset()
+        assert judge(vad, 0.01 * np.concatenate([block for _, block in blocks])).max() < 0.5, kind
 
 
 def test_streams_do_not_share_memory():
