@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +57,7 @@ class LiveSession:
         partials: Recognizer | None = None,
         options: LiveOptions | None = None,
         vad: SpeechDetector | None = None,
-        lock: threading.Lock | None = None,
+        lock: AbstractContextManager[Any] | None = None,
     ) -> None:
         self.options = options or LiveOptions()
         self._on_event = on_event

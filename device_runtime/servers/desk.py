@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +19,16 @@ import numpy.typing as npt
 from prunella.device_runtime.decode_worker import Recognizer
 from prunella.device_runtime.errors import AudioError, PrunellaError
 from prunella.device_runtime.log_mel import SAMPLE_RATE
+from prunella.device_runtime.servers.turns import Turns
 from prunella.device_runtime.transcript import Timings, Transcript
 from prunella.device_runtime.utterances import find_utterances
 from prunella.device_runtime.vad import SileroVad, SpeechDetector
 
 Float32 = npt.NDArray[np.float32]
 
+Result = TypeVar("Result")
+
+_LOOK = 0.25  # seconds between two looks whether a client is still there
 PHRASES_BYTES = 64 * 1024  # of a request's or a session's phrases
 
 
@@ -46,6 +54,7 @@ class Limits:
     requests_per_client: int = 4
     live: int = 4  # microphones at once
     idle_seconds: float = 30.0  # that a client may keep a connection without sending what it owes
+    upload_seconds: float = 600.0  # that an upload may take in all
 
     @property
     def connections(self) -> int:
@@ -82,7 +91,11 @@ class Recognition:
 
 @dataclass
 class Desk:
-    """Shares a model. Thread-safe; the engine does one utterance at a time, and a long file lets others in between.
+    """Shares a model. Thread-safe; the engine does one utterance at a time, whoever asks first (`lock`).
+
+    Recordings wait for one another in `uploads`, as files: only the one whose turn it is is decoded and has a thread.
+    Spoken commands (Wyoming) do so in `commands`, so that none waits for the whole of a long file; between its
+    utterances they and live sessions get the engine.
 
     Args:
         recognizer: what requests use that bring no phrases of their own.
@@ -103,7 +116,9 @@ class Desk:
     live_partials: Recognizer | None = None
     make_vad: Callable[[], SpeechDetector] = SileroVad
     with_phrases: Callable[[str], Recognizer] | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: Turns = field(default_factory=Turns)
+    uploads: Turns = field(default_factory=Turns)
+    commands: Turns = field(default_factory=Turns)
     closing: bool = False  # take no more requests
     stop: threading.Event = field(
         default_factory=threading.Event
@@ -113,6 +128,8 @@ class Desk:
         self._clients: Counter[str] = Counter()
         self._live = 0
         self._counting = threading.Lock()
+        # A thread for each that may be at work, so that none waits for another's: a live session feeds and is closed.
+        self._threads = ThreadPoolExecutor(2 * self.limits.live + 2, "prunella-desk")
 
     @property
     def busy(self) -> int:
@@ -168,6 +185,51 @@ class Desk:
             with self._counting:
                 self._live -= 1
 
+    async def turn(
+        self,
+        turns: Turns,
+        held: contextlib.ExitStack,
+        gone: threading.Event,
+        look: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Wait for a turn in `uploads` or `commands`, without a thread; it ends when `held` is closed.
+
+        Args:
+            look: awaited four times a second; sets `gone` if nobody waits any more.
+
+        Raises:
+            BusyError: the server is being stopped.
+            CancelledError: `gone` was set.
+        """
+        ticket = turns.ask()
+        held.callback(turns.give_up, ticket)
+        await watch(asyncio.wrap_future(ticket), functools.partial(self._go_on, gone), look)
+
+    def start(self, held: contextlib.ExitStack, work: Callable[[], Result]) -> asyncio.Future[Result]:
+        """Do work on a thread; what is held is given back when the thread is done, however its client went."""
+        rest = held.pop_all()
+        try:
+            future = self._threads.submit(work)
+        except BaseException:
+            rest.close()
+            raise
+        future.add_done_callback(lambda _: rest.close())
+        awaited = asyncio.wrap_future(future)
+        awaited.add_done_callback(
+            lambda done: done.cancelled() or done.exception()
+        )  # its client may have gone
+        return awaited
+
+    async def on_thread(self, work: Callable[[], Result]) -> Result:
+        """What a live session does on a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _go_on(self, gone: threading.Event) -> None:
+        if gone.is_set():
+            raise CancelledError("whoever asked has gone")
+        if self.stop.is_set():
+            raise BusyError("the server was shut down before this was done: ask again when it is back")
+
     def choose(self, phrases: str | None, *, live: bool = False) -> Recognizer:
         """The recognizer for a request or a live session: over its own phrases, if it brings some.
 
@@ -195,7 +257,7 @@ class Desk:
             samples: (n,) float32 at 16 kHz.
             recognizer: from `choose`.
             on_text: called on this thread with an utterance's number and its text so far.
-            gone: once set, the work ends within a token.
+            gone: once set, the work ends within a token, or a moment of looking for speech.
 
         Raises:
             AudioError: longer than the limit.
@@ -211,27 +273,43 @@ class Desk:
         gone = gone or threading.Event()
         done: list[Utterance] = []
         waited = 0.0
-        for number, (start, stop) in enumerate(find_utterances(samples, self.make_vad())):
+        vad = self.make_vad()
+
+        def watched(frame: Float32) -> float:
+            self._go_on(gone)
+            return vad(frame)
+
+        for number, (start, stop) in enumerate(find_utterances(samples, watched)):
             asked = time.perf_counter()
             with self.lock:
                 waited += time.perf_counter() - asked
                 steps = chosen.stream(samples[start:stop])
                 try:
                     while True:
-                        if gone.is_set() or self.stop.is_set():
-                            steps.close()
-                            if gone.is_set():
-                                raise CancelledError("whoever asked has gone")
-                            raise BusyError(
-                                "the server was shut down before this was done: ask again when it is back"
-                            )
+                        self._go_on(gone)
                         text = next(steps)
                         if on_text:
                             on_text(number, text)
                 except StopIteration as end:
                     transcript: Transcript = end.value
+                finally:
+                    steps.close()
             if on_text:
                 on_text(number, transcript.text)
             if transcript.text:
                 done.append(Utterance(start / SAMPLE_RATE, stop / SAMPLE_RATE, transcript))
         return Recognition(seconds, tuple(done), waited)
+
+
+async def watch(
+    awaited: asyncio.Future[Result],
+    check: Callable[[], None] = lambda: None,
+    look: Callable[[], Awaitable[None]] | None = None,
+) -> Result:
+    """Wait, and four times a second `look` and `check`; what `check` raises ends the wait."""
+    while not awaited.done():
+        await asyncio.wait({awaited}, timeout=_LOOK)
+        if look is not None and not awaited.done():
+            await look()
+        check()
+    return await awaited

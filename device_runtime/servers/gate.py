@@ -153,11 +153,19 @@ class Gate:
     A live socket brings its key in its first message, where a browser cannot set headers.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, upload_bytes: int, idle_seconds: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: Access,
+        upload_bytes: int,
+        idle_seconds: float,
+        upload_seconds: float = 600.0,
+    ) -> None:
         self._app = app
         self._access = access
         self._upload_bytes = upload_bytes
         self._idle = idle_seconds
+        self._in_all = upload_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -218,15 +226,17 @@ class Gate:
     def _bounded(self, receive: Receive) -> Receive:
         received = 0
         complete = False
+        until = asyncio.get_running_loop().time() + self._in_all
 
         async def bounded() -> Message:
             nonlocal received, complete
             if complete:  # what comes now is the end of the connection, however late
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), self._idle)
+                left = until - asyncio.get_running_loop().time()
+                message = await asyncio.wait_for(receive(), min(self._idle, left))
             except (TimeoutError, asyncio.TimeoutError) as error:  # two classes before Python 3.11
-                raise HTTPException(408, "the upload stalled: send it again") from error
+                raise HTTPException(408, "the upload stalled, or took too long: send it again") from error
             received += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if received > self._upload_bytes:

@@ -25,13 +25,19 @@ from starlette.types import Receive, Scope, Send
 
 from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.errors import AudioError, PrunellaError, TooLongError
-from prunella.device_runtime.servers.desk import PHRASES_BYTES, BusyError, CancelledError, Desk, Recognition
+from prunella.device_runtime.servers.desk import (
+    PHRASES_BYTES,
+    BusyError,
+    CancelledError,
+    Desk,
+    Recognition,
+    watch,
+)
 from prunella.device_runtime.servers.formats import FORMATS, render, summary
 from prunella.device_runtime.servers.gate import Access, Gate, problem
 from prunella.device_runtime.servers.live_socket import live_socket
 
 _FIELD_BYTES = PHRASES_BYTES
-_POLL = 0.25  # seconds between two looks whether a client is still there
 
 
 def create_app(desk: Desk, access: Access | None = None) -> Starlette:
@@ -87,7 +93,11 @@ def create_app(desk: Desk, access: Access | None = None) -> Starlette:
         ],
         middleware=[
             Middleware(
-                Gate, access=access, upload_bytes=limits.upload_bytes, idle_seconds=limits.idle_seconds
+                Gate,
+                access=access,
+                upload_bytes=limits.upload_bytes,
+                idle_seconds=limits.idle_seconds,
+                upload_seconds=limits.upload_seconds,
             )
         ],
         exception_handlers={
@@ -120,39 +130,50 @@ async def _transcribe(desk: Desk, request: Request) -> Response:
     with contextlib.ExitStack() as held:
         held.enter_context(desk.place(client))
         form = await _form(request)
-        try:
-            wanted = _wanted(form, desk)
-            recognizer = await asyncio.to_thread(desk.choose, wanted.phrases)
-            samples = await asyncio.to_thread(
-                load_audio,
-                wanted.file.file,
-                max_seconds=desk.limits.seconds,
-                name=wanted.file.filename or "the recording",
-            )
-        finally:
-            await form.close()
+        for value in form.values():
+            if isinstance(value, UploadFile):
+                held.callback(value.file.close)
+        wanted = _wanted(form, desk)
         gone = threading.Event()
-        if wanted.stream:
+
+        async def look() -> None:
+            if await request.is_disconnected():
+                gone.set()
+
+        try:
+            await desk.turn(desk.uploads, held, gone, look)
             loop = asyncio.get_running_loop()
             events: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
+            begun = asyncio.Event()
+
+            def tell(call: Callable[..., None], *args: object) -> None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                    loop.call_soon_threadsafe(call, *args)
 
             def on_text(number: int, text: str) -> None:
-                loop.call_soon_threadsafe(events.put_nowait, (number, text))
+                tell(events.put_nowait, (number, text))
 
-            work = asyncio.ensure_future(
-                asyncio.to_thread(desk.recognise, samples, recognizer, on_text=on_text, gone=gone)
-            )
-            work.add_done_callback(lambda _: events.put_nowait(None))
-            return _EventStream(_sse(desk, wanted, work, events), gone, work, held.pop_all())
-        work = asyncio.ensure_future(asyncio.to_thread(desk.recognise, samples, recognizer, gone=gone))
-        try:
-            while not work.done():
-                await asyncio.wait({work}, timeout=_POLL)
-                if await request.is_disconnected():
-                    gone.set()
-            recognition = await work
-        finally:
+            def recognise() -> Recognition:
+                recognizer = desk.choose(wanted.phrases)
+                samples = load_audio(wanted.file.file, max_seconds=desk.limits.seconds)
+                tell(begun.set)
+                return desk.recognise(
+                    samples, recognizer, on_text=on_text if wanted.stream else None, gone=gone
+                )
+
+            work = desk.start(held, recognise)
+            if wanted.stream:
+                work.add_done_callback(lambda _: events.put_nowait(None))
+                beginning = asyncio.ensure_future(begun.wait())
+                either: set[asyncio.Future[Any]] = {work, beginning}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                if beginning.cancel() and work.done():
+                    await work  # what is wrong with the audio has a status of its own
+                return _EventStream(_sse(desk, wanted, work, events), gone)
+            recognition = await watch(work, look=look)
+        except BaseException:
             gone.set()
+            raise
     body = render(recognition, wanted.form, model=desk.model, language=desk.language, notes=wanted.notes)
     return Response(body, headers={"Content-Type": FORMATS[wanted.form], "Prunella-Model": desk.model})
 
@@ -202,27 +223,19 @@ def _text(form: FormData, name: str) -> str:
 
 
 class _EventStream(StreamingResponse):
-    """Ends the work and gives the place back however the response ends."""
+    """Ends the work however the response ends; its thread gives the place back when it is done."""
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self,
-        events: AsyncIterator[str],
-        gone: threading.Event,
-        work: asyncio.Future[Recognition],
-        held: contextlib.ExitStack,
-    ) -> None:
+    def __init__(self, events: AsyncIterator[str], gone: threading.Event) -> None:
         super().__init__(events, headers={"Cache-Control": "no-store"})
-        self._gone, self._work, self._held = gone, work, held
+        self._gone = gone
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._gone.set()
-            self._held.close()
-            self._work.cancel()
 
 
 async def _sse(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -75,21 +76,21 @@ async def _serve(socket: WebSocket, desk: Desk, access: Access) -> None:
     if phrases is not None and not isinstance(phrases, str):
         raise RefusedError(1007, "phrases must be one text with a phrase a line")
     with desk.live_place():
-        recognizer = await asyncio.to_thread(desk.choose, phrases, live=True)
+        recognizer = await desk.on_thread(functools.partial(desk.choose, phrases, live=True))
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[LiveEvent | None] = asyncio.Queue()
         session = LiveSession(
             recognizer,
             lambda event: _post(loop, events, event),
             partials=desk.live_partials if recognizer is desk.live_recognizer else None,
-            vad=await asyncio.to_thread(desk.make_vad),
+            vad=await desk.on_thread(desk.make_vad),
             lock=desk.lock,
         )
         await socket.send_json({"type": "ready", "model": desk.model, "language": desk.language})
         sender = asyncio.create_task(_send(socket, events))
         try:
             stopped = await _feed(messages, session, rate, desk, events)
-            await asyncio.to_thread(session.finish)
+            await desk.on_thread(session.finish)
             events.put_nowait(None)
             await sender
             await socket.send_json({"type": "done", "seconds": round(session.seconds_fed, 3)})
@@ -98,7 +99,7 @@ async def _serve(socket: WebSocket, desk: Desk, access: Access) -> None:
             sender.cancel()
             with contextlib.suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
                 await sender
-            await asyncio.shield(asyncio.to_thread(session.close))
+            await asyncio.shield(desk.on_thread(session.close))
 
 
 async def _feed(
@@ -120,15 +121,15 @@ async def _feed(
     while True:
         message = await messages.next(unless=lambda: desk.closing)
         if message is None:
-            await asyncio.to_thread(feed, np.zeros(0, np.float32), True)
+            await desk.on_thread(functools.partial(feed, np.zeros(0, np.float32), True))
             return False
         if isinstance(message, bytes):
             if len(message) % 2:
                 raise RefusedError(1007, "half a sample came: send whole 16-bit samples")
             samples = np.frombuffer(message, "<i2").astype(np.float32) / np.float32(32_768)
-            await asyncio.to_thread(feed, samples, False)
+            await desk.on_thread(functools.partial(feed, samples, False))
         elif message.get("type") == "stop":
-            await asyncio.to_thread(feed, np.zeros(0, np.float32), True)
+            await desk.on_thread(functools.partial(feed, np.zeros(0, np.float32), True))
             return True
         else:
             raise RefusedError(1007, "send audio as binary messages, or {'type': 'stop'}")

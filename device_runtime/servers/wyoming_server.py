@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import sys
 import tempfile
 import threading
@@ -180,7 +181,13 @@ class _Handler(AsyncEventHandler):
         await self.write_event(TranscriptStart(language=self._desk.language).event())
         text = ""
         if self._format is not None:
-            text = await asyncio.to_thread(self._recognise, self._format)
+            held = self._held.pop_all()
+            try:
+                await self._desk.turn(self._desk.commands, held, self._gone)
+            except BaseException:
+                held.close()
+                raise
+            text = await self._desk.start(held, functools.partial(self._recognise, self._format))
         self._clear()
         if text:
             await self.write_event(TranscriptChunk(text=text).event())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import threading
@@ -16,11 +17,13 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.errors import UsageError
 from prunella.device_runtime.phrase_grammar import parse_phrases
-from prunella.device_runtime.servers.desk import Desk, Limits
+from prunella.device_runtime.servers.desk import CancelledError, Desk, Limits
 from prunella.device_runtime.servers.gate import Access
 from prunella.device_runtime.servers.http_api import create_app
+from prunella.device_runtime.servers.turns import Turns
 from prunella.device_runtime.transcript import Segment, Timings, Transcript
 
 URL = "/v1/audio/transcriptions"
@@ -323,6 +326,180 @@ def test_what_is_not_done_when_the_server_stops_is_told(desk, recognizer):
         recognizer.go.set()
         assert waiting.result().status_code == 503
     assert recognizer.closed == 1
+
+
+class Watched(Turns):
+    """Counts who has asked for a turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def ask(self):
+        ticket = super().ask()
+        self.asked += 1
+        return ticket
+
+
+def test_recordings_wait_as_files_and_are_decoded_first_come_first_served(desk, recognizer, monkeypatch):
+    desk.limits = Limits(requests=6, requests_per_client=6)
+    desk.uploads = Watched()
+    client = TestClient(create_app(desk), base_url="http://localhost")
+    decoded: list[str] = []
+
+    def load(file, **options):
+        decoded.append(threading.current_thread().name)
+        return load_audio(file, **options)
+
+    monkeypatch.setattr("prunella.device_runtime.servers.http_api.load_audio", load)
+    recognizer.go.clear()
+    seconds = (1.0, 2.0, 3.0, 4.0)
+    with ThreadPoolExecutor(len(seconds)) as pool:
+        waiting = []
+        for number, length in enumerate(seconds, start=1):
+            waiting.append(pool.submit(post, client, wav(speech(length))))
+            while desk.uploads.asked < number or not recognizer.heard:
+                time.sleep(0.01)
+        assert len(decoded) == 1, "the others wait as files"
+        # A microphone is served meanwhile: whoever asks first gets the engine next.
+        with client.websocket_connect(LIVE) as socket:
+            socket.send_json({"type": "start"})
+            assert socket.receive_json()["type"] == "ready"
+            socket.send_bytes((speech(0.5) * 32_767).astype("<i2").tobytes())
+            recognizer.go.set()
+            socket.send_json({"type": "stop"})
+            while socket.receive_json()["type"] != "done":
+                pass
+        assert all(answer.result().status_code == 200 for answer in waiting)
+    lengths = [len(samples) for samples in recognizer.heard]
+    recordings = [length for length in lengths if length > 1.9 * 16_000]
+    assert recordings == sorted(recordings) and len(recordings) == len(seconds)
+    while desk.busy:
+        time.sleep(0.01)
+
+
+def test_a_waiting_recording_whose_server_stops_is_told(desk, recognizer):
+    client = TestClient(create_app(desk), base_url="http://localhost")
+    recognizer.go.clear()
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(post, client, wav(speech(1.0))) for _ in range(2)]
+        while desk.busy < 2 or not recognizer.heard:
+            time.sleep(0.01)
+        desk.stop.set()
+        recognizer.go.set()
+        assert [answer.result().status_code for answer in waiting] == [503, 503]
+    assert desk.busy == 0 and len(recognizer.heard) == 1
+
+
+def test_a_stream_keeps_its_place_until_its_thread_is_done(desk, recognizer):
+    app = create_app(desk)
+    part = '--b\r\nContent-Disposition: form-data; name="{}"\r\n\r\n'
+    body = part.format("stream").encode() + b"true\r\n"
+    body += part.format('file"; filename="a.wav').encode() + wav(speech(1.0)) + b"\r\n--b--\r\n"
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": URL,
+        "query_string": b"",
+        "headers": [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=b")],
+    }
+
+    async def talk() -> None:
+        recognizer.go.clear()
+        said = asyncio.Event()
+        received = iter([{"type": "http.request", "body": body}])
+
+        async def receive():
+            for message in received:
+                return message
+            await said.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            if message.get("body"):
+                said.set()
+
+        await asyncio.wait_for(app(scope, receive, send), 20)  # its client has gone
+        assert desk.busy == 1
+        recognizer.go.set()
+        while desk.busy:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(talk())
+    assert recognizer.closed == 1
+
+
+def test_who_has_gone_ends_the_search_for_speech(desk):
+    gone, frames = threading.Event(), []
+
+    def vad(frame) -> float:
+        frames.append(frame)
+        if len(frames) == 10:
+            gone.set()
+        return 0.0
+
+    desk.make_vad = lambda: vad
+    with pytest.raises(CancelledError):
+        desk.recognise(np.zeros(16_000 * 10, np.float32), gone=gone)
+    assert len(frames) == 10
+
+
+def test_an_upload_has_a_deadline_however_lively_it_is(desk, recognizer):
+    desk.limits = Limits(idle_seconds=5.0, upload_seconds=0.3)
+    app = create_app(desk)
+    statuses, sent = [], 0
+
+    async def receive():
+        nonlocal sent
+        sent += 1
+        await asyncio.sleep(0.05)
+        head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        return {"type": "http.request", "body": head if sent == 1 else b"x", "more_body": sent < 200}
+
+    async def send(message):
+        statuses.append(message.get("status"))
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": URL,
+        "query_string": b"",
+        "headers": [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=x")],
+    }
+    asyncio.run(app(scope, receive, send))
+    assert statuses[0] == 408 and sent < 100
+    assert desk.busy == 0
+
+
+def test_turns_are_given_in_order_and_none_is_lost_with_who_went():
+    turns, order = Watched(), []
+    first = turns.ask()
+    assert first.done()
+    gone, second = turns.ask(), turns.ask()
+    cancelled = turns.ask()
+    cancelled.cancel()
+
+    def wait(name: str) -> None:
+        with turns:
+            order.append(name)
+
+    threads = []
+    for name in "abc":
+        threads.append(threading.Thread(target=wait, args=(name,)))
+        threads[-1].start()
+        while turns.asked < 4 + len(threads):
+            time.sleep(0.001)
+    turns.give_up(gone)
+    assert not second.done() and order == []
+    turns.give_up(first)
+    assert second.done()
+    turns.give_up(cancelled)
+    assert order == []
+    turns.give_up(second)
+    for thread in threads:
+        thread.join(10)
+    assert order == ["a", "b", "c"]
+    assert turns.ask().done()
 
 
 def test_live_audio_comes_back_as_text(client, desk, recognizer):
