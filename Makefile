@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 PIP_FLAGS = -q -c constraints.txt --disable-pip-version-check
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint soak clean
+.PHONY: demo test lint soak wheels clean
 
 demo: $(VENV)/installed
 	$(BIN)/prunella build reference --target x86-cpu --healed reference-pruned -o out/demo
@@ -30,6 +30,11 @@ soak: $(VENV)/installed
 	$(BIN)/python -m prunella.benchmark.soak $(SOAK_BUNDLE) \
 		--speech examples/clips/evaluation.jsonl examples/clips/calibration.jsonl
 
+# What a device installs, and the embedded models, which no device needs. setuptools would pack what an earlier build left.
+wheels:
+	rm -rf build/lib build/bdist.* embedded_models/build
+	$(PYTHON) -m pip wheel -q --disable-pip-version-check --no-deps -w dist . ./embedded_models
+
 # torch goes first and alone, so that TORCH_INDEX decides where it comes from.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -50,4 +55,4 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-device build out
+	rm -rf $(VENV) .venv-device build dist out

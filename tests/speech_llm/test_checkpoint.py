@@ -11,6 +11,7 @@ from prunella.device_runtime.errors import CheckpointError
 from prunella.speech_llm import TextLLM, load, load_any, save_checkpoint
 from prunella.speech_llm.batches import IGNORE, PositionClass, speech_batch, speech_example
 from prunella.speech_llm.config import Prompt
+from prunella.speech_llm.embedded_weights import embedded_weights
 from prunella.speech_llm.engine import TorchEngine, model_transcriber
 from prunella.speech_llm.model import SpeechLLM, tokenize_prompt
 
@@ -207,7 +208,7 @@ def test_the_reference_writes_what_it_wrote_when_it_was_made(reference):
 
     transcriber = model_transcriber(reference, replace(reference.config.decode, guards=False))
     folder = Path(__file__).parents[2]
-    lines = (folder / "speech_llm" / "reference" / "expected.jsonl").read_text().splitlines()
+    lines = (embedded_weights("reference") / "expected.jsonl").read_text().splitlines()
     # The other rows are of recordings that are not in this repository.
     rows = [row for row in map(json.loads, lines) if row["audio_filepath"].startswith("clips/")]
     same = sum(

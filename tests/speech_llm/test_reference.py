@@ -12,11 +12,10 @@ from prunella.evaluation.evaluate import evaluate
 from prunella.evaluation.manifest import read_manifest
 from prunella.pruning.blocks import Block
 from prunella.pruning.prune import prune
+from prunella.speech_llm.embedded_weights import embedded_weights
 from prunella.speech_llm.engine import model_transcriber
 from prunella.speech_llm.load import load
 from prunella.speech_llm.reference import (
-    REFERENCE_PRUNED_WEIGHTS,
-    REFERENCE_WEIGHTS,
     convert_reference,
     pack_reference,
     wheel_decoder,
@@ -53,7 +52,7 @@ def test_packed_weights_make_the_same_model(reference, tmp_path):
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "weights").iterdir()}
     assert sizes["ctc_head.safetensors"] < 7.2e6
     assert sum(sizes.values()) < 60e6
-    assert sum(path.stat().st_size for path in REFERENCE_WEIGHTS.iterdir()) < 60e6
+    assert sum(path.stat().st_size for path in embedded_weights("reference").iterdir()) < 60e6
     again = convert_reference(tmp_path / "weights")
     for name, tensor in reference.decoder.state_dict().items():
         assert torch.allclose(again.decoder.state_dict()[name], tensor, atol=1e-3), name
@@ -90,7 +89,7 @@ def test_the_pruned_reference_has_seventy_per_cent_of_the_layers_and_hears(refer
     pruned = load("reference-pruned")
     assert len(pruned.layers) == 21 and len(reference.layers) == 30
     assert pruned.config.provenance["pruning"]["blocks"] == ["2:11"]
-    assert sum(path.stat().st_size for path in REFERENCE_PRUNED_WEIGHTS.iterdir()) < 60e6
+    assert sum(path.stat().st_size for path in embedded_weights("reference-pruned").iterdir()) < 60e6
     for name, tensor in reference.audio_encoder.state_dict().items():
         assert torch.equal(pruned.audio_encoder.state_dict()[name], tensor), name
     errors = [
@@ -105,7 +104,7 @@ def test_the_pruned_reference_has_seventy_per_cent_of_the_layers_and_hears(refer
 
 
 def test_what_cannot_be_packed_is_refused(reference, tmp_path):
-    changed = convert_reference(REFERENCE_WEIGHTS)
+    changed = convert_reference(embedded_weights("reference"))
     changed.decoder.model.layers[4].post_attention_layernorm.weight.mul_(2)
     with pytest.raises(CheckpointError, match=r"only changes of linear layers.*post_attention_layernorm"):
         pack_reference(changed, tmp_path / "weights", rank=4)

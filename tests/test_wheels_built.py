@@ -1,0 +1,82 @@
+"""What `make wheels` makes: a runtime without weights, and the embedded models as a distribution of their own."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from prunella.device_runtime.errors import CheckpointError
+from prunella.speech_llm import embedded_weights as weights
+
+ROOT = Path(__file__).parents[1]
+_NOT_SOURCES = (
+    ".*",
+    "build",
+    "dist",
+    "out",
+    "tests",
+    "examples",
+    "embedded_models",
+    "__pycache__",
+    "*.egg-info",
+)
+
+
+def _build(source: Path, dist: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--disable-pip-version-check", "--no-deps"]
+    command += ["--no-index", "--no-build-isolation", "-w", str(dist), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = dist.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def runtime_wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runtime")
+    # Of a copy: setuptools builds in the sources' folder, and would pack what an earlier build left there.
+    shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(*_NOT_SOURCES))
+    return _build(folder / "source", folder / "dist")
+
+
+@pytest.fixture(scope="module")
+def models_wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    ignore = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT / "embedded_models", folder / "source", ignore=ignore)
+    return _build(folder / "source", folder / "dist")
+
+
+def test_the_runtimes_wheel_holds_no_training_weights(runtime_wheel):
+    names = zipfile.ZipFile(runtime_wheel).namelist()
+    assert runtime_wheel.stat().st_size <= 5_000_000
+    assert not [name for name in names if name.endswith((".safetensors", ".gguf", ".bin"))]
+    for needed in ("cli.py", "targets/x86-cpu.toml", "device_runtime/silero_vad/silero_vad_16k.onnx"):
+        assert f"prunella/{needed}" in names
+
+
+def test_the_models_wheel_is_found_where_it_is_installed(models_wheel, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "_CHECKOUT", tmp_path / "no checkout")
+    assert weights.find_weights("reference") is None
+    with pytest.raises(
+        CheckpointError, match=r"'reference-pruned' are not installed: .*wheel prunella_models"
+    ):
+        weights.embedded_weights("reference-pruned")
+    zipfile.ZipFile(models_wheel).extractall(tmp_path / "site")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    for name in ("reference", "reference-pruned"):
+        folder = weights.embedded_weights(name)
+        assert folder.is_relative_to(tmp_path / "site")
+        here = ROOT / "embedded_models" / "prunella_models" / folder.name
+        for file in here.iterdir():
+            assert (folder / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_checkout_has_the_models_on_disk(monkeypatch):
+    monkeypatch.setattr(weights, "_PACKAGE", "not_installed_anywhere")
+    assert weights.embedded_weights("reference") == ROOT / "embedded_models" / "prunella_models" / "reference"
