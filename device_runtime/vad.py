@@ -45,6 +45,9 @@ class SileroVad:
         EngineError: onnxruntime is missing.
     """
 
+    _state: Float32  # (2, 1, 128), the network's memory
+    _input: Float32  # (1, _CONTEXT + FRAME), a frame behind the end of the last one
+
     def __init__(self, gate_dbfs: float = -60.0) -> None:
         try:
             import onnxruntime
