@@ -16,6 +16,7 @@ FORMATS = {
     "srt": "application/x-subrip; charset=utf-8",
     "vtt": "text/vtt; charset=utf-8",
 }
+TIMED = ("verbose_json", "srt", "vtt")  # that say when what was said
 
 
 def render(

@@ -275,7 +275,7 @@ def _with_cors(send: Send, origin: str | None) -> Send:
             headers.add_vary_header("Origin")
             if origin is not None:
                 headers["Access-Control-Allow-Origin"] = origin
-                headers["Access-Control-Expose-Headers"] = "Prunella-Model, Retry-After"
+                headers["Access-Control-Expose-Headers"] = "Prunella-Model, Prunella-Warning, Retry-After"
         await send(message)
 
     return marked

@@ -11,7 +11,6 @@ import json
 import re
 import threading
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.applications import Starlette
@@ -25,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.errors import AudioError, PrunellaError, TooLongError
+from prunella.device_runtime.servers.asked import Asked, read_fields
 from prunella.device_runtime.servers.desk import (
     PHRASES_BYTES,
     BusyError,
@@ -38,6 +38,8 @@ from prunella.device_runtime.servers.gate import Access, Gate, problem
 from prunella.device_runtime.servers.live_socket import live_socket
 
 _FIELD_BYTES = PHRASES_BYTES
+_HEADER = 2_000  # characters of warnings
+_TRANSCRIPTIONS = "/v1/audio/transcriptions"
 
 
 def create_app(desk: Desk, access: Access | None = None) -> Starlette:
@@ -82,13 +84,20 @@ def create_app(desk: Desk, access: Access | None = None) -> Starlette:
     async def transcriptions(request: Request) -> Response:
         return await _transcribe(desk, request)
 
+    async def translations(_: Request) -> Response:
+        return problem(
+            404,
+            f"this model transcribes '{desk.language}' and translates nothing: send recordings to {_TRANSCRIPTIONS}",
+        )
+
     return Starlette(
         routes=[
             Route("/", index),
             Route("/health", health),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
-            Route("/v1/audio/transcriptions", transcriptions, methods=["POST"]),
+            Route(_TRANSCRIPTIONS, transcriptions, methods=["POST"]),
+            Route("/v1/audio/translations", translations, methods=["GET", "POST"]),
             WebSocketRoute("/v1/live", live_socket(desk, access)),
         ],
         middleware=[
@@ -112,17 +121,6 @@ def create_app(desk: Desk, access: Access | None = None) -> Starlette:
     )
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What a request asks for, checked."""
-
-    file: UploadFile
-    form: str
-    stream: bool
-    phrases: str | None
-    notes: tuple[str, ...]
-
-
 async def _transcribe(desk: Desk, request: Request) -> Response:
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise HTTPException(415, "send the recording as multipart/form-data, in a field named 'file'")
@@ -133,7 +131,7 @@ async def _transcribe(desk: Desk, request: Request) -> Response:
         for value in form.values():
             if isinstance(value, UploadFile):
                 held.callback(value.file.close)
-        wanted = _wanted(form, desk)
+        wanted = read_fields(form, model=desk.model, language=desk.language)
         gone = threading.Event()
 
         async def look() -> None:
@@ -175,7 +173,10 @@ async def _transcribe(desk: Desk, request: Request) -> Response:
             gone.set()
             raise
     body = render(recognition, wanted.form, model=desk.model, language=desk.language, notes=wanted.notes)
-    return Response(body, headers={"Content-Type": FORMATS[wanted.form], "Prunella-Model": desk.model})
+    headers = {"Content-Type": FORMATS[wanted.form], "Prunella-Model": desk.model}
+    if wanted.notes:  # for the formats that have no place for them
+        headers["Prunella-Warning"] = "; ".join(wanted.notes).encode("unicode_escape").decode()[:_HEADER]
+    return Response(body, headers=headers)
 
 
 async def _form(request: Request) -> FormData:
@@ -183,43 +184,6 @@ async def _form(request: Request) -> FormData:
         return await request.form(max_files=1, max_fields=64, max_part_size=_FIELD_BYTES)
     except (ValueError, KeyError, UnicodeError) as error:  # what malformed headers of a part end in
         raise HTTPException(400, f"the form cannot be read ({error}): send it again") from error
-
-
-def _wanted(form: FormData, desk: Desk) -> _Wanted:
-    file = form.get("file")
-    if not isinstance(file, UploadFile):
-        raise HTTPException(400, "the form has no file: put the recording in a field named 'file'")
-    name = _text(form, "response_format") or "json"
-    if name not in FORMATS:
-        raise HTTPException(
-            400, f"the response_format '{name[:50]}' is not known here: choose one of {', '.join(FORMATS)}"
-        )
-    granularities = [str(value) for value in form.getlist("timestamp_granularities[]")]
-    if set(granularities) - {"segment", ""}:
-        raise HTTPException(
-            400, "this model has no times of words: ask for timestamp_granularities ['segment']"
-        )
-    notes = []
-    language = _text(form, "language")
-    if language and language.lower().partition("-")[0] != desk.language.partition("-")[0]:
-        notes.append(f"this model transcribes '{desk.language}', the language '{language[:20]}' was not used")
-    asked = _text(form, "model")
-    if asked and asked != desk.model:
-        notes.append(f"this server has one model, '{desk.model}', the model '{asked[:80]}' was not used")
-    if _text(form, "prompt"):
-        notes.append("this model's prompt is fixed, the request's was not used")
-    return _Wanted(
-        file=file,
-        form=name,
-        stream=_text(form, "stream").lower() in ("true", "1"),
-        phrases=_text(form, "phrases") or None,
-        notes=tuple(notes),
-    )
-
-
-def _text(form: FormData, name: str) -> str:
-    value = form.get(name)
-    return value.strip() if isinstance(value, str) else ""
 
 
 class _EventStream(StreamingResponse):
@@ -240,7 +204,7 @@ class _EventStream(StreamingResponse):
 
 async def _sse(
     desk: Desk,
-    wanted: _Wanted,
+    wanted: Asked,
     work: asyncio.Future[Recognition],
     events: asyncio.Queue[tuple[int, str] | None],
 ) -> AsyncIterator[str]:
@@ -276,10 +240,20 @@ def _model(desk: Desk) -> dict[str, Any]:
     }
 
 
-def _http_problem(_: Request, error: Exception) -> Response:
+def _http_problem(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 500)
     headers = dict(getattr(error, "headers", None) or {})
-    return problem(status, str(getattr(error, "detail", error)), headers=headers)
+    message = str(getattr(error, "detail", error))
+    path = request.url.path[:100]
+    if message == "Not Found":
+        rest = path.removeprefix("/v1").removeprefix("/")
+        advice = "set the base URL to this server's address and /v1"
+        if rest.partition("/")[0] not in ("audio", "models", "v1"):
+            advice = f"recordings go to POST {_TRANSCRIPTIONS}"
+        message = f"there is nothing at {path}: {advice}"
+    elif message == "Method Not Allowed":
+        message = f"{path} takes no {request.method[:20]}: send {headers.get('Allow', 'another method')}"
+    return problem(status, message, headers=headers)
 
 
 def _busy(_: Request, error: Exception) -> Response:

@@ -118,6 +118,74 @@ def test_json_names_the_model_that_answered(client):
     assert "warnings" not in post(client, wav(speech(1.0)), model="tiny", language="en-GB").json()
 
 
+@pytest.mark.parametrize("spelling", ["timestamp_granularities", "timestamp_granularities[]"])
+@pytest.mark.parametrize(
+    "value", ["word", ["word", "segment"], "word,segment", '["word"]', ["segment", "Word"]]
+)
+def test_times_of_words_are_warned_of_and_the_segments_served(client, spelling, value):
+    content = wav(speech(1.0))
+    body = post(client, content, response_format="verbose_json", **{spelling: value}).json()
+    assert [segment["text"] for segment in body["segments"]] == ["heard 20 tenths"]
+    assert ["no times of words" in note for note in body["warnings"]] == [True]
+    assert (
+        "no times of words"
+        in post(client, content, response_format="srt", **{spelling: value}).headers["prunella-warning"]
+    )
+    segments = {spelling: "segment", "response_format": "verbose_json"}
+    assert "warnings" not in post(client, content, **segments).json()
+    (note,) = post(client, content, **{spelling: "segment"}).json()["warnings"]
+    assert "verbose_json" in note
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"language": "english"}, []),
+        ({"language": "English"}, []),
+        ({"language": "auto"}, []),
+        ({"language": "en_US"}, []),
+        ({"language": "german"}, ["'german'"]),
+        ({"language": "enlightened"}, ["'enlightened'"]),
+        ({"temperature": "0"}, []),
+        ({"temperature": "0.0"}, []),
+        ({"temperature": "0.4"}, ["'0.4'"]),
+        ({"temperature": "hot"}, ["'hot'"]),
+        ({"prompt": "be nice", "temperature": "1"}, ["prompt", "temperature"]),
+        ({"chunking_strategy": "auto", "include[]": ["logprobs", "x"]}, ["'chunking_strategy', 'include[]'"]),
+        ({"ünknown\n": "x"}, ["not known"]),
+    ],
+)
+def test_what_of_a_request_is_not_followed_is_said(client, fields, words):
+    content = wav(speech(1.0))
+    answer = post(client, content, **fields)
+    assert answer.status_code == 200
+    notes = answer.json().get("warnings", [])
+    assert len(notes) == len(words) and all(word in note for word, note in zip(words, notes, strict=True))
+    text = post(client, content, response_format="text", **fields)
+    assert text.headers.get("prunella-warning", "").isascii()
+    assert bool(text.headers.get("prunella-warning")) == bool(words)
+    events = post(client, content, stream="true", **fields).text.split("\n\n")
+    assert json.loads(events[-2][6:]).get("warnings", []) == notes
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "words"),
+    [
+        ("POST", "/v1/audio/translations", 404, "translates nothing"),
+        ("POST", "/audio/transcriptions", 404, "/v1"),
+        ("POST", "/v1/v1/audio/transcriptions", 404, "base URL"),
+        ("GET", "/models", 404, "base URL"),
+        ("GET", "/inference", 404, URL),
+        ("GET", URL, 405, "send POST"),
+        ("POST", "/v1/models", 405, "send GET"),
+    ],
+)
+def test_a_wrong_address_is_answered_with_the_right_one(client, method, path, status, words):
+    answer = client.request(method, path)
+    assert answer.status_code == status
+    assert words in answer.json()["error"]["message"]
+
+
 def test_every_utterance_is_a_segment(client, recognizer):
     content = wav(speech(1.0, 2.0))
     body = post(client, content, response_format="verbose_json").json()
@@ -164,7 +232,14 @@ def test_a_stream_appends_and_ends_in_the_text(client):
         (b"\x00" * 5_000, {}, 400, "ffmpeg"),
         (wav(np.zeros(16_000))[:30], {}, 400, "."),
         (wav(np.zeros(1_600)), {"response_format": "diarized"}, 400, "verbose_json"),
-        (wav(np.zeros(1_600)), {"timestamp_granularities[]": "word"}, 400, "segment"),
+        (
+            wav(np.zeros(1_600)),
+            {"timestamp_granularities[]": "phoneme"},
+            400,
+            "'segment' or 'word', not 'phoneme'",
+        ),
+        (wav(np.zeros(1_600)), {"timestamp_granularities": "word,phoneme"}, 400, "not 'phoneme'"),
+        (wav(np.zeros(1_600)), {"stream": "perhaps"}, 400, "true or false"),
         (wav(np.zeros(1_600)), {"phrases": "stop"}, 400, "no phrases"),
         (wav(np.zeros(4_000 * 21), 4_000), {}, 413, "longer than 20 s"),
         (b"\x00" * 400_001, {}, 413, "larger than 400000"),
