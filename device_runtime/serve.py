@@ -99,6 +99,7 @@ async def serve(
         ws_per_message_deflate=False,  # a few bytes could become many before they are counted
         lifespan="off",
         server_header=False,
+        proxy_headers=False,  # whom it would trust by itself is on this machine: any program (see `clients.py`)
         access_log=False,
         log_level="warning",
         limit_concurrency=desk.limits.connections,
@@ -198,6 +199,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a foreign page that may use it, as https://home.example (repeatable)",
     )
     parser.add_argument(
+        "--trusted-proxy",
+        metavar="ADDRESS",
+        action="append",
+        default=[],
+        help="a reverse proxy before this server, or its network: its X-Forwarded-For tells clients apart "
+        "(repeatable; default: nobody's is believed, and all behind a proxy are one client)",
+    )
+    parser.add_argument(
         "--language",
         default="en",
         help="what the bundle transcribes, as clients are told (default: %(default)s)",
@@ -240,11 +249,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     limits = _limits(args)
     tls = _certificate(args)
+    from prunella.device_runtime.servers.clients import Proxies
     from prunella.device_runtime.servers.gate import Access, unique
     from prunella.device_runtime.servers.http_api import create_app
 
     key = os.environ.get("PRUNELLA_API_KEY") if args.api_key is None else args.api_key
     access = Access(key, unique(args.allow_host), unique(args.allow_origin))
+    proxies = Proxies.of(args.trusted_proxy)
     if key is not None and args.wyoming is not None:
         _tell(
             f"Wyoming knows no keys: whoever reaches {args.host}:{args.wyoming} may use this server without one"
@@ -271,7 +282,7 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(
             serve(
-                create_app(desk, access),
+                create_app(desk, access, proxies),
                 desk,
                 host=args.host,
                 port=args.port,

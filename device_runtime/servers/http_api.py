@@ -25,6 +25,7 @@ from starlette.types import Receive, Scope, Send
 from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.errors import AudioError, PrunellaError, TooLongError
 from prunella.device_runtime.servers.asked import Asked, read_fields
+from prunella.device_runtime.servers.clients import KnownClients, Proxies
 from prunella.device_runtime.servers.desk import (
     PHRASES_BYTES,
     BusyError,
@@ -42,13 +43,14 @@ _HEADER = 2_000  # characters of warnings
 _TRANSCRIPTIONS = "/v1/audio/transcriptions"
 
 
-def create_app(desk: Desk, access: Access | None = None) -> Starlette:
+def create_app(desk: Desk, access: Access | None = None, proxies: Proxies | None = None) -> Starlette:
     """The HTTP server: `POST /v1/audio/transcriptions`, `GET /v1/models`, `GET /health`, `GET /` (a page), and the
     WebSocket `/v1/live`.
 
     Args:
         desk: the model and its limits.
         access: who is let in; by default whoever reaches the port, by this machine's names.
+        proxies: whose word is taken for who a client is; by default nobody's.
     """
     access = access or Access()
     limits = desk.limits
@@ -101,13 +103,14 @@ def create_app(desk: Desk, access: Access | None = None) -> Starlette:
             WebSocketRoute("/v1/live", live_socket(desk, access)),
         ],
         middleware=[
+            Middleware(KnownClients, proxies=proxies or Proxies()),
             Middleware(
                 Gate,
                 access=access,
                 upload_bytes=limits.upload_bytes,
                 idle_seconds=limits.idle_seconds,
                 upload_seconds=limits.upload_seconds,
-            )
+            ),
         ],
         exception_handlers={
             HTTPException: _http_problem,

@@ -24,6 +24,7 @@ from wyoming.server import AsyncEventHandler, AsyncTcpServer
 from prunella._version import __version__
 from prunella.device_runtime.audio import MAX_CHANNELS, check_samples
 from prunella.device_runtime.errors import AudioError, PrunellaError
+from prunella.device_runtime.servers.clients import Proxies
 from prunella.device_runtime.servers.desk import Desk
 
 _LARGEST = 1 << 20  # bytes of one event's data or audio
@@ -82,7 +83,7 @@ class _Handler(AsyncEventHandler):
         self._connected = connected
         self._held = contextlib.ExitStack()
         peer = writer.get_extra_info("peername")
-        self._client = str(peer[0]) if peer else "local"
+        self._client = Proxies().client(str(peer[0])) if peer else "local"
         self._gone = threading.Event()
         self._clear()
 
