@@ -112,9 +112,11 @@ def _run(argv: Sequence[str] | None) -> int:
     except PrunellaError as error:
         return _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
+        from prunella.device_runtime.install_lines import install_line
+
         root = (error.name or "").partition(".")[0]
         extra = _EXTRAS.get(root, "build")
-        return _fail(f"`prunella {verb}` needs {root}: pip install 'prunella[{extra}]'", 1)
+        return _fail(f"`prunella {verb}` needs {root}: {install_line(extra)}", 1)
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 from prunella.device_runtime.errors import EngineError
+from prunella.device_runtime.install_lines import install_line
 
 _LOG = logging.getLogger("prunella.llama_cpp")
 # ggml's levels; 5 continues the line before.
@@ -31,7 +32,7 @@ def llama_library() -> Any:
         import llama_cpp
     except ImportError as error:
         raise EngineError(
-            "llama-cpp-python is not installed: pip install 'prunella[gguf]' (it builds llama.cpp, for minutes; "
+            f"llama-cpp-python is not installed: {install_line('gguf')} (it builds llama.cpp, for minutes; "
             "`prunella targets show NAME` gives the line for a GPU)"
         ) from error
     except (OSError, RuntimeError) as error:
@@ -53,7 +54,7 @@ def mtmd_library() -> Any:
         from llama_cpp import mtmd_cpp
     except (ImportError, OSError, RuntimeError) as error:
         raise EngineError(
-            f"this llama-cpp-python has no libmtmd ({error}): pip install -U 'prunella[gguf]', or take the fast path "
+            f"this llama-cpp-python has no libmtmd ({error}): pip install -U llama-cpp-python, or take the fast path "
             "(engine gguf, with onnxruntime)"
         ) from error
     for route in (mtmd_cpp.mtmd_log_set, mtmd_cpp.mtmd_helper_log_set):

@@ -156,7 +156,7 @@ def _missing(name: str, reason: str) -> Missing:
 def _cannot_load(runtime: Any, path: Path, error: Exception) -> EngineError:
     return EngineError(
         f"onnxruntime {runtime.__version__} cannot load {path} ({_first_line(error)}): "
-        "pip install -U 'prunella[cpu]', or export the bundle again"
+        "pip install -U onnxruntime, or export the bundle again"
     )
 
 

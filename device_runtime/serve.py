@@ -22,6 +22,7 @@ from typing import Any
 from prunella.device_runtime.beam_search import check_beams
 from prunella.device_runtime.decode_worker import Recognizer
 from prunella.device_runtime.errors import EngineError, PrunellaError, UsageError
+from prunella.device_runtime.install_lines import install_line
 from prunella.device_runtime.phrase_grammar import parse_phrases
 from prunella.device_runtime.providers import STRICT_HELP, require_all
 from prunella.device_runtime.servers.desk import Desk, Limits
@@ -325,9 +326,7 @@ def _certificate(args: argparse.Namespace) -> tuple[Path, Path] | None:
     try:
         from prunella.device_runtime.servers.tls import key_folder, self_signed
     except ModuleNotFoundError as error:
-        raise EngineError(
-            "a self-signed certificate needs cryptography: pip install 'prunella[serve]'"
-        ) from error
+        raise EngineError(f"a self-signed certificate needs cryptography: {install_line('serve')}") from error
     names = () if args.host in ("0.0.0.0", "::") else (args.host,)  # noqa: S104
     certificate, key, fingerprint = self_signed(key_folder(cache_folder()), (*names, *args.allow_host))
     _tell(f"self-signed certificate {certificate}, SHA-256 {fingerprint}; browsers warn once")

@@ -22,6 +22,7 @@ from prunella.device_runtime.bundle import MANIFEST_NAME
 from prunella.device_runtime.cores import check_threads, physical_cores
 from prunella.device_runtime.errors import EngineError, UsageError
 from prunella.device_runtime.files import sha256
+from prunella.device_runtime.install_lines import install_line
 from prunella.device_runtime.transcript import DecodeOptions, Transcript
 
 BASELINE = "whisper-tiny.en"
@@ -89,8 +90,8 @@ def open_system(
         if (error.name or "").startswith("prunella"):
             raise
         raise EngineError(
-            f"'{name_or_path}' is a {kind} and needs {error.name}: pip install 'prunella[{extra}]', or name another "
-            f"system (a bundle needs prunella[cpu], {BASELINE} prunella[baseline])"
+            f"'{name_or_path}' is a {kind} and needs {error.name}: {install_line(extra)}, or name another system (a bundle "
+            f"needs the extra cpu, {BASELINE} the extra baseline)"
         ) from error
     if not guards and isinstance(options := getattr(system, "options", None), DecodeOptions):
         system.options = replace(options, guards=False)

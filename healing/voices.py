@@ -18,6 +18,7 @@ import soxr
 from prunella.device_runtime.audio import check_samples
 from prunella.device_runtime.engine import Float32
 from prunella.device_runtime.errors import EngineError, UsageError
+from prunella.device_runtime.install_lines import install_line
 from prunella.device_runtime.log_mel import SAMPLE_RATE
 
 FLITE_VOICES = ("kal", "awb", "rms", "slt")
@@ -169,9 +170,7 @@ def open_voices(names: Sequence[str] = ()) -> list[Voice]:
         else:
             raise UsageError(f"no voice '{name}': write hibari:heart, flite:slt, or espeak-ng:en-us")
     if not voices:
-        raise EngineError(
-            "nothing here can speak: pip install 'prunella[synth]', or apt install flite espeak-ng"
-        )
+        raise EngineError(f"nothing here can speak: {install_line('synth')}, or apt install flite espeak-ng")
     return voices
 
 
@@ -181,5 +180,5 @@ def _hibari() -> Any:
         import hibari.dsp
         import hibari.voices
     except ImportError as error:
-        raise EngineError("the hibari voices need hibari-tts: pip install 'prunella[synth]'") from error
+        raise EngineError(f"the hibari voices need hibari-tts: {install_line('synth')}") from error
     return hibari

@@ -79,7 +79,9 @@ class TargetProfile:
     llama: Mapping[str, OptionValue] = field(default_factory=dict)  # llama.cpp's settings, by its own names
     threads: int = 0  # 0: one per physical core
     max_context: int = 2_048  # positions of the decoder
-    install: tuple[str, ...] = ()  # command lines for the device
+    install: tuple[
+        str, ...
+    ] = ()  # command lines for the device; `{prunella[cpu]}`: see install_lines.fill_in
     match: MatchRules = field(default_factory=MatchRules)
     precision: Precision = field(default_factory=Precision)
     memory: MemoryBudget = field(default_factory=MemoryBudget)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prunella.device_runtime.bundle import open_bundle
+from prunella.device_runtime.install_lines import fill_in, wheel_name
 from prunella.targets.check import check_target
 from prunella.targets.detect import detect
 from prunella.targets.machine import read_machine
@@ -62,6 +63,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     values = asdict(load_target(args.name))
+    values["install"] = [fill_in(line, elsewhere=True) for line in values["install"]]
     if args.json:
         sys.stdout.write(json.dumps(values, indent=2) + "\n")
         return 0
@@ -70,6 +72,9 @@ def _show(args: argparse.Namespace) -> int:
     width = max(len(key) for key, _ in rows)
     for key, text in rows:
         sys.stdout.write(f"{key:<{width}}  {text}\n")
+    sys.stdout.write(
+        f"# on the device, beside {wheel_name()}, which `make wheels` writes into dist/ of a checkout:\n"
+    )
     sys.stdout.write("".join(f"$ {line}\n" for line in lines))
     return 0
 
@@ -117,7 +122,7 @@ def _check(args: argparse.Namespace) -> int:
             state = "ok" if finding.ok else "MISSING" if finding.needed else "absent"
             sys.stdout.write(f"{state:<7}  {finding.what:<{width}}  {finding.detail}\n")
         if lacks:
-            sys.stdout.write("".join(f"$ {line}\n" for line in target.install))
+            sys.stdout.write("".join(f"$ {fill_in(line)}\n" for line in target.install))
     return int(lacks)
 
 

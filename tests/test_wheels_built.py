@@ -14,7 +14,7 @@ from prunella.device_runtime.errors import CheckpointError
 from prunella.speech_llm import embedded_weights as weights
 
 ROOT = Path(__file__).parents[1]
-_NOT_SOURCES = (
+NOT_SOURCES = (
     ".*",
     "build",
     "dist",
@@ -27,7 +27,7 @@ _NOT_SOURCES = (
 )
 
 
-def _build(source: Path, dist: Path) -> Path:
+def build_wheel(source: Path, dist: Path) -> Path:
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--disable-pip-version-check", "--no-deps"]
     command += ["--no-index", "--no-build-isolation", "-w", str(dist), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -40,8 +40,8 @@ def _build(source: Path, dist: Path) -> Path:
 def runtime_wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runtime")
     # Of a copy: setuptools builds in the sources' folder, and would pack what an earlier build left there.
-    shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(*_NOT_SOURCES))
-    return _build(folder / "source", folder / "dist")
+    shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(*NOT_SOURCES))
+    return build_wheel(folder / "source", folder / "dist")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def models_wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     ignore = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT / "embedded_models", folder / "source", ignore=ignore)
-    return _build(folder / "source", folder / "dist")
+    return build_wheel(folder / "source", folder / "dist")
 
 
 def test_the_runtimes_wheel_holds_no_training_weights(runtime_wheel):

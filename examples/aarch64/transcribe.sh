@@ -67,7 +67,7 @@ for glibc in 36 35 34 31 28 27 26 24 17; do platforms+=(--platform "manylinux_2_
 
 say "installing them on $(inside uname -m)"
 inside python3 -m venv /venv
-inside /venv/bin/pip install -q --no-index --find-links /wheels 'prunella[cpu]'
+inside /venv/bin/pip install -q --no-index --find-links /wheels "/wheels/$(basename "$root"/wheels/prunella-*.whl)[cpu]"
 if inside /venv/bin/python -c 'import torch' 2>/dev/null; then say "torch is there: it should not be"; exit 1; fi
 
 # ONNX Runtime asks /sys and /proc which processors there are, `prunella targets` which board.

@@ -33,7 +33,7 @@ def test_kinds(tmp_path):
 
 def test_a_missing_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(systems._OPENERS, "model", ("not_installed_anywhere:open", "build"))
-    with pytest.raises(EngineError, match=r"needs not_installed_anywhere: pip install 'prunella\[build\]'"):
+    with pytest.raises(EngineError, match=r"needs not_installed_anywhere: pip install -e .*\[build\]"):
         open_system("reference")
 
 

@@ -142,7 +142,7 @@ def test_without_onnxruntime_the_extra_is_named(float_bundle, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(EngineError, match=r"pip install 'prunella\[cpu\]'"):
+    with pytest.raises(EngineError, match=r"pip install -e .*\[cpu\]"):
         OnnxEngine.open(float_bundle)
 
 
