@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -80,9 +79,13 @@ def test_ctrl_c_prints_what_was_said_until_then(reference_bundle):
     process.stdin.flush()
     while b"reading standard input" not in process.stderr.readline():
         assert process.poll() is None
-    time.sleep(1)
+    # A partial of the second half second of words: all that was written has been read by then, or nearly.
+    out = b""
+    while b"he was not" not in out:
+        out += (line := process.stdout.readline())
+        assert line, "it ended before it was told to"
     os.kill(process.pid, signal.SIGINT)
-    out = process.stdout.read()
+    out += process.stdout.read()
     assert process.wait(60) == 0, process.stderr.read()
     process.stdin.close()
     finals = [event for event in map(json.loads, out.splitlines()) if event["type"] == "final"]

@@ -269,11 +269,11 @@ def test_latency_counts_from_the_capture_of_the_last_speech_sample():
     events = []
     now = time.perf_counter()
     with session(Counting(), events, partial_interval=0) as live:
-        live.feed(np.concatenate([silence(0.5), speech(1.004)]), captured=now - 5)  # 47 whole frames
+        live.feed(np.concatenate([silence(0.5), speech(1.004)]), captured=now - 1_000)  # 47 whole frames
         live.feed(silence(1), captured=now)
     (final,) = (event for event in events if event.type == "final")
-    assert final.timings["latency"] == pytest.approx(5, abs=1)
-    assert final.timings["after_turn"] < 2
+    assert final.timings["latency"] == pytest.approx(1_000, rel=0.1)
+    assert final.timings["after_turn"] < 0.1 * final.timings["latency"]
 
 
 def test_what_the_recognizer_raises_reaches_who_feeds():

@@ -87,7 +87,7 @@ def test_silence_never_reaches_the_engine(scripted):
     transcript = transcriber.transcribe(np.full(32_000, 1e-5, np.float32))
     assert (transcript.text, transcript.finish_reason, transcript.tokens) == ("", "silence", ())
     assert transcriber.engine.heard == []
-    assert transcript.timings.first_token < 0.1
+    assert 0 <= transcript.timings.first_token <= transcript.timings.total
 
 
 def test_warming_up_goes_through_the_engine_though_the_gate_hears_no_speech(scripted, tone):
