@@ -135,12 +135,13 @@ def heal(
     for module in (model, teacher):
         if module is not None:
             module.to(accelerator.device)
-    learner = Learner(
-        model, plan, vocabulary=vocabulary, teacher=teacher, precision=state.precision, compiled=compiled
-    )
     # Under autocast the projector's norms see bf16 with float32 weights: slower than fused, and meant.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+    learner: Learner | None = None
     try:
+        learner = Learner(
+            model, plan, vocabulary=vocabulary, teacher=teacher, precision=state.precision, compiled=compiled
+        )
         trainer = Trainer(
             accelerator,
             learner,
@@ -155,13 +156,14 @@ def heal(
         )
         state = trainer.run()
     finally:
-        if accelerator.distributed_type == DistributedType.FSDP:
+        if learner is not None and accelerator.distributed_type == DistributedType.FSDP:
             unshard(learner)
         accelerator.free_memory()
         model.to("cpu")
         if decoder is not None:
             if plan.gradient_checkpointing:
                 model.decoder.gradient_checkpointing_disable()
+                model.decoder.disable_input_require_grads()  # which enabling switched on
             if work is not None and accelerator.is_main_process:
                 with contextlib.suppress(OSError):
                     decoder.save_adapter(work / "adapter")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from prunella.device_runtime.errors import UsageError
 from prunella.healing.adapters import pruned_blocks
@@ -28,42 +31,50 @@ class HiddenMatching:
 
     def __init__(self, student: SpeechLLM, teacher: SpeechLLM) -> None:
         removed = 0
-        self._student: list[torch.Tensor | None] = []
-        self._teacher: list[torch.Tensor | None] = []
+        self._layers: list[tuple[torch.nn.Module, torch.nn.Module]] = []
+        self._student: dict[int, torch.Tensor] = {}
+        self._teacher: dict[int, torch.Tensor] = {}
         for block in sorted(pruned_blocks(student)):
             before = block.start - removed - 1
             removed += len(block)
             if before >= 0:
-                self._watch(student.layers[before], self._student)
-                self._watch(teacher.layers[block.stop - 1], self._teacher)
-        if not self._student:
+                self._layers.append((student.layers[before], teacher.layers[block.stop - 1]))
+        if not self._layers:
             raise UsageError(
                 "--hidden-weight compares hidden states behind a cut, and this model has none: "
                 "give a pruned checkpoint, or leave it out"
             )
 
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Within it a pass of either model leaves what `distance` compares; behind it the models are as they were."""
+        with ExitStack() as stack:
+            stack.callback(self._student.clear)
+            stack.callback(self._teacher.clear)
+            for place, (mine, its) in enumerate(self._layers):
+                stack.callback(_keep_output(mine, self._student, place).remove)
+                stack.callback(_keep_output(its, self._teacher, place).remove)
+            yield
+
     def distance(self, inputs: PassInputs) -> torch.Tensor:
-        """After both have run: squared distance relative to the teacher's state, averaged over the positions of a clip
-        and counted once for each of its tokens, so that it adds up over processes as the loss does → () float32."""
+        """After both have run while `recording`: squared distance relative to the teacher's state, averaged over the
+        positions of a clip and counted once for each of its tokens, so that it adds up over processes as the loss does
+        → () float32."""
         place = torch.arange(inputs.labels.shape[1], device=inputs.labels.device)
         scored = inputs.labels != IGNORE
         length = (place * scored).amax(1) + 1
         inside = place < length[:, None]
         per_clip = scored.sum(1) * inputs.weights / length
         total = torch.zeros((), device=inputs.labels.device)
-        for number, (mine, its) in enumerate(zip(self._student, self._teacher, strict=True)):
-            assert mine is not None and its is not None
-            off = (mine.float() - its.float()).square().sum(-1) / (its.float().square().sum(-1) + 1e-6)
+        for number in range(len(self._layers)):
+            mine, its = self._student[number].float(), self._teacher[number].float()
+            off = (mine - its).square().sum(-1) / (its.square().sum(-1) + 1e-6)
             total = total + ((off * inside).sum(1) * per_clip).sum()
-            self._student[number] = self._teacher[number] = None
-        return total / len(self._student)
+        return total / len(self._layers)
 
-    @staticmethod
-    def _watch(layer: torch.nn.Module, into: list[torch.Tensor | None]) -> None:
-        place = len(into)
-        into.append(None)
 
-        def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
-            into[place] = output[0] if isinstance(output, tuple) else output
+def _keep_output(layer: torch.nn.Module, into: dict[int, torch.Tensor], place: int) -> RemovableHandle:
+    def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
+        into[place] = output[0] if isinstance(output, tuple) else output
 
-        layer.register_forward_hook(keep)
+    return layer.register_forward_hook(keep)

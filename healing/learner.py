@@ -124,6 +124,7 @@ class Learner(nn.Module):
             _check_teacher(teacher, model, frozen_encoder=self.encoder is None)
             if plan.hidden_weight > 0:
                 self._matching = HiddenMatching(model, teacher)
+        self._recording = self._matching.recording if self._matching is not None else contextlib.nullcontext
 
     def forward(self, inputs: PassInputs) -> torch.Tensor:
         """(2,) float32: the objective summed over tokens (or letters), and the scale penalty summed over clips."""
@@ -135,7 +136,8 @@ class Learner(nn.Module):
             steps = inputs.frames // self.stack_factor
             objective = audio.new_zeros((), dtype=torch.float32)
             if self.decoder is not None:
-                objective = objective + self._transcript_loss(audio, steps, inputs)
+                with self._recording():
+                    objective = objective + self._transcript_loss(audio, steps, inputs)
             if self.alignment is not None:
                 weight = 1.0 if self.decoder is None else self.plan.ctc_weight
                 objective = objective + weight * self.alignment.loss(self.alignment(audio), steps, inputs)

@@ -16,6 +16,7 @@ from prunella.healing.learner import Learner, pass_inputs
 from prunella.healing.plan import Augmentation, HealingPlan
 from prunella.pruning.blocks import Block
 from prunella.pruning.prune import prune
+from prunella.pruning.surgery import share_weights
 
 PLAIN = Augmentation.none()
 PLAN = HealingPlan(
@@ -65,7 +66,7 @@ def test_training_lowers_it(make_model, manifest):
     def distance():
         matching = HiddenMatching(pruned, full)
         learner = Learner(pruned, replace(PLAN, hidden_weight=0.0))
-        with torch.no_grad():
+        with torch.no_grad(), matching.recording():
             learner(inputs)
             Learner(full, replace(PLAN, hidden_weight=0.0))(inputs)
             return float(matching.distance(inputs))
@@ -79,3 +80,55 @@ def test_a_model_that_was_not_cut_has_nothing_to_match(make_model):
     model = make_model(layers=3)
     with pytest.raises(UsageError, match="pruned checkpoint"):
         HiddenMatching(model, model)
+
+
+def hooks_of(model):
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [hook for module in model.modules() for kind in kinds for hook in getattr(module, kind).values()]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_healed_model_is_left_without_hooks(checkpointing, make_model, manifest):
+    full = make_model(layers=4)
+    pruned = cut(full)
+    plan = replace(PLAN, steps=2, gradient_checkpointing=checkpointing)
+    heal(pruned, plan, open_speech([manifest])[:4], teacher=full)
+    assert hooks_of(pruned) == hooks_of(full) == hooks_of(share_weights(pruned.decoder)) == []
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_run_that_fails_leaves_an_ordinary_model(make_model, manifest):
+    full = make_model(layers=4)
+    pruned = cut(full)
+    names = set(pruned.state_dict())
+
+    def stop(step, loss):
+        raise Stop
+
+    with pytest.raises(Stop):
+        heal(pruned, PLAN, open_speech([manifest])[:4], teacher=full, on_step=stop)
+    assert hooks_of(pruned) == hooks_of(full) == []
+    # Refused before the first step: the full model has no cut to match.
+    with pytest.raises(UsageError, match="pruned checkpoint"):
+        heal(full, PLAN, open_speech([manifest])[:4], teacher=make_model(layers=4))
+    for model, expected in ((pruned, names), (full, set(make_model(layers=4).state_dict()))):
+        assert set(model.state_dict()) == expected
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_pass_that_fails_keeps_no_state(make_model, manifest, monkeypatch):
+    full = make_model(layers=4)
+    pruned = cut(full)
+    learner = Learner(pruned, PLAN, teacher=full)
+    inputs = inputs_of(full, open_speech([manifest])[:2])
+
+    def fail(*given, **named):
+        raise Stop
+
+    monkeypatch.setattr(full.layers[3], "forward", fail)
+    with pytest.raises(Stop):
+        learner(inputs)
+    assert hooks_of(pruned) == hooks_of(full) == []
