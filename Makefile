@@ -39,7 +39,7 @@ wheels:
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(PIP_FLAGS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(BIN)/pip install $(PIP_FLAGS) -e '.[build,baseline]'
+	$(BIN)/pip install $(PIP_FLAGS) -e '.[build,baseline,serve]'
 	$(BIN)/prunella models fetch
 	@touch $@
 

@@ -6,18 +6,22 @@ What is asked for and is not there is announced, never silently replaced; `requi
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prunella.device_runtime.errors import EngineError
+from prunella.device_runtime.errors import EngineError, UsageError
+from prunella.device_runtime.wheels import writable_cache
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 STRICT_HELP = "stop where hardware that the bundle asks for cannot be used, instead of saying so"
 _LOG = logging.getLogger(__name__)
 # Paths in options may begin with ~; folders that ONNX Runtime writes into must exist.
+_CACHE = "~/.cache/prunella"  # as target profiles name ours
 _FOLDERS = ("trt_engine_cache_path", "trt_timing_cache_path", "ModelCacheDirectory")
 OptionValue = str | int | float | bool
 
@@ -141,12 +145,25 @@ def _ready(options: Mapping[str, OptionValue]) -> dict[str, str]:
     for key, value in options.items():
         if isinstance(value, bool):
             value = int(value)
-        if isinstance(value, str) and value.startswith("~"):
-            value = str(Path(value).expanduser())
         if key in _FOLDERS:
-            Path(str(value)).mkdir(parents=True, exist_ok=True)
+            value = str(_folder(str(value)))
+        elif isinstance(value, str) and value.startswith("~"):
+            value = os.path.expanduser(value)  # noqa: PTH111 pathlib's raises where there is no home
         ready[key] = str(value)
     return ready
+
+
+def _folder(wanted: str) -> Path:
+    """Where what a provider compiles is kept: in our cache where it is meant to be there, wherever that is."""
+    try:
+        if wanted.startswith(f"{_CACHE}/"):
+            return writable_cache(*wanted.removeprefix(f"{_CACHE}/").split("/"))
+        folder = Path(wanted).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    except (OSError, RuntimeError, UsageError) as error:
+        _LOG.warning("what is compiled for this hardware is not kept, and made anew at each start: %s", error)
+        return Path(tempfile.mkdtemp(prefix="prunella-"))
 
 
 def _missing(name: str, reason: str) -> Missing:

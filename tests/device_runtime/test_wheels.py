@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from prunella.device_runtime import wheels
-from prunella.device_runtime.errors import CheckpointError
+from prunella.device_runtime.errors import CheckpointError, UsageError
 from prunella.device_runtime.wheels import wheel_files
 
 CONTENT = b"weights" * 1000
@@ -92,3 +92,30 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.delenv("PRUNELLA_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert wheels.cache_folder() == tmp_path / "prunella"
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch, tmp_path, no_pip):
+    def no_entry(uid):
+        raise KeyError(uid)
+
+    for name in ("PRUNELLA_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    with pytest.raises(UsageError, match="PRUNELLA_CACHE"):
+        wheels.cache_folder()
+    with pytest.raises(UsageError, match="PRUNELLA_CACHE"):
+        wheel_files("some-model", "1.0", MEMBERS)
+
+
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path, no_pip):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PRUNELLA_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UsageError, match=r"file/cache.* cannot be written .*PRUNELLA_CACHE"):
+        wheel_files("some-model", "1.0", MEMBERS)
+
+
+def test_what_a_read_only_cache_holds_is_used(cache, monkeypatch):
+    monkeypatch.setenv("PRUNELLA_CACHE", str(cache))
+    (path,) = wheel_files("some-model", "1.0", MEMBERS, cache).values()
+    monkeypatch.setattr(wheels, "writable_cache", lambda *_: pytest.fail("nothing is to be written"))
+    assert wheel_files("some-model", "1.0", MEMBERS) == {"some_model/data/model.bin": path}
