@@ -171,11 +171,12 @@ def _open_source(args: argparse.Namespace) -> Iterator[Source]:
         _tell(f"reading standard input, {stream.format.rate} Hz, {stream.format.channels} channel(s)")
         yield stream
         return
-    microphone = Microphone(args.device, tap=args.tap, tell=_tell)
-    _tell(
-        f"listening to {microphone.device.name}, {microphone.rate} Hz, {microphone.channels} channel(s); Ctrl-C ends it"
-    )
-    yield microphone
+    with Microphone(args.device, tap=args.tap, tell=_tell) as microphone:
+        _tell(
+            f"listening to {microphone.device.name}, {microphone.rate} Hz, {microphone.channels} channel(s); "
+            "Ctrl-C ends it"
+        )
+        yield microphone
     if microphone.overflows:
         _tell(f"PortAudio lost samples {microphone.overflows} times: this machine is too busy")
 

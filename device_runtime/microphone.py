@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunella.device_runtime.capture_queue import CaptureQueue
-from prunella.device_runtime.errors import PrunellaError
+from prunella.device_runtime.errors import AudioError, PrunellaError
 from prunella.device_runtime.live_audio import AudioBlock, LiveResampler
 from prunella.device_runtime.log_mel import SAMPLE_RATE
 from prunella.device_runtime.portaudio import (
@@ -36,7 +36,8 @@ _RETRY_SECONDS = 1.0
 
 
 class Microphone:
-    """Records when it is made; iterate it once, `stop` it from anywhere.
+    """Records when it is made; iterate it once, `stop` it from anywhere. Use it in a `with`: else whoever makes it and
+    does not iterate it to its end must `close` it.
 
     PortAudio's callback only copies into a queue that holds `queue_seconds`; what does not fit is dropped, counted, and
     told with the next block. When the device vanishes the iteration waits until it is back, and the time in between
@@ -70,7 +71,12 @@ class Microphone:
         self._told_overflows = 0
         self._tap_path = tap
         self._tap: Any = None
-        self._open(find_device(device))
+        try:
+            self._open(find_device(device))
+        except BaseException:
+            if self._tap is not None:
+                self._tap.close()
+            raise
 
     @property
     def device(self) -> InputDevice:
@@ -95,7 +101,20 @@ class Microphone:
         self._stopping.set()
         self._queue.wake()
 
-    def __iter__(self) -> Iterator[AudioBlock]:
+    def close(self) -> None:
+        """Let the device go, whatever was recorded and not yet taken. May be called again."""
+        self.stop()
+        self._close()
+        if self._tap is not None:
+            self._tap.close()
+
+    def __enter__(self) -> Microphone:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Generator[AudioBlock, None, None]:
         try:
             gap = 0
             while True:
@@ -107,9 +126,7 @@ class Microphone:
                     return
                 gap = round((time.perf_counter() - began) * SAMPLE_RATE)
         finally:
-            self._close()
-            if self._tap is not None:
-                self._tap.close()
+            self.close()
 
     def _blocks(self, gap: int) -> Iterator[AudioBlock]:
         """Blocks until the device is stopped or gone; `gap`: samples that were lost before the first."""
@@ -140,24 +157,27 @@ class Microphone:
 
     def _open(self, device: InputDevice) -> None:
         self._stream = open_input(device, self._callback)
+        try:
+            self._start(device)
+        except BaseException:
+            self._close()
+            raise
+
+    def _start(self, device: InputDevice) -> None:
         self._device = device
         self._rate = int(self._stream.samplerate)
         self._channels = int(self._stream.channels)
         self._queue = CaptureQueue(int(self._queue_seconds * self._rate))
         self._last_captured = self._last_call = time.perf_counter()
         if self._tap_path is not None and self._tap is None:
-            import soundfile
-
-            self._tap = soundfile.SoundFile(
-                self._tap_path, "w", self._rate, self._channels, subtype="FLOAT", format="WAV"
-            )
+            self._tap = _open_tap(self._tap_path, self._rate, self._channels)
         elif self._tap is not None and (self._tap.samplerate, self._tap.channels) != (
             self._rate,
             self._channels,
         ):
             self._tell("the microphone came back at another rate: the tap ends here")
             self._tap.close()
-            self._tap = None
+            self._tap = self._tap_path = None
         self._called.clear()
         start_stream(self._stream, device)
         self._called.wait(_FIRST_SECONDS)
@@ -191,6 +211,15 @@ class Microphone:
 
     def _close(self) -> None:
         close_stream(self._stream)
+
+
+def _open_tap(path: str | Path, rate: int, channels: int) -> Any:
+    import soundfile
+
+    try:
+        return soundfile.SoundFile(path, "w", rate, channels, subtype="FLOAT", format="WAV")
+    except soundfile.SoundFileError as error:
+        raise AudioError(f"the tap {path} cannot be written ({error}): name another file") from error
 
 
 def level(block: Float32) -> float:

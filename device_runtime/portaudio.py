@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import os
 import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -24,6 +29,11 @@ class InputDevice:
     channels: int
     rate: int  # Hz; the device's own
     default: bool
+
+    @property
+    def recorded(self) -> int:
+        """Channels that are recorded: all, or one of a mixer that offers any number."""
+        return self.channels if self.channels <= _MANY_CHANNELS else 1
 
 
 def sounddevice() -> ModuleType:
@@ -103,9 +113,8 @@ def open_input(device: InputDevice, callback: Any) -> Any:
         AudioError: it cannot be opened at all, for example because another program holds it.
     """
     sd = sounddevice()
-    channels = [device.channels] if device.channels <= _MANY_CHANNELS else [1]
     reason: Exception | None = None
-    for count in dict.fromkeys([*channels, 2, 1]):
+    for count in dict.fromkeys([device.recorded, 2, 1]):
         for rate in dict.fromkeys([device.rate, *_USUAL_RATES]):
             try:
                 return sd.InputStream(
@@ -151,6 +160,50 @@ def close_stream(stream: Any) -> None:
     """Close a stream, which may have been closed before, or whose device may be gone: then there is nothing to lose."""
     with contextlib.suppress(sounddevice().PortAudioError):
         stream.close()
+
+
+def ends_in_time(work: Callable[[], None], seconds: float) -> bool:
+    """Run what calls drivers on a thread of its own → whether it ended within `seconds`.
+
+    A driver may never return from a call. Then its thread is left behind, PortAudio must not be used any more in this
+    process, and the end of the process does not wait for it. What `work` raises is raised here.
+    """
+    failures: list[BaseException] = []
+    ended = threading.Event()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+        ended.set()
+
+    with _stderr_kept():
+        try:
+            threading.Thread(target=run, name="prunella-drivers", daemon=True).start()
+            ended.wait(seconds)
+        finally:
+            module = sys.modules.get("sounddevice")
+            if not ended.is_set() and (at_exit := getattr(module, "_exit_handler", None)) is not None:
+                atexit.unregister(at_exit)  # it would call the driver again
+    if failures:
+        raise failures[0]
+    return ended.is_set()
+
+
+@contextlib.contextmanager
+def _stderr_kept() -> Iterator[None]:
+    # sounddevice sends stderr to nowhere while PortAudio starts; if that never ends, our message would go there too.
+    try:
+        kept = os.dup(2)
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _default_index(sd: ModuleType) -> int:

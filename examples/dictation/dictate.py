@@ -68,8 +68,6 @@ def main() -> None:
     text = args.notes.read_text(encoding="utf-8") if args.notes.exists() else ""
     transcriber = open_transcriber(args.bundle).following(0)
     transcriber.warm_up()
-    microphone = Microphone(args.device)
-    signal.signal(signal.SIGINT, lambda *_: microphone.stop())
 
     def on_event(event: LiveEvent) -> None:
         nonlocal text
@@ -85,7 +83,9 @@ def main() -> None:
         if args.type and typer is not None:
             subprocess.run([*typer, piece], check=False)
 
-    listen(transcriber, microphone, on_event, partials=transcriber.following(1))
+    with Microphone(args.device) as microphone:
+        signal.signal(signal.SIGINT, lambda *_: microphone.stop())
+        listen(transcriber, microphone, on_event, partials=transcriber.following(1))
 
 
 if __name__ == "__main__":

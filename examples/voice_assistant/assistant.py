@@ -14,6 +14,7 @@ import argparse
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -126,19 +127,16 @@ def main() -> None:
         for path in args.recordings:
             obey(transcriber.transcribe(load_audio(path)).phrases)
         return
-    microphone = Microphone(args.device)
+    with Microphone(args.device) as microphone, suppress(KeyboardInterrupt):
 
-    def on_event(event: LiveEvent) -> None:
-        if event.transcript is not None:
-            obey(event.transcript.phrases)
-        if home.ended:
-            microphone.stop()
+        def on_event(event: LiveEvent) -> None:
+            if event.transcript is not None:
+                obey(event.transcript.phrases)
+            if home.ended:
+                microphone.stop()
 
-    sys.stderr.write("Listening. Say for example: turn on the kitchen light\n")
-    try:
+        sys.stderr.write("Listening. Say for example: turn on the kitchen light\n")
         listen(transcriber, microphone, on_event)
-    except KeyboardInterrupt:
-        microphone.stop()
 
 
 if __name__ == "__main__":

@@ -2,86 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
+from fake_portaudio import FakePortAudio
 
-from prunella.cli import main
 from prunella.device_runtime import microphone as microphone_module
 from prunella.device_runtime.audio import load_audio
-from prunella.device_runtime.devices import levels
 from prunella.device_runtime.errors import AudioError, UsageError
 from prunella.device_runtime.microphone import Microphone, level
 from prunella.device_runtime.portaudio import find_device, input_devices
-
-
-class PortAudioError(Exception):
-    pass
-
-
-class FakePortAudio:
-    """Devices and streams; `refuse(channels, rate)` says what cannot be opened."""
-
-    def __init__(self):
-        self.devices = [
-            self.device("HDA Intel: ALC (hw:0,0)", 2, 44_100),
-            self.device("HDMI", 0, 48_000),
-            self.device("USB Mic: Audio (hw:1,0)", 1, 48_000),
-        ]
-        self.streams = []
-        self.restarts = 0
-        self.refuse = lambda channels, rate: False
-        self.PortAudioError = PortAudioError
-
-    @staticmethod
-    def device(name, channels, rate):
-        return {"name": name, "max_input_channels": channels, "default_samplerate": rate, "hostapi": 0}
-
-    def query_devices(self, kind=None):
-        rows = [{**row, "index": index} for index, row in enumerate(self.devices)]
-        if kind is None:
-            return rows
-        if not rows:
-            raise PortAudioError("no device")
-        return rows[0]
-
-    def query_hostapis(self, index):
-        return {"name": "ALSA"}
-
-    def _terminate(self):
-        assert all(not stream.active for stream in self.streams), "streams must be closed before"
-
-    def _initialize(self):
-        self.restarts += 1
-
-    def InputStream(self, *, samplerate, device, channels, callback, **_):
-        if self.refuse(channels, samplerate):
-            raise PortAudioError("Invalid sample rate [PaErrorCode -9997]")
-        stream = FakeStream(samplerate, channels, device, callback)
-        self.streams.append(stream)
-        return stream
-
-
-class FakeStream:
-    def __init__(self, samplerate, channels, device, callback):
-        self.samplerate, self.channels, self.device, self.callback = samplerate, channels, device, callback
-        self.active = False
-
-    def start(self):
-        self.active = True
-        self.deliver(np.zeros((1, self.channels), np.float32))
-
-    def close(self):
-        self.active = False
-
-    def deliver(self, frames, overflow=False):
-        self.callback(frames, len(frames), None, SimpleNamespace(input_overflow=overflow))
 
 
 @pytest.fixture
@@ -235,58 +169,3 @@ def test_level_is_in_dbfs():
     assert level(np.ones((100, 2), np.float32)) == pytest.approx(0)
     assert level(np.full(100, 0.1, np.float32)) == pytest.approx(-20, abs=0.01)
     assert level(np.zeros(100, np.float32)) == -120
-
-
-@pytest.fixture
-def humming(portaudio, monkeypatch):
-    """Devices that deliver a second of a loud hum when they are started; the USB one cannot be opened."""
-
-    def start(stream):
-        stream.active = True
-        for _ in range(10):
-            stream.deliver(np.full((stream.samplerate // 10, stream.channels), 0.1, np.float32))
-
-    monkeypatch.setattr(FakeStream, "start", start)
-    monkeypatch.setattr(
-        portaudio, "InputStream", lambda **kw: refuse_usb(FakePortAudio.InputStream, portaudio, **kw)
-    )
-    return portaudio
-
-
-def refuse_usb(opener, portaudio, **options):
-    if options["device"] == 2:
-        raise PortAudioError("busy")
-    return opener(portaudio, **options)
-
-
-def test_devices_are_listed_with_their_level(humming, capsys):
-    assert main(["devices"]) == 0
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("*  0  HDA Intel")
-    assert "44100 Hz, 2 ch" in first
-    assert first.endswith("-20.0 dBFS")
-    assert second.startswith("   2  USB Mic")
-    assert "cannot be opened" in second
-    assert not any(stream.active for stream in humming.streams)
-    assert main(["devices", "--json"]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert rows[0]["dbfs"] == -20.0
-    humming.devices = []
-    assert main(["devices"]) == 1
-    assert "no microphone" in capsys.readouterr().err
-
-
-def test_the_meter_shows_a_level_until_ctrl_c(humming, monkeypatch, capsys):
-    shown = []
-
-    def interrupted(device):
-        for loudness in levels(device):
-            shown.append(loudness)
-            yield loudness
-            if len(shown) == 3:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr("prunella.device_runtime.devices.levels", interrupted)
-    assert main(["devices", "--meter", "0"]) == 0
-    assert shown == pytest.approx([-20] * 3, abs=0.5)
-    assert "-20.0 dBFS |####" in capsys.readouterr().err
