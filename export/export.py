@@ -21,6 +21,7 @@ from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.export.audio_encoder import export_audio_encoder
 from prunella.export.decoder import export_decoder
 from prunella.export.embed_tokens import export_embed_tokens
+from prunella.export.onnx_gate import gate_onnx
 from prunella.pruning.calibration import speech_batches
 from prunella.quantize.bundle_writer import TOKENIZER_NAME, requantize, seal_bundle
 from prunella.quantize.gguf_recipes import BundleRecipe, default_gguf_recipe, find_bundle_recipe
@@ -94,7 +95,7 @@ def export_float(
             engines of the target's own recipe.
         importance: see `export`; kept in the bundle for `requantize`.
 
-    Raises as `export`, and ExportError when llama.cpp does not say of a GGUF file what PyTorch says of the model.
+    Raises as `export`, and ExportError when ONNX Runtime or llama.cpp do not say of the files what PyTorch says of the model.
     """
     check_output(out, inputs=[] if isinstance(model, SpeechLLM) else [model])
     out = Path(out)
@@ -125,6 +126,8 @@ def export_float(
                 batches = speech_batches(speech_llm, importance.utterances)
                 facts["importance_positions"] = export_importance(speech_llm, batches, partial / "gguf")
         write_text(partial / TOKENIZER_NAME, speech_llm.tokenizer.backend_tokenizer.to_str())
+        manifest = _manifest(speech_llm, profile, facts, chosen)
+        facts["onnx_gate"] = asdict(gate_onnx(speech_llm, partial, manifest))
         seal_bundle(_manifest(speech_llm, profile, facts, chosen), partial)
     return open_bundle(out, verify=False)
 

@@ -13,6 +13,7 @@ from prunella.device_runtime.files import sha256, whole_directory, write_text
 from prunella.device_runtime.gguf_engine import DECODER_PATTERN, MMPROJ_PATTERN, one_file
 from prunella.device_runtime.outputs import check_output
 from prunella.quantize.gguf_recipes import BundleRecipe, GgufRecipe, find_bundle_recipe
+from prunella.quantize.onnx_drift import measure_drift
 from prunella.quantize.onnx_graphs import quantize_audio_encoder, quantize_graphs
 from prunella.quantize.part_precision import with_precision
 
@@ -28,6 +29,7 @@ def requantize(bundle: Bundle, recipe: str, out: str | Path) -> Bundle:
     Raises:
         BundleError: the bundle is not float: nothing could be gained from it; or it has no files for the engine.
         UsageError: no such recipe, or an output that may not be replaced.
+        ExportError: the quantised graphs say something else than their rounding explains (`onnx_drift`).
     """
     check_output(out, inputs=[bundle.path])
     chosen = find_bundle_recipe(recipe)
@@ -53,7 +55,9 @@ def requantize(bundle: Bundle, recipe: str, out: str | Path) -> Bundle:
                 quantize_audio_encoder(bundle.path / "onnx", chosen.gguf.audio_encoder, partial / "onnx")
             facts = facts | {"gguf": quantize_gguf(bundle, chosen.gguf, partial / "gguf")}
         shutil.copyfile(bundle.file(TOKENIZER_NAME), partial / TOKENIZER_NAME)
-        seal_bundle(_renamed(manifest, chosen, facts), partial)
+        renamed = _renamed(manifest, chosen, facts)
+        drift = measure_drift(bundle, partial, renamed, chosen)
+        seal_bundle(replace(renamed, provenance=facts | {"onnx_drift": asdict(drift)}), partial)
     return open_bundle(out, verify=False)
 
 

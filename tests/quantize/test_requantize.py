@@ -16,6 +16,7 @@ from prunella.device_runtime.bundle import (
 from prunella.device_runtime.errors import BundleError
 from prunella.quantize import bundle_writer
 from prunella.quantize.bundle_writer import requantize, seal_bundle
+from prunella.quantize.onnx_drift import Drift
 
 
 @pytest.fixture
@@ -59,6 +60,7 @@ def test_a_bundle_without_graphs_is_refused(bundle, tmp_path):
 
 def test_interrupted_between_graphs_and_seal(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(bundle_writer, "quantize_graphs", lambda *args: None)
+    monkeypatch.setattr(bundle_writer, "measure_drift", lambda *args: Drift())
 
     def interrupt(*args):
         raise KeyboardInterrupt
