@@ -25,12 +25,15 @@ from prunella.benchmark.build_table import BuildRow, render_rows
 from prunella.benchmark.compare import measure
 from prunella.device_runtime.bundle import open_bundle
 from prunella.device_runtime.errors import PrunellaError, UsageError
+from prunella.device_runtime.extras import importable, require
 from prunella.device_runtime.files import sha256, write_json, write_text
+from prunella.device_runtime.llama_library import llama_library
 from prunella.device_runtime.outputs import check_output
 from prunella.evaluation.evaluate import evaluate
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.evaluation.systems import BASELINE, open_system
 from prunella.export.export import default_recipe, export_float, float_recipe
+from prunella.needs import recipe_modules
 from prunella.pruning.analyze import MAP_NAME, analyze, save_analysis
 from prunella.pruning.blocks import Block, check_blocks
 from prunella.pruning.calibration import (
@@ -145,8 +148,10 @@ class Build:
 
         Raises:
             UsageError: the folder holds another build.
+        EngineError: a library that a step needs is not installed, or cannot be loaded.
         """
         check_output(self.out, replaces=False)
+        _check_libraries(self.recipe, self.plan.baseline)
         self._claim_folder()
         steps = self._steps()
         with tqdm(steps, file=sys.stderr, disable=None, bar_format="{n}/{total} {desc} [{elapsed}]") as bar:
@@ -390,6 +395,7 @@ def run(args: argparse.Namespace) -> int:
         args.output if args.output is not None else f"out/{Path(args.model).name}-{Path(args.target).stem}"
     )
     check_output(named, inputs=[args.model, args.healed], replaces=False)
+    _check_libraries(load_target(args.target).recipe, not args.no_baseline)
     out = Path(named)
     blocks = healed_blocks(args.model, args.healed) if args.healed else tuple(args.block or ())
     plan = BuildPlan(
@@ -409,7 +415,6 @@ def run(args: argparse.Namespace) -> int:
         healed=args.healed,
         baseline=not args.no_baseline,
     )
-    load_target(args.target)
     count = len(load(args.model).layers)
     if plan.blocks:
         check_blocks([Block.parse(text) for text in plan.blocks], count)
@@ -425,6 +430,15 @@ def run(args: argparse.Namespace) -> int:
         f"your own   prunella transcribe {report.bundle} recording.wav\n"
     )
     return 0
+
+
+def _check_libraries(recipe: str, baseline: bool) -> None:
+    """What only a late step imports is tried now, not after minutes."""
+    require(recipe_modules(recipe), "the build")
+    if "gguf" in find_bundle_recipe(recipe).engines:
+        llama_library()
+    if baseline:
+        importable("faster_whisper", "the row of Whisper tiny.en")
 
 
 def _example(name: str, option: str) -> str:

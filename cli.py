@@ -16,7 +16,9 @@ from collections.abc import Sequence
 
 from prunella._version import __version__
 from prunella.device_runtime.errors import PrunellaError
+from prunella.device_runtime.extras import explained, require
 from prunella.device_runtime.standard_streams import prepare_streams, silence
+from prunella.needs import HELP, needed_modules
 
 VERBS: dict[str, tuple[str, str]] = {
     "analyze": (
@@ -43,27 +45,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "eval": ("prunella.evaluation.evaluate", "word error rates of a bundle or a model"),
     "bench": ("prunella.benchmark.bench", "speed and memory of a bundle or a model"),
     "targets": ("prunella.targets.targets", "list and show the target profiles"),
-    "models": ("prunella.speech_llm.models", "list the embedded models and fetch their parts"),
+    "models": ("prunella.models", "list the embedded models and fetch their parts"),
 }
 
 _TRAINING = ("heal", "build")  # they may train, for which malloc is chosen before anything is imported
-
-# What a missing module says about the install, by the extra that brings it.
-_EXTRAS = {
-    "onnxruntime": "cpu",
-    "llama_cpp": "gguf",
-    "jiwer": "eval",
-    "whisper_normalizer": "eval",
-    "faster_whisper": "baseline",
-    "hibari": "synth",
-    "datasets": "datasets",
-    "starlette": "serve",
-    "uvicorn": "serve",
-    "multipart": "serve",
-    "websockets": "serve",
-    "wyoming": "serve",
-    "cryptography": "serve",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,6 +84,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return _fail(f"no verb '{verb}'{hint} `prunella --help` lists them.", 2)
     module_name, summary = VERBS[verb]
     try:
+        require(needed_modules(verb, rest), f"`prunella {verb}`")
         if is_program and verb in _TRAINING:
             importlib.import_module("prunella.healing.allocator").restart_with_tcmalloc()
         module = importlib.import_module(module_name)
@@ -111,12 +97,12 @@ def _run(argv: Sequence[str] | None) -> int:
         return int(module.run(parser.parse_args(rest)) or 0)
     except PrunellaError as error:
         return _fail(str(error), error.exit_code)
-    except ModuleNotFoundError as error:
-        from prunella.device_runtime.install_lines import install_line
-
-        root = (error.name or "").partition(".")[0]
-        extra = _EXTRAS.get(root, "build")
-        return _fail(f"`prunella {verb}` needs {root}: {install_line(extra)}", 1)
+    except ImportError as error:
+        try:  # `--help` comes as far as the imports
+            require(needed_modules(verb, [word for word in rest if word not in HELP]), f"`prunella {verb}`")
+        except PrunellaError as all_at_once:
+            return _fail(str(all_at_once), all_at_once.exit_code)
+        return _fail(str(explained(error, f"`prunella {verb}`")), 1)
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -17,8 +17,8 @@ from prunella.device_runtime.beam_search import PAYING_BEAMS
 from prunella.device_runtime.bundle import Bundle
 from prunella.device_runtime.engine import GGUF_TIE, Float32
 from prunella.device_runtime.errors import BundleError, EngineError
+from prunella.device_runtime.extras import explained
 from prunella.device_runtime.gguf_embeddings import open_token_embeddings
-from prunella.device_runtime.install_lines import install_line
 from prunella.device_runtime.likelihood import negative_log_likelihood
 from prunella.device_runtime.llama_decoder import MAX_BRANCHES, LlamaDecoder
 from prunella.device_runtime.providers import Missing, announce
@@ -218,10 +218,9 @@ def _onnx_encoder(bundle: Bundle, threads: int) -> AudioEncoder | None:
 
     try:
         return OnnxAudioEncoder(bundle, threads=threads)
-    except ModuleNotFoundError:
+    except ImportError as error:
         _LOG.warning(
-            "onnxruntime is not installed: llama.cpp encodes the audio, always 30 s of it and several times slower; "
-            "%s for the fast path",
-            install_line("cpu"),
+            "llama.cpp encodes the audio, always 30 s of it and several times slower: %s",
+            explained(error, "the fast path"),
         )
         return None

@@ -9,7 +9,7 @@ import os
 from typing import Any
 
 from prunella.device_runtime.errors import EngineError
-from prunella.device_runtime.install_lines import install_line
+from prunella.device_runtime.extras import explained
 
 _LOG = logging.getLogger("prunella.llama_cpp")
 # ggml's levels; 5 continues the line before.
@@ -31,10 +31,7 @@ def llama_library() -> Any:
     try:
         import llama_cpp
     except ImportError as error:
-        raise EngineError(
-            f"llama-cpp-python is not installed: {install_line('gguf')} (it builds llama.cpp, for minutes; "
-            "`prunella targets show NAME` gives the line for a GPU)"
-        ) from error
+        raise explained(error, "llama.cpp") from error
     except (OSError, RuntimeError) as error:
         raise EngineError(f"llama-cpp-python cannot load its library ({error}): install it again") from error
     llama_cpp.llama_log_set(_callback(llama_cpp), ctypes.c_void_p(0))

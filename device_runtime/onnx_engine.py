@@ -14,7 +14,7 @@ from prunella.device_runtime.bundle import Bundle
 from prunella.device_runtime.cores import physical_cores
 from prunella.device_runtime.engine import ROUNDED_TIE, Float32
 from prunella.device_runtime.errors import BundleError, EngineError
-from prunella.device_runtime.install_lines import install_line
+from prunella.device_runtime.extras import explained
 from prunella.device_runtime.likelihood import negative_log_likelihood
 from prunella.device_runtime.log_mel import log_mel, pad_to_stacks
 from prunella.device_runtime.providers import Missing, Provider, announce, for_decoder, open_session
@@ -307,7 +307,5 @@ def _import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise EngineError(
-            f"onnxruntime is not installed: {install_line('cpu')} (or cuda instead of cpu, for an NVIDIA GPU)"
-        ) from error
+        raise explained(error, "the engine onnx") from error
     return onnxruntime

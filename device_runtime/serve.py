@@ -22,8 +22,8 @@ from typing import Any
 
 from prunella.device_runtime.beam_search import check_beams
 from prunella.device_runtime.decode_worker import Recognizer
-from prunella.device_runtime.errors import EngineError, UsageError
-from prunella.device_runtime.install_lines import install_line
+from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.extras import explained
 from prunella.device_runtime.phrase_grammar import parse_phrases
 from prunella.device_runtime.providers import STRICT_HELP, require_all
 from prunella.device_runtime.servers.addresses import is_loopback, is_unspecified, listen_at, urls
@@ -315,7 +315,7 @@ def _tls(args: argparse.Namespace) -> ssl.SSLContext | None:
     try:
         from prunella.device_runtime.servers.tls import self_signed, server_context
     except ModuleNotFoundError as error:
-        raise EngineError(f"a self-signed certificate needs cryptography: {install_line('serve')}") from error
+        raise explained(error, "TLS") from error
     if args.certificate:
         return server_context(args.certificate, args.key)
     names = (*(() if is_unspecified(args.host) else (args.host,)), *args.allow_host)

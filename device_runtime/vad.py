@@ -8,8 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from prunella.device_runtime.errors import EngineError
-from prunella.device_runtime.install_lines import install_line
+from prunella.device_runtime.extras import explained
 from prunella.device_runtime.log_mel import SAMPLE_RATE
 from prunella.device_runtime.turn_detector import FRAME
 
@@ -53,7 +52,7 @@ class SileroVad:
         try:
             import onnxruntime
         except ImportError as error:
-            raise EngineError(f"finding speech needs onnxruntime: {install_line('cpu')} (or cuda)") from error
+            raise explained(error, "finding speech") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.enable_cpu_mem_arena = False

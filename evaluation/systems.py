@@ -20,18 +20,17 @@ from prunella._version import __version__
 from prunella.device_runtime.beam_search import check_beams
 from prunella.device_runtime.bundle import MANIFEST_NAME
 from prunella.device_runtime.cores import check_threads, physical_cores
-from prunella.device_runtime.errors import EngineError, UsageError
+from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.extras import explained
 from prunella.device_runtime.files import sha256
-from prunella.device_runtime.install_lines import install_line
+from prunella.device_runtime.model_names import BASELINE as BASELINE
 from prunella.device_runtime.transcript import DecodeOptions, Transcript
 
-BASELINE = "whisper-tiny.en"
-
-# kind → (module:function, the extra of pip that brings what it needs)
+# kind → module:function
 _OPENERS = {
-    "bundle": ("prunella.device_runtime.transcriber:open_transcriber", "cpu"),
-    "baseline": ("prunella.evaluation.whisper_baseline:open_whisper_tiny_en", "baseline"),
-    "model": ("prunella.speech_llm.engine:open_model_transcriber", "build"),
+    "bundle": "prunella.device_runtime.transcriber:open_transcriber",
+    "baseline": "prunella.evaluation.whisper_baseline:open_whisper_tiny_en",
+    "model": "prunella.speech_llm.engine:open_model_transcriber",
 }
 # What of an installation decides the texts beside prunella itself.
 _LIBRARIES = {
@@ -81,18 +80,14 @@ def open_system(
     check_beams(beams)
     name, engine = split_engine(name_or_path)
     kind = system_kind(name)
-    target, extra = _OPENERS[kind]
     if threads == 0 and kind != "bundle":  # a bundle's engines say so themselves
         threads = physical_cores()
     try:
-        system = _imported(target)(name, threads=threads, **({"engine": engine} if engine else {}))
-    except ModuleNotFoundError as error:
+        system = _imported(_OPENERS[kind])(name, threads=threads, **({"engine": engine} if engine else {}))
+    except ImportError as error:
         if (error.name or "").startswith("prunella"):
             raise
-        raise EngineError(
-            f"'{name_or_path}' is a {kind} and needs {error.name}: {install_line(extra)}, or name another system (a bundle "
-            f"needs the extra cpu, {BASELINE} the extra baseline)"
-        ) from error
+        raise explained(error, f"'{name_or_path}' is a {kind}, which") from error
     if not guards and isinstance(options := getattr(system, "options", None), DecodeOptions):
         system.options = replace(options, guards=False)
     if beams is not None and (follow := getattr(system, "follow", None)) is not None:

@@ -15,13 +15,16 @@ from typing import Any
 from prunella._version import __version__
 from prunella.device_runtime.bundle import Bundle, BundleManifest, DecoderSpec, open_bundle
 from prunella.device_runtime.errors import CheckpointError, UsageError
+from prunella.device_runtime.extras import require
 from prunella.device_runtime.files import scratch_directory, whole_directory, write_text
+from prunella.device_runtime.llama_library import llama_library
 from prunella.device_runtime.outputs import check_output
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.export.audio_encoder import export_audio_encoder
 from prunella.export.decoder import export_decoder
 from prunella.export.embed_tokens import export_embed_tokens
 from prunella.export.onnx_gate import gate_onnx
+from prunella.needs import recipe_modules
 from prunella.pruning.calibration import speech_batches
 from prunella.quantize.bundle_writer import TOKENIZER_NAME, requantize, seal_bundle
 from prunella.quantize.gguf_recipes import BundleRecipe, default_gguf_recipe, find_bundle_recipe
@@ -54,12 +57,14 @@ def export(
     Raises:
         TargetError, UsageError: unknown target, a recipe that it does not take, or an output that may not be replaced.
         CheckpointError: the model cannot be loaded, or its decoder's family cannot be exported.
+        EngineError: a library that the recipe needs is not installed, or cannot be loaded.
     """
     check_output(out, inputs=[] if isinstance(model, SpeechLLM) else [model])
     out = Path(out)
     profile = target if isinstance(target, TargetProfile) else load_target(target)
     if recipe is not None:
         _check_recipe(profile, recipe)  # before minutes of loading
+    _check_libraries(recipe or profile.recipe)
     speech_llm = model if isinstance(model, SpeechLLM) else load(model)
     chosen = find_bundle_recipe(recipe or default_recipe(speech_llm, profile))
     _check_recipe(profile, chosen.name)
@@ -105,6 +110,7 @@ def export_float(
         raise UsageError(
             f"'{chosen.name}' is not a float recipe: give fp32, F16, BF16, F32, or fp32 and one of those"
         )
+    _check_libraries(chosen.name)
     speech_llm = model if isinstance(model, SpeechLLM) else load(model)
     facts = dict(provenance or {})
     with whole_directory(out) as partial:
@@ -161,6 +167,12 @@ def default_recipe(model: SpeechLLM, profile: TargetProfile) -> str:
 def float_recipe(engines: tuple[str, ...]) -> str:
     """The recipe that others for these engines are made from."""
     return "+".join(name for engine, name in (("onnx", "fp32"), ("gguf", "F16")) if engine in engines)
+
+
+def _check_libraries(recipe: str) -> None:
+    require(recipe_modules(recipe), f"exporting as {recipe}")
+    if "gguf" in find_bundle_recipe(recipe).engines:
+        llama_library()  # tried now, not after minutes
 
 
 def _check_recipe(profile: TargetProfile, recipe: str) -> None:

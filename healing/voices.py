@@ -18,6 +18,7 @@ import soxr
 from prunella.device_runtime.audio import check_samples
 from prunella.device_runtime.engine import Float32
 from prunella.device_runtime.errors import EngineError, UsageError
+from prunella.device_runtime.extras import explained
 from prunella.device_runtime.install_lines import install_line
 from prunella.device_runtime.log_mel import SAMPLE_RATE
 
@@ -180,5 +181,5 @@ def _hibari() -> Any:
         import hibari.dsp
         import hibari.voices
     except ImportError as error:
-        raise EngineError(f"the hibari voices need hibari-tts: {install_line('synth')}") from error
+        raise explained(error, "a voice of hibari") from error
     return hibari

@@ -11,6 +11,7 @@ from prunella.device_runtime.bundle import MANIFEST_NAME, Bundle, BundleManifest
 from prunella.device_runtime.errors import BundleError
 from prunella.device_runtime.files import sha256, whole_directory, write_text
 from prunella.device_runtime.gguf_engine import DECODER_PATTERN, MMPROJ_PATTERN, one_file
+from prunella.device_runtime.llama_library import llama_library
 from prunella.device_runtime.outputs import check_output
 from prunella.quantize.gguf_recipes import BundleRecipe, GgufRecipe, find_bundle_recipe
 from prunella.quantize.onnx_drift import measure_drift
@@ -45,6 +46,8 @@ def requantize(bundle: Bundle, recipe: str, out: str | Path) -> Bundle:
                 f"{bundle.path} has no {engine} files, which the recipe {chosen.name} is for "
                 f"(it has {', '.join(manifest.engines)}): export the model again for a target with {engine}"
             )
+    if chosen.gguf is not None:
+        llama_library()  # tried now, not after the ONNX half
     chosen = with_precision(chosen, manifest.precision)
     with whole_directory(out) as partial:
         if chosen.onnx is not None:

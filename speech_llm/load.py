@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunella.device_runtime.errors import CheckpointError
 from prunella.device_runtime.files import bring_back
+from prunella.device_runtime.model_names import EMBEDDED
 from prunella.speech_llm import hub
 from prunella.speech_llm.checkpoint import is_checkpoint, load_checkpoint, load_decoder
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.reference import reference_folder
-
-EMBEDDED: dict[str, Callable[[], Path]] = {
-    "reference": reference_folder,
-    "reference-pruned": partial(reference_folder, "reference-pruned"),
-}
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,7 @@ class TextLLM:
 def resolve(name: str | Path) -> Path:
     """Folder of a model named by an embedded name, a path or a Hugging Face id (downloaded if need be)."""
     if str(name) in EMBEDDED:
-        return EMBEDDED[str(name)]()
+        return reference_folder(str(name))
     folder = Path(name)
     bring_back(folder)
     return folder if folder.is_dir() else hub.download(str(name))

@@ -32,7 +32,7 @@ def test_kinds(tmp_path):
 
 
 def test_a_missing_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(systems._OPENERS, "model", ("not_installed_anywhere:open", "build"))
+    monkeypatch.setitem(systems._OPENERS, "model", "not_installed_anywhere:open")
     with pytest.raises(EngineError, match=r"needs not_installed_anywhere: pip install -e .*\[build\]"):
         open_system("reference")
 
@@ -48,7 +48,7 @@ class Configurable:
 
 
 def test_options_reach_the_system_and_its_fingerprint(monkeypatch, tmp_path):
-    monkeypatch.setitem(systems._OPENERS, "model", (f"{__name__}:Configurable", "build"))
+    monkeypatch.setitem(systems._OPENERS, "model", f"{__name__}:Configurable")
     monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or _this_module())
     plain, unguarded = open_system(str(tmp_path)), open_system(str(tmp_path), guards=False, threads=3)
     assert plain.system.options.guards and not unguarded.system.options.guards
@@ -72,7 +72,7 @@ def test_options_reach_the_system_and_its_fingerprint(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("changed", ["prunella", "torch"])
 def test_records_of_another_version_are_not_taken(monkeypatch, tmp_path, changed):
-    monkeypatch.setitem(systems._OPENERS, "model", (f"{__name__}:Configurable", "build"))
+    monkeypatch.setitem(systems._OPENERS, "model", f"{__name__}:Configurable")
     monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or _this_module())
     before = open_system(str(tmp_path)).fingerprint
     assert open_system(str(tmp_path)).fingerprint == before
@@ -87,7 +87,7 @@ def test_records_of_another_version_are_not_taken(monkeypatch, tmp_path, changed
 
 
 def test_a_name_that_stands_for_other_weights_is_another_system(monkeypatch, tmp_path):
-    monkeypatch.setitem(systems._OPENERS, "model", (f"{__name__}:Configurable", "build"))
+    monkeypatch.setitem(systems._OPENERS, "model", f"{__name__}:Configurable")
     monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or _this_module())
     loading = importlib.import_module("prunella.speech_llm.load")
     monkeypatch.setattr(loading, "resolve", lambda name: tmp_path)

