@@ -14,7 +14,7 @@ from prunella.device_runtime.errors import UsageError
 from prunella.healing.hidden_matching import HiddenMatching
 from prunella.healing.machine import CompiledLayers
 from prunella.healing.plan import HealingPlan
-from prunella.speech_llm.batches import IGNORE
+from prunella.speech_llm.batches import IGNORE, scored_logits
 from prunella.speech_llm.ctc_head import ctc_frames, read_letters
 from prunella.speech_llm.model import SpeechLLM
 
@@ -158,7 +158,7 @@ class Learner(nn.Module):
         labels = inputs.labels[scored]
         weights = inputs.weights[:, None].expand_as(inputs.labels)[scored]
         with self._layers_compiled():
-            logits = _scored_logits(self.decoder, self.decoder_inputs(audio, steps, inputs), scored)
+            logits = scored_logits(self.decoder, self.decoder_inputs(audio, steps, inputs), scored)
         losses = nn.functional.cross_entropy(
             logits, labels, reduction="none", label_smoothing=self.plan.label_smoothing
         )
@@ -169,7 +169,7 @@ class Learner(nn.Module):
                 if heard is None:
                     heard = teacher.audio_encoder(inputs.features.transpose(1, 2), inputs.frames)
                 taught = _fill(teacher.decoder, teacher.projector(heard), steps, inputs)
-                wanted = _scored_logits(teacher.decoder, taught, scored).log_softmax(-1)
+                wanted = scored_logits(teacher.decoder, taught, scored).log_softmax(-1)
             known = nn.functional.kl_div(
                 logits.log_softmax(-1), wanted, reduction="none", log_target=True
             ).sum(-1)
@@ -271,15 +271,6 @@ def _fill(decoder: Any, audio: torch.Tensor, steps: torch.Tensor, inputs: PassIn
     embedded = decoder.get_input_embeddings()(inputs.input_ids)
     inside = torch.arange(audio.shape[1], device=audio.device) < steps[:, None]
     return embedded.masked_scatter(inputs.is_audio[..., None], audio[inside].to(embedded.dtype))
-
-
-def _scored_logits(decoder: Any, embeddings: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-    """(scored positions, vocabulary) float32: the head, as large as many layers, runs nowhere else.
-
-    No attention mask: padding is on the right, where a causal decoder's real positions never look.
-    """
-    hidden = decoder.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-    return decoder.get_output_embeddings()(hidden[scored]).float()
 
 
 def _check_teacher(teacher: SpeechLLM, model: SpeechLLM, *, frozen_encoder: bool) -> None:

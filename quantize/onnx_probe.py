@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -156,8 +157,8 @@ def main(arguments: list[str]) -> int:
     except PrunellaError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    arrays = {key: np.array(value) for key, value in vars(found).items() if value is not None}
-    np.savez(out, allow_pickle=False, **arrays)
+    arrays: dict[str, Any] = {key: np.array(value) for key, value in vars(found).items() if value is not None}
+    np.savez(out, **arrays)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -136,14 +137,43 @@ def text_batch(decoder: PreTrainedModel, tokens: Sequence[Sequence[int]]) -> Dec
     return DecoderBatch(decoder.get_input_embeddings()(ids), (classes >= 0).long(), labels, classes)
 
 
+def scored_logits(
+    decoder: PreTrainedModel,
+    inputs_embeds: torch.Tensor,
+    scored: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """(scored positions, vocabulary) float32 logits of the model's own head, which runs on those positions alone.
+
+    Its own, because families scale logits behind the matrix (Granite, Cohere) or cap them (Gemma 2).
+
+    Args:
+        decoder: any causal LM whose head looks at one position at a time.
+        inputs_embeds: (batch, length, hidden).
+        scored: (batch, length) bool.
+        attention_mask: (batch, length) int64; none needed where padding is on the right, which causal positions never see.
+    """
+
+    def keep_scored(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state[scored][None]
+        return output
+
+    handle = decoder.base_model.register_forward_hook(keep_scored)
+    try:
+        return (
+            decoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False)
+            .logits[0]
+            .float()
+        )
+    finally:
+        handle.remove()
+
+
 def batch_loss(decoder: PreTrainedModel, batch: DecoderBatch) -> tuple[float, int]:
     """Summed cross-entropy (nats) over the scored positions, and their number. The head runs on those alone."""
-    hidden = decoder.base_model(
-        inputs_embeds=batch.inputs_embeds, attention_mask=batch.attention_mask, use_cache=False
-    ).last_hidden_state
     scored = batch.labels != IGNORE
-    logits = decoder.get_output_embeddings()(hidden[scored])
-    loss = torch.nn.functional.cross_entropy(logits.float(), batch.labels[scored], reduction="sum")
+    logits = scored_logits(decoder, batch.inputs_embeds, scored, batch.attention_mask)
+    loss = torch.nn.functional.cross_entropy(logits, batch.labels[scored], reduction="sum")
     return float(loss), int(scored.sum())
 
 
