@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from prunella.device_runtime.errors import AudioError, TooLongError
+from prunella.device_runtime.errors import AudioError, TooLongError, UnreadableError
 from prunella.device_runtime.log_mel import SAMPLE_RATE
 from prunella.device_runtime.recording import CONVERT, Recording, check_rate, open_recording
 
@@ -84,7 +84,7 @@ def check_samples(samples: npt.ArrayLike, rate: int | float, *, name: str = "the
         raise AudioError(f"{name} is empty: it has no samples; record it again")
     low, high = float(array.min()), float(array.max())  # NaN if one is, and no array of booleans
     if not np.isfinite((low, high)).all():
-        raise AudioError(f"{name} has NaN or infinite samples: {CONVERT}, or record it again")
+        raise UnreadableError(f"{name} has NaN or infinite samples: {CONVERT}, or record it again")
     if max(high, -low) > _FULL_SCALE:  # integers that were written as floats
         array = (array / max(high, -low)).astype(np.float32)
     if rate != SAMPLE_RATE:

@@ -19,6 +19,10 @@ class AudioError(PrunellaError):
     """A file or a buffer that is not usable audio: unreadable, empty, NaN."""
 
 
+class UnreadableError(AudioError):
+    """What nothing here can decode, or what makes no sound: another program may convert it."""
+
+
 class TooLongError(AudioError):
     """A recording longer than what is taken here."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import IO, Any, BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
-from prunella.device_runtime.errors import AudioError
+from prunella.device_runtime.errors import AudioError, UnreadableError
 from prunella.device_runtime.ffmpeg_decoder import RATE, ffmpeg_blocks, find_ffmpeg
 from prunella.device_runtime.log_mel import SAMPLE_RATE
 from prunella.device_runtime.wav_header import PatchedFile, header_with_sizes
@@ -70,6 +71,8 @@ def open_recording(source: str | Path | BinaryIO, name: str | None = None) -> It
                 raise AudioError(f"{name} is empty: record or copy it again")
             yield _decoder(file, path, name, stack)
         except OSError as error:
+            if error.errno == errno.ENOSPC:  # nothing is wrong with the recording
+                raise
             raise AudioError(f"{name} cannot be read ({error.strerror or error}): copy it again") from error
 
 
@@ -139,7 +142,9 @@ def _decoder(file: BinaryIO, path: Path | None, name: str, stack: contextlib.Exi
                 yield block
         except soundfile.SoundFileError as error:
             reason = str(getattr(error, "error_string", error)).rstrip(".")
-            raise AudioError(f"{name} is not audio that can be read here ({reason}): {CONVERT}") from error
+            raise UnreadableError(
+                f"{name} is not audio that can be read here ({reason}): {CONVERT}"
+            ) from error
         if patched.error is not None:
             raise patched.error
 
@@ -153,7 +158,7 @@ def _by_ffmpeg(
     here = "wav, flac, ogg, opus and mp3 can"
     if program is None:
         here += "; webm, m4a, mp4, aac and wma where ffmpeg is installed"
-    refusal = AudioError(f"{name} is not audio that can be read here ({reason}; {here}): {CONVERT}")
+    refusal = UnreadableError(f"{name} is not audio that can be read here ({reason}; {here}): {CONVERT}")
     size = file.seek(0, io.SEEK_END)
     if program is None or (size is not None and size < _SHORTEST_CODED):
         raise refusal

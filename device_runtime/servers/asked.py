@@ -23,6 +23,7 @@ _FIELDS = {
     *_GRANULARITIES,
 }
 _TRUE, _FALSE = ("true", "1"), ("", "false", "0")
+_NAME = 80  # characters of a file's name
 _SHOWN = 40  # characters of a value that a warning or an error repeats
 
 
@@ -35,6 +36,13 @@ class Asked:
     stream: bool
     phrases: str | None
     notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What errors call the recording: its file's name, of which a client may have made anything."""
+        last = (self.file.filename or "").replace("\\", "/").rpartition("/")[2]
+        plain = "".join(letter if letter.isprintable() else " " for letter in last)
+        return " ".join(plain.split())[:_NAME] or "the recording"
 
 
 def read_fields(form: FormData, *, model: str, language: str) -> Asked:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import errno
 import hashlib
 import importlib.resources
 import json
@@ -23,7 +24,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from prunella.device_runtime.audio import load_audio
-from prunella.device_runtime.errors import AudioError, PrunellaError, TooLongError
+from prunella.device_runtime.errors import AudioError, PrunellaError, TooLongError, UnreadableError
 from prunella.device_runtime.servers.asked import Asked, read_fields
 from prunella.device_runtime.servers.clients import KnownClients, Proxies
 from prunella.device_runtime.servers.desk import (
@@ -38,7 +39,9 @@ from prunella.device_runtime.servers.formats import FORMATS, render, summary
 from prunella.device_runtime.servers.gate import Access, Gate, problem
 from prunella.device_runtime.servers.live_socket import live_socket
 
+UNREADABLE = "unreadable_audio"  # the page then lets the browser decode it
 _FIELD_BYTES = PHRASES_BYTES
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HEADER = 2_000  # characters of warnings
 _TRANSCRIPTIONS = "/v1/audio/transcriptions"
 
@@ -116,7 +119,9 @@ def create_app(desk: Desk, access: Access | None = None, proxies: Proxies | None
             HTTPException: _http_problem,
             BusyError: _busy,
             TooLongError: _status(413),
+            UnreadableError: _status(400, UNREADABLE),
             AudioError: _status(400),
+            OSError: _no_room,
             PrunellaError: _status(400),
             ClientDisconnect: _status(499),
             CancelledError: _status(499),
@@ -156,7 +161,7 @@ async def _transcribe(desk: Desk, request: Request) -> Response:
 
             def recognise() -> Recognition:
                 recognizer = desk.choose(wanted.phrases)
-                samples = load_audio(wanted.file.file, max_seconds=desk.limits.seconds)
+                samples = load_audio(wanted.file.file, max_seconds=desk.limits.seconds, name=wanted.name)
                 tell(begun.set)
                 return desk.recognise(
                     samples, recognizer, on_text=on_text if wanted.stream else None, gone=gone
@@ -264,11 +269,17 @@ def _busy(_: Request, error: Exception) -> Response:
     return problem(status, str(error), code="busy", headers={"Retry-After": "1"})
 
 
-def _status(status: int) -> Callable[[Request, Exception], Response]:
+def _status(status: int, code: str | None = None) -> Callable[[Request, Exception], Response]:
     def handler(_: Request, error: Exception) -> Response:
-        return problem(status, " ".join(str(error).split()))
+        return problem(status, " ".join(str(error).split()), code=code)
 
     return handler
+
+
+def _no_room(_: Request, error: Exception) -> Response:
+    if getattr(error, "errno", None) not in _FULL:
+        raise error
+    return problem(507, "the server has no room for this recording now: send it later, or a shorter one")
 
 
 def _page() -> str:
