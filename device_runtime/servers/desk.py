@@ -19,8 +19,10 @@ import numpy.typing as npt
 from prunella.device_runtime.decode_worker import Recognizer
 from prunella.device_runtime.errors import AudioError, PrunellaError
 from prunella.device_runtime.log_mel import SAMPLE_RATE
+from prunella.device_runtime.servers.subtitles import quiet_spans
 from prunella.device_runtime.servers.turns import Turns
 from prunella.device_runtime.transcript import Timings, Transcript
+from prunella.device_runtime.turn_detector import FRAME
 from prunella.device_runtime.utterances import find_utterances
 from prunella.device_runtime.vad import SileroVad, SpeechDetector
 
@@ -64,11 +66,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Utterance:
-    """One stretch of speech; `t0` and `t1` are seconds from the start of the recording."""
+    """One stretch of speech; `t0`, `t1` and the pauses in it are seconds from the start of the recording."""
 
     t0: float
     t1: float
     transcript: Transcript
+    pauses: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -274,10 +277,12 @@ class Desk:
         done: list[Utterance] = []
         waited = 0.0
         vad = self.make_vad()
+        probabilities: list[float] = []
 
         def watched(frame: Float32) -> float:
             self._go_on(gone)
-            return vad(frame)
+            probabilities.append(vad(frame))
+            return probabilities[-1]
 
         for number, (start, stop) in enumerate(find_utterances(samples, watched)):
             asked = time.perf_counter()
@@ -297,7 +302,11 @@ class Desk:
             if on_text:
                 on_text(number, transcript.text)
             if transcript.text:
-                done.append(Utterance(start / SAMPLE_RATE, stop / SAMPLE_RATE, transcript))
+                first = start // FRAME
+                pauses = quiet_spans(
+                    probabilities[first : -(-stop // FRAME)], first * FRAME / SAMPLE_RATE, FRAME / SAMPLE_RATE
+                )
+                done.append(Utterance(start / SAMPLE_RATE, stop / SAMPLE_RATE, transcript, pauses))
         return Recognition(seconds, tuple(done), waited)
 
 

@@ -1,13 +1,15 @@
-"""The response formats of OpenAI's transcription endpoint, over a `Recognition`: one segment an utterance."""
+"""The response formats of OpenAI's transcription endpoint, over a `Recognition`: one segment an utterance, subtitles in cues."""
 
 from __future__ import annotations
 
 import html
 import json
 import zlib
+from dataclasses import replace
 from typing import Any
 
 from prunella.device_runtime.servers.desk import Recognition, Utterance
+from prunella.device_runtime.servers.subtitles import Cue, cues
 
 FORMATS = {
     "json": "application/json",
@@ -33,17 +35,14 @@ def render(
     """
     if form == "text":
         return recognition.text + "\n"
-    if form == "srt":
-        return "\n".join(
-            f"{number}\n{_clock(u.t0, ',')} --> {_clock(u.t1, ',')}\n{_line(u)}\n"
-            for number, u in enumerate(recognition.utterances, start=1)
+    if form in ("srt", "vtt"):
+        shown = [cue for u in recognition.utterances for cue in cues(u.transcript.text, u.t0, u.t1, u.pauses)]
+        if form == "srt":
+            return "\n".join(_cue(cue, ",", f"{number}\n") for number, cue in enumerate(shown, start=1))
+        safe = (
+            replace(cue, lines=tuple(html.escape(line, quote=False) for line in cue.lines)) for cue in shown
         )
-    if form == "vtt":
-        cues = [
-            f"\n{_clock(u.t0, '.')} --> {_clock(u.t1, '.')}\n{html.escape(_line(u), quote=False)}\n"
-            for u in recognition.utterances
-        ]
-        return "WEBVTT\n" + "".join(cues)
+        return "WEBVTT\n" + "".join(_cue(cue, ".", "\n") for cue in safe)
     body = summary(recognition, model=model, language=language, notes=notes)
     if form == "verbose_json":
         segments = [_segment(number, u) for number, u in enumerate(recognition.utterances)]
@@ -99,8 +98,10 @@ def _segment(number: int, utterance: Utterance) -> dict[str, Any]:
     return segment
 
 
-def _line(utterance: Utterance) -> str:
-    return " ".join(utterance.transcript.text.split())
+def _cue(cue: Cue, mark: str, head: str) -> str:
+    return f"{head}{_clock(cue.t0, mark)} --> {_clock(cue.t1, mark)}\n" + "".join(
+        f"{line}\n" for line in cue.lines
+    )
 
 
 def _clock(seconds: float, mark: str) -> str:
