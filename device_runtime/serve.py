@@ -27,12 +27,14 @@ from prunella.device_runtime.extras import explained
 from prunella.device_runtime.phrase_grammar import parse_phrases
 from prunella.device_runtime.providers import STRICT_HELP, require_all
 from prunella.device_runtime.servers.addresses import is_loopback, is_unspecified, listen_at, urls
+from prunella.device_runtime.servers.connections import Connections, CountedListener
 from prunella.device_runtime.servers.desk import Desk, Limits
 from prunella.device_runtime.transcribe import LIVE_BEAMS_HELP, add_phrase_arguments, hold_to_phrases
 from prunella.device_runtime.transcriber import BEAMS_HELP, ENGINES, Transcriber, open_transcriber
 from prunella.device_runtime.wheels import writable_cache
 
 WYOMING_PORT = 10_300
+_BACKLOG = 128  # connections that wait to be accepted
 _GRACE = 10  # seconds that requests have to end in when the server is stopped
 
 
@@ -78,6 +80,8 @@ async def serve(
     """
     import uvicorn
 
+    from prunella.device_runtime.servers.protocols import HEADER_BYTES, bounded_protocols
+
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:
             desk.closing = True
@@ -93,12 +97,14 @@ async def serve(
                 await asyncio.sleep(0.05)
             await super().shutdown(sockets)
 
+    connections = Connections(desk.limits.connections, desk.limits.idle_seconds)
+    http, ws = bounded_protocols(connections, unheard=2 * desk.limits.live)
     config = uvicorn.Config(
         app,
         host=host,
         port=port,
-        http="h11",
-        ws="websockets-sansio",
+        http=http,
+        ws=ws,
         ws_max_size=1 << 20,
         ws_per_message_deflate=False,  # a few bytes could become many before they are counted
         lifespan="off",
@@ -106,20 +112,29 @@ async def serve(
         proxy_headers=False,  # whom it would trust by itself is on this machine: any program (see `clients.py`)
         access_log=False,
         log_level="warning",
-        limit_concurrency=desk.limits.connections,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        backlog=_BACKLOG,
         timeout_graceful_shutdown=_GRACE,
     )
     config.load()
     config.ssl = tls
-    socket = listen_at(host, port)
+    listener = CountedListener.of(listen_at(host, port), connections)
+    sweeper = asyncio.create_task(_sweep(connections))
     try:
         async with _wyoming(desk, host, wyoming_port):
-            first, *others = urls(socket, host, "https" if tls else "http")
+            first, *others = urls(listener, host, "https" if tls else "http")
             also = f" (also {', '.join(others[:3])})" if others else ""
             _tell(f"{desk.model} at {first}{also}; Ctrl-C ends it")
-            await Server(config).serve(sockets=[socket])
+            await Server(config).serve(sockets=[listener])
     finally:
-        socket.close()
+        sweeper.cancel()
+        listener.close()
+
+
+async def _sweep(connections: Connections) -> None:
+    while True:
+        await asyncio.sleep(1)
+        connections.sweep()
 
 
 @contextlib.asynccontextmanager

@@ -7,9 +7,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
-
 from prunella.device_runtime.errors import UsageError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -63,20 +60,6 @@ class Proxies:
                 break
             seen = before
         return peer if seen is None else _home(seen)
-
-
-class KnownClients:
-    """ASGI middleware: `scope["client"]` is the client's own address from here on, wherever a proxy is trusted."""
-
-    def __init__(self, app: ASGIApp, proxies: Proxies) -> None:
-        self._app = app
-        self._proxies = proxies
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in ("http", "websocket") and scope.get("client"):
-            forwarded = ",".join(Headers(scope=scope).getlist("x-forwarded-for"))
-            scope["client"] = (self._proxies.client(scope["client"][0], forwarded), 0)
-        await self._app(scope, receive, send)
 
 
 def _address(text: str) -> Address | None:

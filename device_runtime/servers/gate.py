@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.servers.clients import Proxies
 
 _CORS_METHODS = "GET, POST, OPTIONS"
 _CORS_HEADERS = ("Authorization", "Content-Type")
@@ -279,6 +280,20 @@ def _with_cors(send: Send, origin: str | None) -> Send:
         await send(message)
 
     return marked
+
+
+class KnownClients:
+    """ASGI middleware: `scope["client"]` is the client's own address from here on, wherever a proxy is trusted."""
+
+    def __init__(self, app: ASGIApp, proxies: Proxies) -> None:
+        self._app = app
+        self._proxies = proxies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket") and scope.get("client"):
+            forwarded = ",".join(Headers(scope=scope).getlist("x-forwarded-for"))
+            scope["client"] = (self._proxies.client(scope["client"][0], forwarded), 0)
+        await self._app(scope, receive, send)
 
 
 def unique(names: Iterable[str]) -> tuple[str, ...]:

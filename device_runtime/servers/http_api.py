@@ -26,7 +26,7 @@ from starlette.types import Receive, Scope, Send
 from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.errors import AudioError, PrunellaError, TooLongError, UnreadableError
 from prunella.device_runtime.servers.asked import Asked, read_fields
-from prunella.device_runtime.servers.clients import KnownClients, Proxies
+from prunella.device_runtime.servers.clients import Proxies
 from prunella.device_runtime.servers.desk import (
     PHRASES_BYTES,
     BusyError,
@@ -36,7 +36,7 @@ from prunella.device_runtime.servers.desk import (
     watch,
 )
 from prunella.device_runtime.servers.formats import FORMATS, render, summary
-from prunella.device_runtime.servers.gate import Access, Gate, problem
+from prunella.device_runtime.servers.gate import Access, Gate, KnownClients, problem
 from prunella.device_runtime.servers.live_socket import live_socket
 
 UNREADABLE = "unreadable_audio"  # the page then lets the browser decode it
@@ -260,7 +260,8 @@ def _http_problem(request: Request, error: Exception) -> Response:
             advice = f"recordings go to POST {_TRANSCRIPTIONS}"
         message = f"there is nothing at {path}: {advice}"
     elif message == "Method Not Allowed":
-        message = f"{path} takes no {request.method[:20]}: send {headers.get('Allow', 'another method')}"
+        allowed = sorted(set(headers.get("Allow", "").split(", ")) - {"HEAD"})
+        message = f"{path} takes no {request.method[:20]}: send {' or '.join(allowed)}"
     return problem(status, message, headers=headers)
 
 

@@ -24,6 +24,7 @@ from prunella.device_runtime.errors import PrunellaError
 from prunella.device_runtime.live_event import LiveEvent
 from prunella.device_runtime.live_session import LiveSession
 from prunella.device_runtime.log_mel import SAMPLE_RATE
+from prunella.device_runtime.servers.connections import ADMITTED
 from prunella.device_runtime.servers.desk import PHRASES_BYTES, BusyError, Desk
 from prunella.device_runtime.servers.gate import Access, bearer
 
@@ -76,6 +77,7 @@ async def _serve(socket: WebSocket, desk: Desk, access: Access) -> None:
     if phrases is not None and not isinstance(phrases, str):
         raise RefusedError(1007, "phrases must be one text with a phrase a line")
     with desk.live_place():
+        socket.scope.get("state", {}).get(ADMITTED, lambda: None)()
         recognizer = await desk.on_thread(functools.partial(desk.choose, phrases, live=True))
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[LiveEvent | None] = asyncio.Queue()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import socket
 import sys
 import tempfile
@@ -27,9 +28,11 @@ from prunella.device_runtime.audio import MAX_CHANNELS, check_samples
 from prunella.device_runtime.errors import AudioError, PrunellaError
 from prunella.device_runtime.servers.addresses import listen_at
 from prunella.device_runtime.servers.clients import Proxies
+from prunella.device_runtime.servers.connections import Connection, Connections
 from prunella.device_runtime.servers.desk import Desk
 
-_LARGEST = 1 << 20  # bytes of one event's data or audio
+_LARGEST = 1 << 20  # bytes of the audio of one event of a client that holds a place
+_SMALL = 1 << 16  # of anything else: JSON takes many times its bytes
 _WIDTHS: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<i2"), 4: np.dtype("<i4")}
 _SLOWEST, _FASTEST = 4_000, 192_000
 _IN_MEMORY = 1 << 20  # bytes of an utterance, as of an upload; beyond that it waits in a file
@@ -44,8 +47,8 @@ async def start_wyoming(desk: Desk, host: str, port: int) -> AsyncTcpServer:
         PrunellaError: the port is taken.
     """
     server = _Server(listen_at(host, port, "--wyoming PORT"))
-    connected = asyncio.Semaphore(desk.limits.connections)
-    await server.start(lambda reader, writer: _Handler(desk, reader, writer, connected))
+    connections = Connections(desk.limits.connections, _PATIENCE * desk.limits.idle_seconds)
+    await server.start(lambda reader, writer: _Handler(desk, reader, writer, connections))
     return server
 
 
@@ -67,15 +70,21 @@ class _BoundedReader:
     def __init__(self, reader: asyncio.StreamReader, idle: float) -> None:
         self._reader = reader
         self._idle = idle
-        self.in_utterance = False  # only then does the client owe something
+        self.in_utterance = False  # only then does the client owe something at once
+        self._data_comes = False
 
     async def readline(self) -> bytes:
         patience = self._idle if self.in_utterance else _PATIENCE * self._idle
-        return await asyncio.wait_for(self._reader.readline(), patience)
+        line = await asyncio.wait_for(self._reader.readline(), patience)
+        with contextlib.suppress(ValueError, RecursionError, AttributeError):
+            self._data_comes = json.loads(line).get("data_length") not in (None, 0)
+        return line
 
     async def readexactly(self, count: int) -> bytes:
-        if not isinstance(count, int) or count > _LARGEST:
-            raise ValueError(f"an event of {count} bytes: at most {_LARGEST} are taken")
+        most = _LARGEST if self.in_utterance and not self._data_comes else _SMALL
+        self._data_comes = False
+        if not isinstance(count, int) or count > most:
+            raise ValueError(f"an event of {count} bytes: at most {most} are taken")
         return await asyncio.wait_for(self._reader.readexactly(count), self._idle)
 
     def feed_eof(self) -> None:
@@ -90,12 +99,13 @@ class _Handler(AsyncEventHandler):
         desk: Desk,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        connected: asyncio.Semaphore,
+        connections: Connections,
     ) -> None:
         self._bounded = _BoundedReader(reader, desk.limits.idle_seconds)
         super().__init__(self._bounded, writer)  # type: ignore[arg-type]
         self._desk = desk
-        self._connected = connected
+        self._connections = connections
+        self._connection: Connection | None = None
         self._held = contextlib.ExitStack()
         peer = writer.get_extra_info("peername")
         self._client = Proxies().client(str(peer[0])) if peer else "local"
@@ -109,18 +119,22 @@ class _Handler(AsyncEventHandler):
         self._bounded.in_utterance = False
 
     async def run(self) -> None:
-        if self._connected.locked():
-            self.writer.close()  # an answer could not be told from one to what was asked
+        abort = self.writer.transport.abort
+        self._connection = self._connections.enter(self._client, abort)
+        if self._connection is None:
+            abort()  # an answer could not be told from one to what was asked
             return
         try:
-            async with self._connected:
-                await super().run()
+            await super().run()
+            await asyncio.wait_for(self.writer.wait_closed(), self._desk.limits.idle_seconds)
         except (asyncio.IncompleteReadError, asyncio.TimeoutError, ConnectionError):
             pass  # the client went, or stalled
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
             sys.stderr.write(f"prunella: a Wyoming client at {self._client} sent no event ({error!r})\n")
         finally:
             self._clear()
+            abort()  # what it has not read by now is not kept for it
+            self._connection.leave()
 
     async def disconnect(self) -> None:
         self._gone.set()
@@ -129,12 +143,17 @@ class _Handler(AsyncEventHandler):
         await asyncio.wait_for(super().write_event(event), self._desk.limits.idle_seconds)
 
     async def handle_event(self, event: Event) -> bool:
+        if self._connection is not None:
+            self._connection.owes(False)
         try:
             return await self._handle(event)
         except PrunellaError as error:
             self._clear()
             await self.write_event(Error(str(error), type(error).__name__).event())
             return False
+        finally:
+            if self._connection is not None:  # in an utterance it has a deadline of its own
+                self._connection.owes(not self._bounded.in_utterance)
 
     async def _handle(self, event: Event) -> bool:
         if Describe.is_type(event.type):

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import gc
 import json
+import socket
 from collections.abc import Awaitable, Callable
 
 import numpy as np
@@ -171,20 +172,56 @@ def test_a_place_is_held_from_the_start_of_the_audio_and_given_back(desk):
     served(desk, talk)
 
 
-def test_connections_are_counted_and_none_is_kept_that_says_nothing(desk):
-    desk.limits = dataclasses.replace(desk.limits, idle_seconds=0.1, live=1)
+def test_who_says_nothing_gives_way_and_is_not_kept(desk):
+    desk.limits = dataclasses.replace(desk.limits, idle_seconds=0.2, live=1)
 
     async def talk(port: int) -> None:
         silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(desk.limits.connections)]
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        assert await reader.read() == b"", "there is no room for one more"
-        assert not silent[0][0].at_eof()
-        for kept, _ in silent:
-            assert await kept.read() == b""
-        for _, kept in [*silent, (reader, writer)]:
-            kept.close()
+        await asyncio.sleep(0.1)  # all are accepted
         async with AsyncTcpClient("127.0.0.1", port) as client:
             assert (await say(client, TONE, 16_000))[-1].type == "transcript-stop"
+        assert await silent[0][0].read() == b"", "it was silent longest"
+        assert not any(reader.at_eof() for reader, _ in silent[1:])
+        for reader, writer in silent:
+            assert await reader.read() == b""
+            writer.close()
+
+    served(desk, talk)
+
+
+def test_a_client_that_reads_no_answers_is_let_go(desk):
+    desk.limits = dataclasses.replace(desk.limits, idle_seconds=0.2)
+
+    async def talk(port: int) -> None:
+        plain = socket.socket()
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        plain.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(plain, ("127.0.0.1", port))
+        _, writer = await asyncio.open_connection(sock=plain)
+        writer.transport.pause_reading()
+        asked = (json.dumps({"type": "describe"}) + "\n").encode() * 1_000
+        with pytest.raises(ConnectionError):
+            while True:
+                writer.write(asked)
+                await writer.drain()
+
+    served(desk, talk)
+
+
+@pytest.mark.parametrize(
+    ("header", "body"),
+    [
+        ({"type": "ping", "data_length": 70_000}, b""),
+        ({"type": "audio-chunk", "payload_length": 70_000}, b""),  # no place is held yet
+        ({"type": "describe", "data_length": 2, "payload_length": 70_000}, b"{}"),
+    ],
+)
+def test_without_a_place_an_event_is_small(desk, header, body):
+    async def talk(port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(json.dumps(header).encode() + b"\n" + body)
+        assert await reader.read() == b""
+        writer.close()
 
     served(desk, talk)
 
