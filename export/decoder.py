@@ -1,13 +1,14 @@
 """A Hugging Face causal LM to `decoder_model_merged.onnx`: float32, GroupQueryAttention, embeddings as input.
 
-The graph comes from onnxruntime-genai's model builder, which knows the families (Llama, Mistral, Qwen, Gemma,
-Phi, Granite, SmolLM3 ...); what the device needs beyond it is added by one pass over the graph.
+The graph comes from onnxruntime-genai's model builder, which knows the families (`onnx_families.py`); what it leaves out
+of some, and what the device needs beyond it, is added by passes over the graph.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import sys
 import tempfile
@@ -17,11 +18,14 @@ import onnx
 from onnx import TensorProto, helper
 
 from prunella.device_runtime.errors import CheckpointError
+from prunella.export.onnx_families import FAMILIES, complete_graph
 
 DECODER_NAME = "decoder_model_merged.onnx"
 NUM_LOGITS = "num_logits_to_keep"
 _CHECKPOINT_FILE = "config.json"
 _LAST = 2**63 - 1
+# A ring of keys and values in layers with a window could not be wound back, and takes no buffer smaller than the window.
+_OPTIONS = ["exclude_embeds=true", "hf_token=false", "windowed_kv_cache=false"]
 _LOG = logging.getLogger(__name__)
 
 
@@ -51,6 +55,9 @@ def export_decoder(decoder: Path, out: Path, *, max_context: int = 2048) -> Path
         work = Path(name)
         _build(decoder, work)
         model = onnx.load(str(work / "model.onnx"), load_external_data=False)
+        complete_graph(
+            model, json.loads((decoder / _CHECKPOINT_FILE).read_text(encoding="utf-8")), max_context
+        )
         keep_last_logits(model)
         _cut_rotary_tables(model, max_context)
         _move_weights(model, work, out)
@@ -117,12 +124,16 @@ def _build(decoder: Path, work: Path) -> None:
             from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
             place = (str(decoder), str(decoder), str(work), "fp32", "cpu", str(work / "cache"))
-            options = parse_extra_options(*place, ["exclude_embeds=true", "hf_token=false"])
+            options = parse_extra_options(*place, _OPTIONS)
             create_model(*place, **options)
-    except NotImplementedError as error:  # how the builder says that it has no such family
+    except OSError:
+        raise
+    except Exception as error:  # of many classes: the builder checks nothing
+        kind = json.loads((decoder / _CHECKPOINT_FILE).read_text(encoding="utf-8")).get("model_type")
+        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"the ONNX model builder does not know the decoder in {decoder} ({error}): "
-            "take one of its families (Llama, Mistral, Qwen, Gemma, Phi, Granite, SmolLM3)"
+            f"the ONNX model builder cannot build decoders of the kind '{kind}' ({type(error).__name__}: {reason}): "
+            f"there are {', '.join(FAMILIES)}"
         ) from error
     finally:
         sys.path[:] = path_before

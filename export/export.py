@@ -14,7 +14,7 @@ from typing import Any
 
 from prunella._version import __version__
 from prunella.device_runtime.bundle import Bundle, BundleManifest, DecoderSpec, open_bundle
-from prunella.device_runtime.errors import CheckpointError, UsageError
+from prunella.device_runtime.errors import UsageError
 from prunella.device_runtime.extras import require
 from prunella.device_runtime.files import scratch_directory, whole_directory, write_text
 from prunella.device_runtime.llama_library import llama_library
@@ -23,6 +23,7 @@ from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.export.audio_encoder import export_audio_encoder
 from prunella.export.decoder import export_decoder
 from prunella.export.embed_tokens import export_embed_tokens
+from prunella.export.onnx_families import check_onnx_decoder
 from prunella.export.onnx_gate import gate_onnx
 from prunella.needs import recipe_modules
 from prunella.pruning.calibration import speech_batches
@@ -139,13 +140,12 @@ def export_float(
 
 
 def export_float_graphs(model: SpeechLLM, out: Path, *, max_context: int = 2_048) -> None:
-    """Write `audio_encoder.onnx`, `embed_tokens.onnx` and `decoder_model_merged.onnx` (+ `_data`), all float32."""
-    text = model.decoder.config.get_text_config()
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    if head_size % 8:
-        raise CheckpointError(
-            f"attention heads of {head_size} cannot run on ONNX Runtime's CPU: they must be a multiple of 8 wide"
-        )
+    """Write `audio_encoder.onnx`, `embed_tokens.onnx` and `decoder_model_merged.onnx` (+ `_data`), all float32.
+
+    Raises:
+        CheckpointError: a decoder that cannot be exported.
+    """
+    check_onnx_decoder(model.decoder.config)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".decoder-", dir=out) as work:
         decoder = Path(work) / "decoder"

@@ -15,7 +15,7 @@ from transformers import AutoConfig, WhisperForConditionalGeneration
 from prunella.device_runtime.errors import CheckpointError
 from prunella.speech_llm.checkpoint import load_decoder, load_weights
 from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
-from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.model import SpeechLLM, decoder_layers
 
 AUDIO_PLACEHOLDER = "<|audio|>"
 TRANSCRIBE = "Transcribe the speech."
@@ -59,6 +59,7 @@ def load_ultravox(folder: Path) -> SpeechLLM:
         )
     tensors = _tensors(folder)
     decoder, tokenizer = load_decoder(facts["text_model_id"])
+    decoder_layers(decoder)  # refuses what has none, before anything else is read
     audio_config = AutoConfig.from_pretrained(facts["audio_model_id"])
     if audio_config.model_type != "whisper":
         raise CheckpointError(f"{folder} has a {audio_config.model_type} encoder: only Whisper is supported")

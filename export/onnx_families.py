@@ -1,0 +1,116 @@
+"""The decoder families that are exported to ONNX, checked before any work; what the model builder leaves out of one.
+
+The builder fails late and with errors of its own, or says nothing: the gate would see that, after minutes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from transformers import PretrainedConfig
+
+from prunella.device_runtime.errors import CheckpointError
+
+# By Hugging Face's `model_type`: families of the model builder whose layers all keep keys and values.
+FAMILIES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "phi",
+    "phi3",
+    "granite",
+    "granitemoehybrid",
+    "nemotron",
+    "olmo",
+    "internlm2",
+    "phimoe",
+    "ernie4_5",
+    "hunyuan_v1_dense",
+    "gpt_oss",
+)
+# What the builder takes and gets wrong, or fails over.
+_REFUSED = {
+    "smollm3": "the model builder fails over its layers without rotary embedding; a target with the gguf engine takes it",
+    "gemma3_text": "the model builder does not read its rotary settings",
+    "gemma3": "the model builder does not read its rotary settings",
+    "lfm2": "its convolutions keep a state of their own beside keys and values",
+    "lfm2_moe": "its convolutions keep a state of their own beside keys and values",
+}
+_ROTARY_STEP = 16  # ONNX Runtime's GroupQueryAttention on a processor
+
+
+def check_onnx_decoder(config: PretrainedConfig) -> None:
+    """Refuse decoders that cannot be exported to ONNX, by their configuration alone.
+
+    Raises:
+        CheckpointError: names the family, why, and the families that there are.
+    """
+    text: Any = config.get_text_config()
+    kind = config.model_type
+    if kind not in FAMILIES:
+        why = _REFUSED.get(kind, "the model builder has no such family")
+        raise CheckpointError(
+            f"decoders of the kind '{kind}' cannot be exported to ONNX ({why}): there are {', '.join(FAMILIES)}"
+        )
+    if kind == "granitemoehybrid" and "mamba" in (getattr(text, "layer_types", None) or ()):
+        raise CheckpointError(
+            "this granitemoehybrid has mamba layers, which keep a state of their own beside keys and values: "
+            "take a Granite of attention layers alone"
+        )
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    if size % _ROTARY_STEP:
+        raise CheckpointError(
+            f"attention heads of {size} cannot run on ONNX Runtime's CPU: they must be a multiple of {_ROTARY_STEP} wide"
+        )
+    rope = getattr(text, "rope_parameters", None) or {}
+    share = rope.get("partial_rotary_factor") or getattr(text, "partial_rotary_factor", None) or 1.0
+    if int(share * size) % _ROTARY_STEP:
+        raise CheckpointError(
+            f"rotary embeddings over {int(share * size)} of {size} numbers of a head cannot run on ONNX Runtime's CPU: "
+            f"they must be a multiple of {_ROTARY_STEP} wide"
+        )
+
+
+def complete_graph(model: onnx.ModelProto, config: dict[str, Any], max_context: int) -> None:
+    """Add to the builder's graph what it leaves out.
+
+    Args:
+        model: the decoder's graph, embeddings as input.
+        config: of the decoder, as its `config.json` says.
+        max_context: positions that will be used.
+    """
+    scale = config.get("embedding_multiplier") or config.get("mup_embedding_multiplier") or 1.0
+    if scale != 1.0:
+        _scale_inputs(model.graph, float(scale))
+    window = config.get("sliding_window")
+    if window and not config.get("layer_types") and window < max_context:
+        _slide_everywhere(model.graph, int(window))
+
+
+def _scale_inputs(graph: onnx.GraphProto, scale: float) -> None:
+    """The builder has the factor in its own embedding node, which is not in the graph; it is for audio too."""
+    scaled = "/model/scaled_embeds"
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name == "inputs_embeds":
+                node.input[place] = scaled
+    factor = numpy_helper.from_array(np.array(scale, np.float32), "/model/embedding_multiplier")
+    graph.initializer.append(factor)
+    graph.node.insert(
+        0, helper.make_node("Mul", ["inputs_embeds", factor.name], [scaled], "/model/scale_embeds")
+    )
+
+
+def _slide_everywhere(graph: onnx.GraphProto, window: int) -> None:
+    """The builder writes a window where the configuration lists the kinds of layers, not where it is all layers'."""
+    for node in graph.node:
+        if node.op_type == "GroupQueryAttention":
+            kept = [entry for entry in node.attribute if entry.name != "local_window_size"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, helper.make_attribute("local_window_size", window)])
