@@ -7,14 +7,13 @@ import contextlib
 import functools
 import json
 import socket
+import struct
 import sys
 import tempfile
 import threading
 import time
-from typing import Any
+from typing import BinaryIO, cast
 
-import numpy as np
-import numpy.typing as npt
 from wyoming.asr import Transcribe, Transcript, TranscriptChunk, TranscriptStart, TranscriptStop
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.error import Error
@@ -24,7 +23,7 @@ from wyoming.ping import Ping, Pong
 from wyoming.server import AsyncEventHandler, AsyncTcpServer, HandlerFactory
 
 from prunella._version import __version__
-from prunella.device_runtime.audio import MAX_CHANNELS, check_samples
+from prunella.device_runtime.audio import MAX_CHANNELS, load_audio
 from prunella.device_runtime.errors import AudioError, PrunellaError
 from prunella.device_runtime.servers.addresses import listen_at
 from prunella.device_runtime.servers.clients import Proxies
@@ -33,7 +32,8 @@ from prunella.device_runtime.servers.desk import Desk
 
 _LARGEST = 1 << 20  # bytes of the audio of one event of a client that holds a place
 _SMALL = 1 << 16  # of anything else: JSON takes many times its bytes
-_WIDTHS: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<i2"), 4: np.dtype("<i4")}
+_HEADER = 44  # bytes of a WAV file before its samples
+_WIDTHS = (1, 2, 4)  # bytes of a sample
 _SLOWEST, _FASTEST = 4_000, 192_000
 _IN_MEMORY = 1 << 20  # bytes of an utterance, as of an upload; beyond that it waits in a file
 _PATIENCE = 10  # times `idle_seconds` that a connection may be silent between two utterances
@@ -189,6 +189,7 @@ class _Handler(AsyncEventHandler):
             )
         self._held.enter_context(self._desk.place(self._client))
         self._audio = self._held.enter_context(tempfile.SpooledTemporaryFile(_IN_MEMORY))  # noqa: SIM115
+        self._audio.write(bytes(_HEADER))
         self._format = start
         self._until = time.monotonic() + self._desk.limits.seconds + self._desk.limits.idle_seconds
         self._bounded.in_utterance = True
@@ -202,7 +203,7 @@ class _Handler(AsyncEventHandler):
             )
         audio = chunk.audio or b""
         limits = self._desk.limits
-        size = self._audio.tell() + len(audio)
+        size = self._audio.tell() - _HEADER + len(audio)
         # The client's own format says how many seconds these are: bytes are bounded whatever it says.
         if size > limits.seconds * wanted.rate * wanted.width * wanted.channels:
             raise AudioError(f"the audio is longer than {limits.seconds:g} s: send less at once")
@@ -230,18 +231,29 @@ class _Handler(AsyncEventHandler):
         await self.write_event(TranscriptStop().event())
 
     def _recognise(self, format_: AudioStart) -> str:
-        samples = self._samples(format_)
-        return "" if samples is None else self._desk.recognise(samples, gone=self._gone).text
-
-    def _samples(self, format_: AudioStart) -> npt.NDArray[np.float32] | None:
-        """What was said → (n,) float32 at 16 kHz; None where nothing came."""
         frame = format_.width * format_.channels
-        whole = self._audio.tell() // frame * frame
-        if not whole:
-            return None
+        size = (self._audio.tell() - _HEADER) // frame * frame
+        if not size:
+            return ""
+        # Read as a file is, in blocks: of whatever format it is, memory is that of its seconds at 16 kHz.
         self._audio.seek(0)
-        values: npt.NDArray[Any] = np.frombuffer(self._audio.read(whole), _WIDTHS[format_.width])
-        return check_samples(values.reshape(-1, format_.channels), format_.rate)
+        self._audio.write(_wave_header(format_, size))
+        self._audio.truncate(_HEADER + size)
+        self._audio.seek(0)
+        samples = load_audio(
+            cast(BinaryIO, self._audio), max_seconds=self._desk.limits.seconds, name="the audio"
+        )
+        return self._desk.recognise(samples, gone=self._gone).text
+
+
+def _wave_header(format_: AudioStart, size: int) -> bytes:
+    """Of a WAV file of `size` bytes of samples; `_HEADER` bytes."""
+    frame = format_.width * format_.channels
+    return struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        *(b"RIFF", _HEADER - 8 + size, b"WAVE", b"fmt ", 16, 1, format_.channels, format_.rate),
+        *(frame * format_.rate, frame, 8 * format_.width, b"data", size),
+    )
 
 
 def _info(desk: Desk) -> Info:

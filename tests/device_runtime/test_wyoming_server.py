@@ -8,6 +8,7 @@ import dataclasses
 import gc
 import json
 import socket
+import tracemalloc
 from collections.abc import Awaitable, Callable
 
 import numpy as np
@@ -21,7 +22,7 @@ from wyoming.error import Error
 from wyoming.info import Describe, Info
 from wyoming.ping import Ping, Pong
 
-from prunella.device_runtime.servers.desk import Desk, Limits
+from prunella.device_runtime.servers.desk import Desk, Limits, Recognition
 from prunella.device_runtime.servers.wyoming_server import start_wyoming
 from prunella.device_runtime.transcript import Transcript as Text
 
@@ -144,6 +145,57 @@ def test_the_bytes_of_an_utterance_are_bounded_whatever_format_is_claimed(desk, 
             assert "larger than 20000 bytes" in Error.from_event(await client.read_event()).text
             assert await client.read_event() is None, "the connection is closed"
         assert desk.busy == 0
+
+    served(desk, talk)
+
+
+@pytest.mark.parametrize(("kind", "width"), [("u1", 1), ("<i2", 2), ("<i4", 4)])
+@pytest.mark.parametrize(("rate", "channels"), [(16_000, 1), (8_000, 2), (48_000, 8)])
+def test_audio_of_any_format_is_heard_alike(desk, kind, width, rate, channels):
+    heard: list[np.ndarray] = []
+
+    def recognise(samples, **_):
+        heard.append(samples)
+        return Recognition(1.0)
+
+    desk.recognise = recognise
+    tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    full = float(2 ** (8 * width - 1))
+    values = np.round(tone * (full - 1) + (full if kind == "u1" else 0)).astype(kind)
+    audio = np.repeat(values, channels).tobytes() + bytes(max(0, width * channels - 1))  # and part of a frame
+
+    async def talk(port: int) -> None:
+        async with AsyncTcpClient("127.0.0.1", port) as client:
+            await client.write_event(AudioStart(rate, width, channels).event())
+            for begin in range(0, len(audio), 100_000):
+                chunk = audio[begin : begin + 100_000]
+                await client.write_event(AudioChunk(rate, width, channels, chunk).event())
+            await client.write_event(AudioStop().event())
+            while (await client.read_event()).type != "transcript-stop":
+                pass
+
+    served(desk, talk)
+    (samples,) = heard
+    wanted = 0.3 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
+    assert len(samples) == 16_000
+    assert np.abs(samples - wanted)[200:-200].max() < 0.02
+
+
+def test_audio_takes_no_more_memory_than_its_seconds(desk):
+    desk.limits = dataclasses.replace(desk.limits, seconds=3_600.0)
+    block = bytes([128]) * 1_000_000
+
+    async def talk(port: int) -> None:
+        async with AsyncTcpClient("127.0.0.1", port) as client:
+            await client.write_event(AudioStart(192_000, 1, 1).event())
+            for _ in range(16):  # 83 s: 5 MB at 16 kHz
+                await client.write_event(AudioChunk(192_000, 1, 1, block).event())
+            tracemalloc.start()
+            await client.write_event(AudioStop().event())
+            while (await client.read_event()).type != "transcript-stop":
+                pass
+            assert tracemalloc.get_traced_memory()[1] < 32_000_000
+            tracemalloc.stop()
 
     served(desk, talk)
 
