@@ -1,4 +1,4 @@
-# make demo: real speech through the whole path.  make test: what CI runs.
+# make demo: real speech through the whole path.  make test: what CI runs.  make quick: its fast part.  make fuzz: odd inputs.
 # TORCH_INDEX chooses torch's wheels, for example TORCH_INDEX=https://download.pytorch.org/whl/cpu (plain `torch` on
 # Linux brings gigabytes of CUDA). By default pip's own configuration decides.
 PYTHON ?= python3
@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 PIP_FLAGS = -q -c constraints.txt --disable-pip-version-check
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint soak wheels clean
+.PHONY: demo test quick fuzz lint soak wheels clean
 
 demo: $(VENV)/installed
 	$(BIN)/prunella build reference --target x86-cpu --healed reference-pruned -o out/demo
@@ -16,6 +16,15 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev .venv-device/installed lint
 	PRUNELLA_DEVICE_PYTHON=$(CURDIR)/.venv-device/bin/python $(BIN)/python -m pytest
+
+# What a change is tried with: no real model, nothing native, nothing slow; about 90 s on two cores.
+quick: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m "not slow and not native and not model"
+
+# Files and frames that nobody would write, so many of each kind; `make test` tries 1000. What fails lies in build/fuzz.
+FUZZ ?= 100000
+fuzz: $(VENV)/installed-dev
+	FUZZ=$(FUZZ) $(BIN)/python -m pytest -s -p no:cacheprovider tests/fuzz
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ from prunella.device_runtime.transcript import DecodeOptions
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "bundle.json"
+_SHOWN = 300  # characters of a wrong value that an error repeats
 # Files without which an engine cannot open a bundle.
 ENGINE_FILES = {
     "onnx": ("onnx/audio_encoder.onnx", "onnx/embed_tokens.onnx", "onnx/decoder_model_merged.onnx"),
@@ -122,30 +123,39 @@ def parse_manifest(text: str, where: Path) -> BundleManifest:
         body = json.loads(text)
         if not isinstance(body, dict):
             raise TypeError("not an object")
+        body.pop("manifest_sha256", None)
+        sealed = _canonical(body)
     except (ValueError, TypeError, RecursionError) as error:
         raise BundleError(f"{where} is not valid JSON ({error}): {remedy}") from error
     version = body.get("schema_version")
     if version != SCHEMA_VERSION:
         raise BundleError(
-            f"{where} has schema version {version!r}, this prunella reads {SCHEMA_VERSION}: "
+            f"{where} has schema version {_shown(version)}, this prunella reads {SCHEMA_VERSION}: "
             "export the bundle again, or install the prunella that made it"
         )
-    body.pop("manifest_sha256", None)
     # Over the text as it was written: a later prunella may know more keys.
-    if _canonical(body) != text:
+    if sealed != text:
         raise BundleError(f"{where} was changed after it was written (its checksum does not match): {remedy}")
     try:
         _check_keys(body)
         manifest = msgspec.convert(body, BundleManifest)
         _check_finite(asdict(replace(manifest, provenance={})), "$")
-    except msgspec.ValidationError as error:
-        reason = " ".join(str(error).split())
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the other: half of a character
+        reason = _shortened(" ".join(str(error).split()))
         raise BundleError(f"{where} does not fit the schema ({reason}): {remedy}") from error
     for engine in manifest.engines:
         for pattern in ENGINE_FILES[engine]:
             if not any(fnmatch.fnmatchcase(name, pattern) for name in manifest.files):
                 raise BundleError(f"{where} lists no {pattern}, which the engine {engine} needs: {remedy}")
     return manifest
+
+
+def _shown(value: object) -> str:
+    return _shortened(repr(value))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _check_keys(body: dict[str, Any]) -> None:
@@ -229,7 +239,9 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     for name, entry in manifest.files.items():
         file = path / name
         if "\0" in name or not file.resolve().is_relative_to(root):
-            raise BundleError(f"{manifest_path} lists {name!r}, which is outside the bundle: do not trust it")
+            raise BundleError(
+                f"{manifest_path} lists {_shown(name)}, which is outside the bundle: do not trust it"
+            )
         if not file.is_file():
             raise BundleError(f"{file} is missing: export the bundle again, or copy it again")
         size = file.stat().st_size

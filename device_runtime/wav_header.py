@@ -33,7 +33,10 @@ class PatchedFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError, OverflowError):  # before the beginning, where a broken header points
+            return self._file.tell()
 
     def tell(self) -> int:
         return self._file.tell()

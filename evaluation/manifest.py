@@ -21,6 +21,8 @@ from prunella.device_runtime.log_mel import SAMPLE_RATE
 
 UNKNOWN_SOURCE = "unknown"
 _SHOWN_PROBLEMS = 10
+_SHOWN_CHARACTERS = 400  # of one of them
+_LONGEST = 1e9  # seconds; what lies beyond is no recording, and no number of samples
 _NOT_SAID = re.compile(r"\[[^\]]*\]|<[^>]*>|\([^)]*\)")  # [noise], <unk>, (laughs)
 
 
@@ -179,7 +181,7 @@ def read_manifest(path: str | Path, *, report: TextIO | None = None) -> SpeechMa
         try:
             utterances.append(_parse(line, path.parent))
         except ValueError as error:
-            problems.append(f"{path}:{number}: {error}")
+            problems.append(f"{path}:{number}: {_one_line(str(error))}")
     if not utterances:
         first = f" (first: {problems[0]})" if problems else ""
         raise ManifestError(f"manifest {path} has no usable row{first}: write {form}")
@@ -189,6 +191,19 @@ def read_manifest(path: str | Path, *, report: TextIO | None = None) -> SpeechMa
     if len(problems) > _SHOWN_PROBLEMS:
         stream.write(f"skipped {len(problems) - _SHOWN_PROBLEMS} more rows of {path}\n")
     return SpeechManifest(path, tuple(utterances), tuple(problems))
+
+
+def _one_line(text: str) -> str:
+    """Without the line breaks of a file's name or text, and no longer than anybody reads."""
+    line = "\\n".join(text.splitlines())
+    half = _SHOWN_CHARACTERS // 2  # the beginning and the end: either may say what is wrong
+    return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:half]} ... {line[-half:]}"
+
+
+def _seconds(value: object) -> float:
+    """What a row gives as a number; NaN if it is none, or larger than any recording."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LONGEST
+    return float(value) if number else math.nan  # type: ignore[arg-type]
 
 
 def _parse(line: str, folder: Path) -> Utterance:
@@ -206,30 +221,32 @@ def _parse(line: str, folder: Path) -> Utterance:
     missing = [key for key in ("audio_filepath", "duration", "text") if key not in row]
     if missing:
         raise ValueError(f"no {', '.join(missing)}")
-    name, duration, text = row["audio_filepath"], row["duration"], row["text"]
+    name, duration, text = row["audio_filepath"], _seconds(row["duration"]), row["text"]
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError("audio_filepath is not a file name")
-    if isinstance(duration, bool) or not isinstance(duration, int | float) or not 0 < duration < math.inf:
-        raise ValueError(f"duration {duration!r} is not a positive number of seconds")
+    if not duration > 0:
+        raise ValueError(f"duration {row['duration']!r} is not a positive number of seconds")
     if not isinstance(text, str) or not text.strip():
         raise ValueError("text is empty")
     if not any(map(str.isalnum, _NOT_SAID.sub("", text))):
         raise ValueError(f"text {text.strip()!r} has no words")
-    offset = row.get("offset")
-    if offset is not None and (
-        isinstance(offset, bool) or not isinstance(offset, int | float) or not 0 <= offset < math.inf
-    ):
-        raise ValueError(f"offset {offset!r} is not a number of seconds")
+    offset = None if row.get("offset") is None else _seconds(row["offset"])
+    if offset is not None and not offset >= 0:
+        raise ValueError(f"offset {row['offset']!r} is not a number of seconds")
     audio = folder / name
-    if not audio.is_file():
+    try:
+        found = audio.is_file()
+    except OSError as error:  # a name that is too long
+        raise ValueError(f"{audio} cannot be opened ({error.strerror})") from error
+    if not found:
         raise ValueError(f"{audio} does not exist")
     source, speaker = row.get("source"), row.get("speaker")
     return Utterance(
         id=name if offset is None else f"{name}@{offset:g}+{duration:g}",
         audio=audio,
-        duration=float(duration),
+        duration=duration,
         text=text.strip(),
         source=str(source) if source else UNKNOWN_SOURCE,
         speaker="" if speaker is None else str(speaker),
-        offset=None if offset is None else float(offset),
+        offset=offset,
     )

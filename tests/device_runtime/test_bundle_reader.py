@@ -125,6 +125,30 @@ def _sealed(folder, body) -> None:
 FREE = ("provenance",)  # any object
 
 
+@pytest.mark.parametrize("deep", [400, 900, 9_000])
+def test_a_manifest_that_nests_too_deep_is_refused_in_words(write_bundle, deep):
+    folder = write_bundle()
+    text = (folder / MANIFEST_NAME).read_text()
+    (folder / MANIFEST_NAME).write_text(text.replace('"13:16"', "[" * deep + "]" * deep))
+    _refused(folder)
+
+
+def test_half_a_character_and_values_without_end_are_refused_in_a_line_that_can_be_read(write_bundle):
+    folder = write_bundle()
+    intact = json.loads((folder / MANIFEST_NAME).read_text())
+    for changes in (
+        {"audio": {**intact["audio"], "max_seconds": "\ud800"}},
+        {"schema_version": "x" * 5_000},
+        {"engines": ["x" * 5_000]},
+        {"audio": {"x" * 5_000: 1}},
+        {"files": {**intact["files"], "../" + "x" * 5_000: {"sha256": "0" * 64, "bytes": 1}}},
+    ):
+        _sealed(folder, intact | changes)
+        with pytest.raises(BundleError) as caught:
+            open_bundle(folder)
+        assert len(str(caught.value)) < 1_000 + len(str(folder))
+
+
 def test_any_json_in_any_field_is_refused_in_words_or_is_what_the_field_takes(write_bundle):
     folder = write_bundle()
     intact = json.loads((folder / MANIFEST_NAME).read_text())

@@ -52,6 +52,10 @@ def test_the_committed_manifests_are_clean(name, clips):
         (row(duration=True), "positive number"),
         (row(duration=float("nan")), "positive number"),
         (row(duration=float("inf")), "positive number"),
+        (row(duration=10**400), "positive number"),
+        (row(offset=1e308), "not a number of seconds"),
+        (row(audio_filepath="a" * 5_000), "cannot be opened"),
+        (row(audio_filepath="a\nb"), r"a\nb does not exist"),
     ],
 )
 def test_a_bad_row_is_reported_by_line_and_skipped(tmp_path, bad, why):
