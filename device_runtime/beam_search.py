@@ -8,6 +8,7 @@ finds words that greedy decoding has passed (one-pass hybrid CTC/attention decod
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -216,6 +217,15 @@ class BeamSearch:
         """The transcript that leads now."""
         known = [*self.alive[:1], *([self.ended] if self.ended is not None else [])]
         return max(known, key=lambda hypothesis: hypothesis.score, default=Hypothesis())
+
+    @property
+    def settled(self) -> tuple[int, ...]:
+        """The tokens with which every transcript begins that can still win: none of them will be taken back."""
+        known = [one.tokens for one in (*self.alive, self.ended) if one is not None]
+        if not known:
+            return ()
+        both = zip(min(known), max(known), strict=False)  # what these two share, all between them do
+        return tuple(first for first, last in itertools.takewhile(lambda pair: pair[0] == pair[1], both))
 
     def _candidates(self, rows: Float32) -> list[_Candidate]:
         """Every candidate, first those that end, then the best first.

@@ -106,8 +106,8 @@ class Transcriber:
         """As `transcribe`, but yields the text so far after each token; the generator's value is the `Transcript`.
 
         A text that was yielded can still lose its end: to a loop that was cut, or to template text. While several
-        transcripts are followed it stays that of the pieces before: which one wins is known at the end. The timings
-        include what the consumer does between two texts.
+        transcripts are followed it is what all of them agree in. The timings include what the consumer does between
+        two texts.
         """
         checked = check_samples(samples, self.audio.sampling_rate)
         segments: list[Segment] = []
@@ -291,18 +291,22 @@ class Transcriber:
     def _search(
         self, engine: BeamEngine, logits: Float32, cap: int, guard: RepeatStop
     ) -> Generator[str, None, tuple[list[int], str, FinishReason, int]]:
-        """Beam search → tokens, text, why it ended, and passes. It yields nothing but moments to stop it at."""
+        """Beam search → tokens, text, why it ended, and passes. It yields the text in which all transcripts agree."""
         options, end, letters = self.options, self.prompt.eos_ids, self.engine.letters
         hearing = None
         if letters is not None and options.ctc_weight > 0:
             hearing = Hearing(letters, self._spelling, end)
         search = BeamSearch(options.beams, end, hearing, options.ctc_weight)
-        passes = 0
+        passes = shown = 0
+        pieces, agreed = DecodeStream(skip_special_tokens=True), ""
         tokens, parents = search.advance(logits[None])
         while tokens and passes < cap:
             passes += 1
             tokens, parents = search.advance(engine.step_beams(tokens, parents))
-            yield ""
+            fresh = [token for token in search.settled[shown:] if token not in end]
+            shown += len(fresh)
+            agreed += "".join(pieces.step(self.tokenizer, token) or "" for token in fresh)
+            yield strip_template(agreed)
         said = list(search.best.tokens)
         reason: FinishReason = "eos" if said and said[-1] in end else "length"
         said = [token for token in said if token not in end][:cap]

@@ -40,6 +40,31 @@ def searched(seed: int, beams: int, hearing: Hearing | None, weight: float) -> B
     return search
 
 
+@given(st.integers(0, 10_000), st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_what_is_settled_is_never_taken_back(seed: int, beams: int) -> None:
+    search = BeamSearch(beams, (END,))
+    settled = [search.settled]
+    tokens, _ = search.advance(row_after(seed, ())[None])
+    while tokens:
+        settled.append(search.settled)
+        tokens, _ = search.advance(np.stack([row_after(seed, one.tokens) for one in search.alive]))
+    for early, late in itertools.pairwise([*settled, search.best.tokens]):
+        assert late[: len(early)] == early
+
+
+def test_what_a_sure_decoder_says_is_settled_at_once() -> None:
+    search = BeamSearch(1, (END,))
+    for count in range(1, 5):
+        row = np.zeros(60, np.float32)
+        row[count], row[END] = 30, -30
+        search.advance(row[None])
+        assert search.settled == tuple(range(1, count + 1))
+    row[END] = 60
+    search.advance(row[None])
+    assert search.settled == search.best.tokens == (1, 2, 3, 4, END)
+
+
 def judged(seed: int, tokens: tuple[int, ...], hearing: Hearing | None, weight: float) -> float:
     scores = [log_softmax(row_after(seed, tokens[:place]))[token] for place, token in enumerate(tokens)]
     if hearing is not None:

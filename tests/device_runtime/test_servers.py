@@ -97,6 +97,15 @@ def wav(samples: np.ndarray, rate: int = 16_000) -> bytes:
     return file.getvalue()
 
 
+def streamed(samples: np.ndarray) -> tuple[dict, bytes]:
+    """Scope and body of a request for a stream."""
+    part = '--b\r\nContent-Disposition: form-data; name="{}"\r\n\r\n'
+    body = part.format("stream").encode() + b"true\r\n"
+    body += part.format('file"; filename="a.wav').encode() + wav(samples) + b"\r\n--b--\r\n"
+    headers = [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=b")]
+    return {"type": "http", "method": "POST", "path": URL, "query_string": b"", "headers": headers}, body
+
+
 def post(client: TestClient, content: bytes, **fields):
     return client.post(URL, files={"file": ("speech.wav", content)}, data=fields)
 
@@ -466,18 +475,41 @@ def test_a_waiting_recording_whose_server_stops_is_told(desk, recognizer):
     assert desk.busy == 0 and len(recognizer.heard) == 1
 
 
+def test_the_first_deltas_of_a_stream_come_before_the_last_utterance_is_decoded(desk):
+    deltas: list[str] = []
+    come = threading.Event()
+
+    class OneAfterTheOther(Counting):
+        def stream(self, samples, *, draft=()):
+            if self.heard:
+                assert come.wait(20), "nothing was sent while the rest was still to be decoded"
+            return (yield from super().stream(samples, draft=draft))
+
+    desk.recognizer = OneAfterTheOther()
+    scope, body = streamed(speech(1.0, 2.0))
+    received = iter([{"type": "http.request", "body": body}])
+
+    async def receive():
+        for message in received:
+            return message
+        await asyncio.Event().wait()
+
+    async def send(message):
+        for line in message.get("body", b"").decode().split("\n\n"):
+            if line:
+                event = json.loads(line.removeprefix("data: "))
+                deltas.append(event.get("delta", event["type"]))
+        if "".join(deltas) == "heard 20 tenths":
+            come.set()
+
+    asyncio.run(asyncio.wait_for(create_app(desk)(scope, receive, send), 40))
+    assert "".join(deltas) == "heard 20 tenths heard 30 tenthstranscript.text.done"
+    assert len(deltas) == 7 and come.is_set()
+
+
 def test_a_stream_keeps_its_place_until_its_thread_is_done(desk, recognizer):
     app = create_app(desk)
-    part = '--b\r\nContent-Disposition: form-data; name="{}"\r\n\r\n'
-    body = part.format("stream").encode() + b"true\r\n"
-    body += part.format('file"; filename="a.wav').encode() + wav(speech(1.0)) + b"\r\n--b--\r\n"
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": URL,
-        "query_string": b"",
-        "headers": [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=b")],
-    }
+    scope, body = streamed(speech(1.0))
 
     async def talk() -> None:
         recognizer.go.clear()
