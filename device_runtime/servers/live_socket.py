@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -63,7 +64,7 @@ def live_socket(desk: Desk, access: Access) -> Callable[[WebSocket], Awaitable[N
 
 
 async def _serve(socket: WebSocket, desk: Desk, access: Access) -> None:
-    messages = _Messages(socket, desk.limits.idle_seconds)
+    messages = _Messages(socket, desk.limits.idle_seconds, desk.limits.seconds)
     start = await messages.next(at_most=_FIRST)
     if not isinstance(start, dict) or start.get("type") != "start":
         raise RefusedError(1007, "the first message must be {'type': 'start', 'sample_rate': ...}")
@@ -144,8 +145,9 @@ async def _feed(
 class _Messages:
     """What a client sends: bytes, or the object that a text message holds."""
 
-    def __init__(self, socket: WebSocket, idle: float) -> None:
+    def __init__(self, socket: WebSocket, idle: float, in_all: float) -> None:
         self._socket, self._idle = socket, idle
+        self._left = in_all  # seconds to wait for the client, however lively it is
         self._coming: asyncio.Task[Any] | None = None
 
     async def next(self, *, unless: Callable[[], bool] = lambda: False, at_most: int = _LARGEST) -> Any:
@@ -161,11 +163,16 @@ class _Messages:
             if unless():
                 self._coming.cancel()
                 return None
+            if self._left <= 0:
+                self._coming.cancel()
+                raise RefusedError(1009, "a session may not be so long: open a new one")
             if waited >= self._idle:
                 self._coming.cancel()
                 raise RefusedError(1008, f"nothing came for {self._idle:g} s: open a new session")
             step = min(_LOOK_UP, self._idle - waited)
+            began = time.monotonic()
             await asyncio.wait({self._coming}, timeout=step)
+            self._left -= time.monotonic() - began
             waited += step
         message, self._coming = self._coming.result(), None
         if message["type"] == "websocket.disconnect":
@@ -173,6 +180,7 @@ class _Messages:
         content = message.get("bytes")
         if content is None:
             content = message.get("text") or ""
+            at_most = min(at_most, _FIRST)  # JSON takes many times its bytes
         # A character is a byte at least, and asked first: the bytes of a text are made only to be counted.
         if len(content) > at_most or (
             isinstance(content, str) and len(content.encode(errors="replace")) > at_most

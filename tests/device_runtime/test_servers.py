@@ -629,6 +629,20 @@ def test_live_audio_comes_back_as_text(client, desk, recognizer):
     assert desk.busy == 0
 
 
+def test_a_drop_of_audio_now_and_then_keeps_no_session_for_ever(client, desk):
+    desk.limits = Limits(seconds=0.5, live=1, idle_seconds=5.0)
+    with client.websocket_connect(LIVE) as socket:
+        socket.send_json({"type": "start"})
+        assert socket.receive_json()["type"] == "ready"
+        answers = ThreadPoolExecutor(1).submit(socket.receive_json)
+        while not answers.done():
+            socket.send_bytes(b"\0\0")
+            time.sleep(0.05)
+        assert "open a new one" in answers.result()["message"]
+    while desk.busy:
+        time.sleep(0.01)
+
+
 def test_only_so_many_microphones(client, desk):
     with client.websocket_connect(LIVE) as first:
         first.send_json({"type": "start"})
