@@ -98,8 +98,7 @@ def _open_path(path: Path, name: str, stack: contextlib.ExitStack) -> BinaryIO:
 
 def _seekable(file: BinaryIO) -> bool:
     try:
-        # A file of `tempfile`'s spooled kind, as uploads are, says so from Python 3.11 on.
-        return (isinstance(file, tempfile.SpooledTemporaryFile) or file.seekable()) and file.tell() == 0
+        return file.seekable() and file.tell() == 0
     except OSError:
         return False
 
