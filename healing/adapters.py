@@ -20,6 +20,7 @@ from prunella.healing.plan import HealingPlan
 from prunella.healing.quantization_aware import RoundedWeights
 from prunella.pruning.blocks import Block
 from prunella.speech_llm.model import SpeechLLM, decoder_layers
+from prunella.speech_llm.model_folder import full_disks_are_os_errors
 
 _ADAPTER = "default"
 
@@ -153,7 +154,8 @@ class TrainableDecoder:
             for part in ("lora_A", "lora_B"):
                 weight = getattr(module, part)[_ADAPTER].weight
                 tensors[f"base_model.model.{name}.{part}.weight"] = weight.detach().cpu().contiguous()
-        save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+        with full_disks_are_os_errors():
+            save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
         self.config.save_pretrained(str(folder))
 
     def _tuned(self) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from prunella.pruning.blocks import Block, check_blocks
 from prunella.speech_llm.checkpoint import load_decoder
 from prunella.speech_llm.model import SpeechLLM, decoder_layers
 
+# Of configurations: lists of the numbers of layers, not of one value for each.
+_LAYER_NUMBERS = ("mlp_only_layers", "full_attn_idxs", "attn_layer_indices")
 RELOAD_TOLERANCE = 1e-4  # of logits between the model in memory and the one read back, both float32
 
 
@@ -85,8 +87,15 @@ def check_reload(decoder: PreTrainedModel, folder: str | Path) -> ReloadCheck:
 def _slice_config(decoder: PreTrainedModel, kept: Sequence[int], count: int) -> None:
     config = decoder.config
     for name, value in list(vars(config).items()):
-        if isinstance(value, list | tuple) and len(value) == count:
+        if name in _LAYER_NUMBERS:
+            setattr(config, name, [kept.index(layer) for layer in value or () if layer in kept])
+        elif isinstance(value, list | tuple) and len(value) == count:
             setattr(config, name, [value[index] for index in kept])
+        elif isinstance(value, dict) and value and "layer" in name:
+            raise CheckpointError(
+                f"{config.model_type}'s configuration has '{name}' by number of the layer, which a cut would shift: "
+                "this family cannot be cut yet"
+            )
     config.num_hidden_layers = len(kept)
 
 

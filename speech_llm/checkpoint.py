@@ -21,6 +21,7 @@ from prunella.device_runtime.errors import CheckpointError
 from prunella.device_runtime.files import whole_directory
 from prunella.speech_llm.config import CONFIG_NAME, SpeechLLMConfig
 from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.model_folder import check_model_folder, full_disks_are_os_errors, why_unreadable
 
 ENCODER_NAME = "audio_encoder.safetensors"
 PROJECTOR_NAME = "projector.safetensors"
@@ -33,10 +34,10 @@ def save_checkpoint(model: SpeechLLM, folder: str | Path) -> Path:
     folder = Path(folder)
     with whole_directory(folder) as partial:
         model.config.save(partial)
-        save_file(_contiguous(model.audio_encoder.state_dict()), partial / ENCODER_NAME, {"format": "pt"})
-        save_file(_contiguous(model.projector.state_dict()), partial / PROJECTOR_NAME, {"format": "pt"})
+        _save_tensors(model.audio_encoder, partial / ENCODER_NAME)
+        _save_tensors(model.projector, partial / PROJECTOR_NAME)
         if model.ctc_head is not None:
-            save_file(_contiguous(model.ctc_head.state_dict()), partial / CTC_HEAD_NAME, {"format": "pt"})
+            _save_tensors(model.ctc_head, partial / CTC_HEAD_NAME)
         save_decoder(model.decoder, model.tokenizer, partial / DECODER_NAME)
     return folder
 
@@ -68,8 +69,9 @@ def is_checkpoint(folder: str | Path) -> bool:
 
 def save_decoder(decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
     """Write a causal LM and its tokenizer as an ordinary Hugging Face folder."""
-    decoder.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with full_disks_are_os_errors():
+        decoder.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def load_decoder(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -78,13 +80,15 @@ def load_decoder(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
     Raises:
         CheckpointError: transformers cannot load it; its reason is in the message.
     """
+    if Path(source).is_dir():
+        check_model_folder(Path(source))
     try:
-        decoder = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        decoder = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # of many libraries and classes
         raise CheckpointError(
-            f"cannot load a causal LM from '{source}': {reason} (give a folder, or a Hugging Face id on a connected machine)"
+            f"cannot load a causal LM from '{source}': {why_unreadable(source, error)} "
+            "(give a folder, or a Hugging Face id on a connected machine)"
         ) from error
     return decoder.eval().requires_grad_(False), tokenizer
 
@@ -119,5 +123,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+def _save_tensors(module: nn.Module, path: Path) -> None:
+    tensors = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
+    with full_disks_are_os_errors():
+        save_file(tensors, path, {"format": "pt"})

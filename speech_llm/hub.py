@@ -16,6 +16,7 @@ from prunella.device_runtime.errors import CheckpointError
 from prunella.speech_llm.checkpoint import load_decoder, load_weights
 from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
 from prunella.speech_llm.model import SpeechLLM, decoder_layers
+from prunella.speech_llm.model_folder import why_unreadable
 
 AUDIO_PLACEHOLDER = "<|audio|>"
 TRANSCRIBE = "Transcribe the speech."
@@ -60,10 +61,22 @@ def load_ultravox(folder: Path) -> SpeechLLM:
     tensors = _tensors(folder)
     decoder, tokenizer = load_decoder(facts["text_model_id"])
     decoder_layers(decoder)  # refuses what has none, before anything else is read
-    audio_config = AutoConfig.from_pretrained(facts["audio_model_id"])
-    if audio_config.model_type != "whisper":
-        raise CheckpointError(f"{folder} has a {audio_config.model_type} encoder: only Whisper is supported")
-    whisper = WhisperForConditionalGeneration.from_pretrained(facts["audio_model_id"], dtype=torch.float32)
+    audio_model = facts["audio_model_id"]
+    try:
+        audio_config = AutoConfig.from_pretrained(audio_model, trust_remote_code=False)
+        if audio_config.model_type != "whisper":
+            raise CheckpointError(
+                f"{folder} has a {audio_config.model_type} encoder: only Whisper is supported"
+            )
+        whisper = WhisperForConditionalGeneration.from_pretrained(
+            audio_model, dtype=torch.float32, trust_remote_code=False
+        )
+    except CheckpointError:
+        raise
+    except Exception as error:  # of many libraries and classes
+        raise CheckpointError(
+            f"cannot load the audio encoder '{audio_model}' of {folder}: {why_unreadable(audio_model, error)}"
+        ) from error
     before, after = _split_prompt(tokenizer)
     config = SpeechLLMConfig(
         audio_encoder=AudioEncoderConfig(

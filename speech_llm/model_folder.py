@@ -1,0 +1,108 @@
+"""What is wrong with a model folder, in words: what libraries say of it is a traceback, a prompt, or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from prunella.device_runtime.errors import CheckpointError
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+_POINTER_BYTES = 1_024  # the specification's limit
+_WEIGHTS = ("*.safetensors", "*.bin")
+_AUDIO = ("audio", "speech", "thinker_config")
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse what no loader can make a model of, before one tries.
+
+    Raises:
+        CheckpointError: a LoRA adapter, a git-lfs pointer, weights that are quantised already.
+    """
+    adapter = _read_json(folder / "adapter_config.json")
+    if adapter and not _weights(folder):
+        base = adapter.get("base_model_name_or_path") or "a model that it does not name"
+        kind = (
+            "LoRA adapter"
+            if adapter.get("peft_type") in (None, "LORA")
+            else f"{adapter['peft_type']} adapter"
+        )
+        raise CheckpointError(
+            f"{folder} is a {kind} of {base}, not a model: merge it first "
+            "(peft: PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder), and its tokenizer)"
+        )
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        if path.is_file() and path.stat().st_size <= _POINTER_BYTES and path.read_bytes().startswith(_LFS):
+            raise CheckpointError(
+                f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in {folder}"
+            )
+    quantised = _read_json(folder / "config.json").get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        raise CheckpointError(
+            f"{folder} is quantised already ({method or 'by an unnamed method'}): prunella starts from float weights, "
+            "take the model that it was made of"
+        )
+
+
+def check_is_text(folder: Path) -> None:
+    """Refuse a speech LLM of a kind that prunella does not know: as a text LLM it would be cut without one second of audio.
+
+    Raises:
+        CheckpointError: its configuration speaks of audio.
+    """
+    config = _read_json(folder / "config.json")
+    heard = next((key for key, value in config.items() if key.startswith(_AUDIO) and value is not None), None)
+    if heard is not None:
+        raise CheckpointError(
+            f"{folder} is a speech LLM of the kind '{config.get('model_type')}' (its config.json has {heard}), which prunella "
+            "does not know: there are Ultravox from Hugging Face and prunella's own checkpoints; as a text LLM it would go deaf"
+        )
+
+
+def why_unreadable(folder: str | Path, error: Exception) -> str:
+    """One line on why a library could not load a model from `folder`."""
+    text = str(error).strip()
+    if "trust_remote_code" in text:
+        return (
+            "it brings its own code, which prunella never runs: take a model of a class that transformers has"
+        )
+    for path in _weights(Path(folder)):
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, "pt"):
+                    pass
+            except (SafetensorError, OSError) as damage:
+                return f"{path.name} is cut short or damaged ({damage}): download or copy it again"
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def full_disks_are_os_errors() -> Iterator[None]:
+    """safetensors has an error of its own for what the system says while writing; outside it is an `OSError` as ever."""
+    try:
+        yield
+    except SafetensorError as error:
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise OSError(errno.ENOSPC, "No space left on device") from error
+        raise OSError(errno.EIO, f"weights cannot be written ({error})") from error
+
+
+def _weights(folder: Path) -> list[Path]:
+    found = {path for pattern in _WEIGHTS for path in folder.glob(pattern)}
+    return sorted(path for path in found if not path.name.startswith("adapter_"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Its object; {} where there is none: whoever needs the file says so."""
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return body if isinstance(body, dict) else {}
