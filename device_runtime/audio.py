@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
+from prunella.device_runtime.downmix import Downmix
 from prunella.device_runtime.errors import AudioError, TooLongError, UnreadableError
 from prunella.device_runtime.log_mel import SAMPLE_RATE
 from prunella.device_runtime.recording import CONVERT, Recording, check_rate, open_recording
@@ -17,39 +22,94 @@ from prunella.device_runtime.recording import CONVERT, Recording, check_rate, op
 Float32 = npt.NDArray[np.float32]
 
 MAX_CHANNELS = 32
+HELD_SECONDS = 600.0
 _FULL_SCALE = 4.0  # a float file may go beyond 1; so far beyond, its samples are integers
-_CANCELED = 0.03  # of the loudest channel's energy (-15 dB)
 _MOST_EXPECTED = 8 * 3600 * SAMPLE_RATE  # samples; a header that says more is not believed
+_BLOCK = 1 << 16
 _GATE_FRAME = SAMPLE_RATE * 30 // 1000
 _QUIET_WINDOW = SAMPLE_RATE // 4
 _QUIET_HOP = SAMPLE_RATE // 100
 
 
-def load_audio(
-    source: str | Path | BinaryIO, *, max_seconds: float | None = None, name: str | None = None
-) -> Float32:
-    """Decode a wav, flac, ogg, opus or mp3 at any rate, channel count and bit depth; with ffmpeg also what else it reads.
+@dataclass(frozen=True)
+class Audio:
+    """A recording that was read once and found usable; a long one is read again, block by block, and never held whole.
 
-    The file is decoded, downmixed and resampled in blocks: memory is that of the result (230 MB for an hour).
+    Attributes:
+        name: what errors call it.
+        count: samples at 16 kHz.
+        blocks: → (n,) float32, mono at 16 kHz, n > 0; may be called again while the recording is open.
+        held: (count,) float32, all samples, where it is short.
+        notes: what of it was not read, in words.
+    """
+
+    name: str
+    count: int
+    blocks: Callable[[], Iterator[Float32]]
+    held: Float32 | None = None
+    notes: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def open_audio(
+    source: str | Path | BinaryIO,
+    *,
+    max_seconds: float | None = None,
+    name: str | None = None,
+    held_seconds: float = HELD_SECONDS,
+) -> Iterator[Audio]:
+    """Open a wav, flac, ogg, opus or mp3 at any rate, channel count and bit depth; with ffmpeg also what else it reads.
 
     Args:
         source: a path, or a binary file object (need not be seekable).
         max_seconds: longest recording to take; a longer one is refused as soon as so much of it is decoded.
         name: what errors call it; by default its path or its own name.
+        held_seconds: what is longer is decoded twice and takes no memory.
 
-    Returns:
-        (n,) float32 at 16 kHz, n > 0; channels are averaged, unless they cancel each other: then it is the loudest.
+    Yields:
+        The recording; its channels are averaged, unless they cancel each other: then it is the loudest.
 
     Raises:
         AudioError: missing, a directory, unreadable, not audio, empty, too long, or with NaN or infinite samples.
     """
     with open_recording(source, name) as recording:
-        levels = ChannelLevels()
-        samples = _decode(recording, max_seconds, levels.downmix)
-        if (channel := levels.instead_of_mean()) is not None:
-            del samples
-            samples = _decode(recording, max_seconds, lambda block: block[:, channel])
-        return check_samples(samples, SAMPLE_RATE, name=recording.name)
+        downmix = Downmix()
+        first = _FirstReading(recording, held_seconds)
+        first.read(_decode(recording, max_seconds, downmix.mean))
+        chosen = downmix.mean
+        if (channel := downmix.instead_of_mean()) is not None:
+            chosen = functools.partial(_channel, channel)
+            first = _FirstReading(recording, held_seconds)
+            first.read(_decode(recording, max_seconds, chosen))
+        scale = _checked_scale(first.low, first.high, first.count, recording.name)
+        held = first.held
+        if held is not None and scale != 1:
+            held *= scale
+
+        def blocks() -> Iterator[Float32]:
+            if held is not None:
+                yield from (held[start : start + _BLOCK] for start in range(0, len(held), _BLOCK))
+                return
+            for block in _decode(recording, max_seconds, chosen):
+                yield block if scale == 1 else block * scale
+
+        yield Audio(recording.name, first.count, blocks, held, recording.notes)
+
+
+def load_audio(
+    source: str | Path | BinaryIO, *, max_seconds: float | None = None, name: str | None = None
+) -> Float32:
+    """All samples of a recording, as `open_audio` reads it: memory is that of the result (230 MB for an hour).
+
+    Returns:
+        (n,) float32 at 16 kHz, n > 0.
+
+    Raises:
+        AudioError: as `open_audio`.
+    """
+    with open_audio(source, max_seconds=max_seconds, name=name, held_seconds=math.inf) as audio:
+        assert audio.held is not None
+        return audio.held
 
 
 def check_samples(samples: npt.ArrayLike, rate: int | float, *, name: str = "the audio") -> Float32:
@@ -72,21 +132,15 @@ def check_samples(samples: npt.ArrayLike, rate: int | float, *, name: str = "the
     elif array.dtype.kind != "f":
         raise AudioError(f"{name} has samples of type {array.dtype}: give floats in [-1, 1] or integers")
     if array.ndim == 2 and 1 <= array.shape[1] <= MAX_CHANNELS:
-        levels = ChannelLevels()
-        mono = levels.downmix(array)
-        channel = levels.instead_of_mean()
-        array = mono if channel is None else array[:, channel]
+        array = Downmix().live(array)
     if array.ndim != 1:
         raise AudioError(f"{name} has shape {array.shape}: give (samples,) or (samples, channels)")
     check_rate(rate, name)
     array = array.astype(np.float32, copy=False)
-    if not len(array):
-        raise AudioError(f"{name} is empty: it has no samples; record it again")
-    low, high = float(array.min()), float(array.max())  # NaN if one is, and no array of booleans
-    if not np.isfinite((low, high)).all():
-        raise UnreadableError(f"{name} has NaN or infinite samples: {CONVERT}, or record it again")
-    if max(high, -low) > _FULL_SCALE:  # integers that were written as floats
-        array = (array / max(high, -low)).astype(np.float32)
+    low, high = (float(array.min()), float(array.max())) if len(array) else (0.0, 0.0)
+    scale = _checked_scale(low, high, len(array), name)
+    if scale != 1:
+        array = array * scale
     if rate != SAMPLE_RATE:
         array = soxr.resample(array, rate, SAMPLE_RATE)
         if not len(array):
@@ -141,39 +195,28 @@ def _quietest(samples: Float32) -> int:
     return max(1, int(starts[last_of_the_lowest]) + window // 2)
 
 
-class ChannelLevels:
-    """Downmixes blocks and learns whether the channels cancel each other: a balanced cable split into left and right."""
+def _checked_scale(low: float, high: float, count: int, name: str) -> np.float32:
+    """By what `count` samples from `low` to `high` (NaN if one is) are multiplied: integers that were written as floats."""
+    if not count:
+        raise AudioError(f"{name} is empty: it has no samples; record it again")
+    if not np.isfinite((low, high)).all():
+        raise UnreadableError(f"{name} has NaN or infinite samples: {CONVERT}, or record it again")
+    peak = max(high, -low)
+    return np.float32(1 / peak if peak > _FULL_SCALE else 1)
 
-    def __init__(self) -> None:
-        self._channels: npt.NDArray[np.float64] | float = 0.0
-        self._mean = 0.0
 
-    def downmix(self, block: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-        """(n, channels) → (n,): their mean, or the only one."""
-        if block.shape[1] == 1:
-            return block[:, 0]
-        mono = block.mean(axis=1)
-        self._channels = self._channels + np.einsum("ij,ij->j", block, block, dtype=np.float64)
-        self._mean += float(np.einsum("i,i->", mono, mono, dtype=np.float64))
-        return mono
-
-    def instead_of_mean(self) -> int | None:
-        """The loudest channel, where the mean of what was downmixed is far below it."""
-        if isinstance(self._channels, float) or not np.isfinite(self._channels).all():
-            return None
-        loudest = int(np.argmax(self._channels))
-        return loudest if self._mean < _CANCELED * self._channels[loudest] else None
+def _channel(channel: int, block: Float32) -> npt.NDArray[np.floating]:
+    return block[:, channel]
 
 
 def _decode(
     recording: Recording,
     max_seconds: float | None,
     downmix: Callable[[Float32], npt.NDArray[np.floating]],
-) -> Float32:
+) -> Iterator[Float32]:
     """Read, downmix and resample block by block → (n,) float32 at 16 kHz."""
     rate = recording.rate
     stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32") if rate != SAMPLE_RATE else None
-    samples = _Samples(recording.frames * SAMPLE_RATE / rate)
     frames = 0
     for block in recording.blocks():
         frames += len(block)
@@ -182,30 +225,48 @@ def _decode(
                 f"{recording.name} is longer than {max_seconds:g} s: cut it into shorter recordings"
             )
         mono = downmix(block).astype(np.float32, copy=False)
-        samples.append(stream.resample_chunk(mono) if stream else mono)
+        yield stream.resample_chunk(mono) if stream else mono
     if stream:
-        samples.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
-    return samples.taken()
+        yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
-class _Samples:
-    """Samples in one array that grows: no list of blocks that is joined in the end, which would take twice as much."""
+class _FirstReading:
+    """Counts and bounds of the samples, and the samples while they are few: in one array that grows, because a list of
+    blocks that is joined in the end would take twice as much."""
 
-    def __init__(self, expected: float) -> None:
-        self._array = np.empty(int(min(expected, _MOST_EXPECTED)) + SAMPLE_RATE, np.float32)
-        self._count = 0
+    def __init__(self, recording: Recording, held_seconds: float) -> None:
+        expected = min(recording.frames * SAMPLE_RATE / recording.rate, _MOST_EXPECTED)
+        self._most = held_seconds * SAMPLE_RATE
+        fits = expected <= self._most
+        self._array: Float32 | None = np.empty(int(expected) + SAMPLE_RATE, np.float32) if fits else None
+        self.count = 0
+        self.low = self.high = 0.0
 
-    def append(self, block: Float32) -> None:
-        count = self._count + len(block)
+    @property
+    def held(self) -> Float32 | None:
+        return None if self._array is None else self._array[: self.count]
+
+    def read(self, blocks: Iterator[Float32]) -> None:
+        for block in blocks:
+            if not len(block):
+                continue
+            # NaN if one is: it stays, whatever comes later.
+            self.low = float(np.minimum(self.low, block.min()))
+            self.high = float(np.maximum(self.high, block.max()))
+            self._hold(block)
+            self.count += len(block)
+
+    def _hold(self, block: Float32) -> None:
+        count = self.count + len(block)
+        if self._array is not None and count > self._most:
+            self._array = None
+        if self._array is None:
+            return
         if count > len(self._array):
             grown = np.empty(count + count // 4, np.float32)
-            grown[: self._count] = self._array[: self._count]
+            grown[: self.count] = self._array[: self.count]
             self._array = grown
-        self._array[self._count : count] = block
-        self._count = count
-
-    def taken(self) -> Float32:
-        return self._array[: self._count]
+        self._array[self.count : count] = block
 
 
 def _scale_integers(array: npt.NDArray[np.generic]) -> Float32:

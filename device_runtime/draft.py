@@ -16,7 +16,8 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from prunella.device_runtime.blas import one_thread
-from prunella.device_runtime.engine import Float32
+from prunella.device_runtime.engine import Engine, Float32
+from prunella.device_runtime.transcript import DecodeOptions
 
 VOCABULARY = 8_192  # candidates; byte-pair tokens come in the order of their frequency, so the first are the likely ones
 _SPOKEN = {"lower": re.compile(r" ?[a-z']+"), "as-is": re.compile(r" ?[A-Za-z']+[.,?!]?|[.,?!]")}
@@ -148,3 +149,16 @@ def spoken_tokens(tokenizer: Tokenizer, style: str, most: int = VOCABULARY) -> l
 def _unit(rows: npt.NDArray[np.float32]) -> Float32:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return (rows / np.maximum(norms, np.float32(1e-6))).astype(np.float32)
+
+
+def open_drafter(
+    engine: Engine, tokenizer: Tokenizer, style: str, options: DecodeOptions
+) -> AudioDrafter | None:
+    """A drafter over the engine's own token embeddings; None where there are none, or none are wanted."""
+    if not options.draft or engine.token_embeddings(()) is None:
+        return None
+    ids = spoken_tokens(tokenizer, style)
+    rows = engine.token_embeddings(ids)
+    if not ids or rows is None:
+        return None
+    return AudioDrafter(ids, rows, options.draft_never, options.draft_sure, options.draft_blank)

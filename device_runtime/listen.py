@@ -55,7 +55,7 @@ def listen(
     options: LiveOptions | None = None,
     *,
     partials: Recognizer | None = None,
-) -> None:
+) -> tuple[str, ...]:
     """Transcribe a live source until it ends, or until `source.stop()` was called: what was said is then delivered.
 
     Args:
@@ -63,10 +63,14 @@ def listen(
         source: a `Microphone`, a `PcmStream`, or anything that yields blocks.
         on_event: called with every event, in order, on another thread.
         partials: a faster recognizer for the texts while someone speaks; by default the same.
+
+    Returns:
+        Why words may be missing, where there were none at all, in words.
     """
     with LiveSession(recognizer, on_event, partials=partials, options=options) as session:
         for block in source:
             session.feed(block.samples, dropped=block.dropped, captured=block.captured)
+    return session.warnings
 
 
 class Printer:
@@ -155,7 +159,9 @@ def run(args: argparse.Namespace) -> int:
     transcriber.warm_up()
     printer = Printer(as_json=args.json)
     with _open_source(args) as source, _stopped_by_signals(source):
-        listen(transcriber, source, printer, options, partials=transcriber.following(1))
+        warnings = listen(transcriber, source, printer, options, partials=transcriber.following(1))
+    for warning in warnings:
+        _tell(warning)
     if printer.latencies:
         _tell(
             f"{len(printer.latencies)} utterances; from the last word to the text: median "

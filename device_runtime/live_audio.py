@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
+from prunella.device_runtime.downmix import Downmix
 from prunella.device_runtime.log_mel import SAMPLE_RATE
 
 Float32 = npt.NDArray[np.float32]
@@ -33,13 +34,14 @@ class LiveResampler:
     """
 
     def __init__(self, rate: float) -> None:
+        self._downmix = Downmix()
         self._stream = None
         if rate != SAMPLE_RATE:
             self._stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
 
     def __call__(self, block: Float32) -> Float32:
         """(n,) or (n, channels) float32 → (m,) float32; the resampler holds a few milliseconds back."""
-        mono = _downmix(block)
+        mono = block if block.ndim == 1 else self._downmix.live(block).astype(np.float32, copy=False)
         return mono if self._stream is None else self._stream.resample_chunk(mono)
 
     def finish(self) -> Float32:
@@ -47,9 +49,3 @@ class LiveResampler:
         if self._stream is None:
             return np.zeros(0, np.float32)
         return self._stream.resample_chunk(np.zeros(0, np.float32), last=True)
-
-
-def _downmix(block: Float32) -> Float32:
-    if block.ndim == 1:
-        return block
-    return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)

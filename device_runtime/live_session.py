@@ -17,6 +17,7 @@ from prunella.device_runtime.errors import AudioError
 from prunella.device_runtime.live_event import LiveEvent, LiveOptions
 from prunella.device_runtime.local_agreement import LocalAgreement
 from prunella.device_runtime.log_mel import SAMPLE_RATE
+from prunella.device_runtime.speech_gate import LevelMeter, why_no_words
 from prunella.device_runtime.transcript import Transcript
 from prunella.device_runtime.turn_detector import (
     FRAME,
@@ -75,6 +76,15 @@ class LiveSession:
         self._next_partial = 0
         self._agreement = LocalAgreement()
         self._finished = False
+        self._level = LevelMeter()
+        self._words = self._heard = False
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Of a finished stream: why words may be missing, where there were none at all."""
+        if self._words or not self._fed:
+            return ()
+        return why_no_words(self.seconds_fed, self._level.peak, heard=self._heard)
 
     @property
     def seconds_fed(self) -> float:
@@ -117,6 +127,7 @@ class LiveSession:
         if dropped:
             self._drops.append((self._fed, self._drops[-1][1] + dropped))
         self._fed += len(block)
+        self._level.take(block)
         block = np.concatenate((self._rest, block))
         whole = len(block) // FRAME * FRAME
         self._rest = block[whole:].copy()
@@ -198,6 +209,8 @@ class LiveSession:
         drops = self._take_drops(turn.stop)
 
         def deliver(transcript: Transcript, guessed: bool) -> None:
+            self._words |= bool(transcript.text)
+            self._heard |= transcript.finish_reason not in ("silence", "phrase", "no-phrase")
             if not (transcript.text or agreement.text):
                 self._on_event(LiveEvent("silence", turn.utterance_id, t0, t1, drops=drops))
                 return

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import os
+import select
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,12 +20,13 @@ import numpy.typing as npt
 from prunella.device_runtime.errors import AudioError, UnreadableError
 from prunella.device_runtime.ffmpeg_decoder import RATE, ffmpeg_blocks, find_ffmpeg
 from prunella.device_runtime.log_mel import SAMPLE_RATE
-from prunella.device_runtime.wav_header import PatchedFile, header_with_sizes
+from prunella.device_runtime.wav_header import PatchedFile, header_with_sizes, unread
 
 Float32 = npt.NDArray[np.float32]
 
 CONVERT = f"convert it with `ffmpeg -i FILE -ac 1 -ar {SAMPLE_RATE} OUT.wav`"
 LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000  # Hz; what lies beyond is a broken header
+FIFO_SECONDS = 120  # until the first byte
 _READ_FRAMES = 1 << 16
 _IN_MEMORY = 32 << 20  # bytes of a pipe; what goes beyond lies in a temporary file
 _LONGEST_PIPE = 2 << 30  # bytes
@@ -38,12 +42,14 @@ class Recording:
         rate: in Hz.
         frames: as the header says, which may be wrong; 0: not known.
         blocks: decodes from the beginning → (n, channels) float32, n > 0; may be called again.
+        notes: what of it is not read, in words.
     """
 
     name: str
     rate: int
     frames: int
     blocks: Callable[[], Iterator[Float32]]
+    notes: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -88,12 +94,28 @@ def _open_path(path: Path, name: str, stack: contextlib.ExitStack) -> BinaryIO:
     if path.is_dir():
         raise AudioError(f"{name} is a directory: name the audio files in it")
     try:
+        if stat.S_ISFIFO(path.stat().st_mode):
+            return stack.enter_context(_open_fifo(path, name))
         return stack.enter_context(path.open("rb"))
     except FileNotFoundError as error:
         raise AudioError(f"{name} does not exist: check the path") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise AudioError(f"{name} cannot be read ({reason}): check its permissions") from error
+
+
+def _open_fifo(path: Path, name: str) -> BinaryIO:
+    """Opening it plainly would wait for a writer for ever, and say nothing."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    waiting = select.poll()
+    waiting.register(descriptor, select.POLLIN)
+    if not waiting.poll(1000 * FIFO_SECONDS):
+        os.close(descriptor)
+        raise AudioError(
+            f"{name} is a pipe to which nothing was written for {FIFO_SECONDS} s: start its writer"
+        )
+    os.set_blocking(descriptor, True)
+    return open(descriptor, "rb")  # noqa: PTH123
 
 
 def _seekable(file: BinaryIO) -> bool:
@@ -124,7 +146,8 @@ def _spool(stream: BinaryIO, name: str, stack: contextlib.ExitStack) -> BinaryIO
 def _decoder(file: BinaryIO, path: Path | None, name: str, stack: contextlib.ExitStack) -> Recording:
     import soundfile  # here, because it loads a C library that other users of this module do not need
 
-    patched = PatchedFile(file, header_with_sizes(file))
+    note, length = unread(file)
+    patched = PatchedFile(file, header_with_sizes(file), length)
     try:
         decoder = stack.enter_context(soundfile.SoundFile(patched))
     except (soundfile.SoundFileError, TypeError) as error:
@@ -135,9 +158,15 @@ def _decoder(file: BinaryIO, path: Path | None, name: str, stack: contextlib.Exi
         return _by_ffmpeg(file, path, name, reason, stack)
     check_rate(decoder.samplerate, name)
 
+    first = True
+
     def blocks() -> Iterator[Float32]:
+        nonlocal decoder, first
         try:
-            decoder.seek(0)
+            if not first:  # anew, because not every codec of libsndfile can seek
+                patched.seek(0)
+                decoder = stack.enter_context(soundfile.SoundFile(patched))
+            first = False
             while len(block := decoder.read(_READ_FRAMES, dtype="float32", always_2d=True)):
                 yield block
         except soundfile.SoundFileError as error:
@@ -148,7 +177,7 @@ def _decoder(file: BinaryIO, path: Path | None, name: str, stack: contextlib.Exi
         if patched.error is not None:
             raise patched.error
 
-    return Recording(name, decoder.samplerate, decoder.frames, blocks)
+    return Recording(name, decoder.samplerate, decoder.frames, blocks, (note,) if note else ())
 
 
 def _by_ffmpeg(

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable, Iterator
+
 import numpy as np
 
+from prunella.device_runtime.audio import is_silent
 from prunella.device_runtime.engine import Float32
 from prunella.device_runtime.errors import EngineError
+from prunella.device_runtime.transcript import DecodeOptions
 from prunella.device_runtime.turn_detector import FRAME
 from prunella.device_runtime.vad import SileroVad
+
+SHORTEST_SECONDS = 0.1  # no word is shorter; a model writes one all the same
+_QUIET_PEAK = 10.0 ** (-45.0 / 20.0)  # from which on speech is heard like loud speech
 
 
 class SpeechGate:
@@ -23,6 +31,14 @@ class SpeechGate:
     def __init__(self) -> None:
         self._vad = SileroVad()
 
+    def listener(self, probability: float) -> Callable[[Float32], bool]:
+        """→ whether the next frame, (512,) float32 at 16 kHz, is speech at least with `probability`.
+
+        For one recording, until this or `hears_speech` is asked for another.
+        """
+        self._vad.reset()
+        return lambda frame: self._vad(frame) >= probability
+
     def hears_speech(self, samples: Float32, probability: float) -> bool:
         """(n,) float32 at 16 kHz → whether some 32 ms of it are speech at least with `probability`."""
         self._vad.reset()
@@ -33,6 +49,52 @@ class SpeechGate:
             if self._vad(frame) >= probability:
                 return True
         return False
+
+
+class LevelMeter:
+    """The loudest sample of what went through it, and how many there were."""
+
+    def __init__(self) -> None:
+        self.peak = 0.0
+        self.count = 0
+
+    def measured(self, blocks: Iterable[Float32]) -> Iterator[Float32]:
+        """The same blocks of (n,) samples."""
+        for block in blocks:
+            self.take(block)
+            yield block
+
+    def take(self, block: Float32) -> None:
+        """The next (n,) samples."""
+        self.peak = max(self.peak, float(np.abs(block).max(initial=0.0)))
+        self.count += len(block)
+
+
+def speech_listener(gate: SpeechGate | None, options: DecodeOptions) -> Callable[[Float32], bool]:
+    """Whether the next frame of a recording is worth decoding; where no gate is there, whether it is not silence."""
+    if not options.guards:
+        return lambda _: True
+    if gate is None or options.speech_probability <= 0:
+        return lambda frame: not is_silent(frame, options.silence_dbfs)
+    return gate.listener(options.speech_probability)
+
+
+def why_no_words(seconds: float, peak: float, *, heard: bool) -> tuple[str, ...]:
+    """What to tell whoever gets an empty text, where the audio may hold words all the same; mostly nothing.
+
+    Args:
+        seconds: of audio.
+        peak: its loudest sample, 0 to 1.
+        heard: whether anything in it was taken for speech.
+    """
+    if seconds < SHORTEST_SECONDS:
+        return (f"{1000 * seconds:.0f} ms of audio are too short for a word",)
+    if heard:
+        return ("something like speech was heard, but no words came of it",)
+    if 0 < peak < _QUIET_PEAK:
+        loudest = f"its loudest sample is at {20 * math.log10(peak):.0f} dB of full scale"
+        return (f"no speech was heard, but the audio is very quiet ({loudest}): raise the microphone's gain",)
+    return ()
 
 
 def open_speech_gate() -> SpeechGate | None:

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.audio import open_audio
 from prunella.device_runtime.beam_search import check_beams
-from prunella.device_runtime.engine import Float32
 from prunella.device_runtime.errors import AudioError
 from prunella.device_runtime.phrase_grammar import read_phrases
 from prunella.device_runtime.phrases import MIN_SCORE
@@ -34,16 +33,13 @@ def transcribe_files(
 ) -> Iterator[tuple[str | Path, Transcript | AudioError]]:
     """Transcribe files one by one ("-": standard input), yielding each path with its transcript, or with why there is none."""
     for path in paths:
+        source, name = (sys.stdin.buffer, "standard input") if path == "-" else (path, None)
         try:
-            yield path, transcriber.transcribe(_load(path))
+            with open_audio(source, name=name) as audio:
+                outcome: Transcript | AudioError = transcriber.transcribe(audio)
         except AudioError as error:
-            yield path, error
-
-
-def _load(path: str | Path) -> Float32:
-    if path == "-":
-        return load_audio(sys.stdin.buffer, name="standard input")
-    return load_audio(path)
+            outcome = error
+        yield path, outcome
 
 
 def timing_summary(transcript: Transcript) -> str:
@@ -129,6 +125,8 @@ def run(args: argparse.Namespace) -> int:
                 continue
             line = json.dumps({"file": path, "error": str(outcome)}, ensure_ascii=False)
         else:
+            for warning in outcome.warnings:
+                sys.stderr.write(f"prunella: {path}: {warning}\n")
             sys.stderr.write(f"{path}: {timing_summary(outcome)}\n")
             if args.json:
                 line = json.dumps({"file": path, **outcome.to_json()}, ensure_ascii=False)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from prunella.device_runtime.audio import check_samples, is_silent, split_at_quiet_points
+from prunella.device_runtime.audio import Audio, check_samples, is_silent, split_at_quiet_points
 from prunella.device_runtime.beam_search import (
     PAYING_BEAMS,
     BeamEngine,
@@ -26,10 +26,9 @@ from prunella.device_runtime.bundle import AudioSpec, Bundle, PromptSpec, open_b
 from prunella.device_runtime.cores import check_threads
 from prunella.device_runtime.draft import (
     LONGEST_BELIEVED,
-    AudioDrafter,
     Draft,
     draft_of_tokens,
-    spoken_tokens,
+    open_drafter,
 )
 from prunella.device_runtime.engine import Engine, Float32
 from prunella.device_runtime.errors import AudioError, BundleError, EngineError, UsageError
@@ -37,9 +36,24 @@ from prunella.device_runtime.greedy import GreedyDecoder
 from prunella.device_runtime.guards import RepeatStop, strip_template
 from prunella.device_runtime.phrase_grammar import Phrase
 from prunella.device_runtime.phrases import MIN_SCORE, PhraseMatch, PhraseTrie, find_phrase
-from prunella.device_runtime.speech_gate import SpeechGate, open_speech_gate
+from prunella.device_runtime.speech_gate import (
+    SHORTEST_SECONDS,
+    LevelMeter,
+    SpeechGate,
+    open_speech_gate,
+    speech_listener,
+    why_no_words,
+)
 from prunella.device_runtime.text_style import style_text
-from prunella.device_runtime.transcript import DecodeOptions, FinishReason, Segment, Timings, Transcript
+from prunella.device_runtime.transcript import (
+    DecodeOptions,
+    FinishReason,
+    Segment,
+    Timings,
+    Transcript,
+    silent_segment,
+)
+from prunella.device_runtime.utterances import cut_in_pauses
 
 BEAMS_HELP = (
     f"transcripts that are followed at once; 0: {PAYING_BEAMS} where the model has a CTC head and the engine can, else as the bundle says "
@@ -77,37 +91,61 @@ class Transcriber:
         self.options = options or DecodeOptions()
         self.phrases: PhraseTrie | None = None
         self._speech_gate = speech_gate
-        self._drafter = self._make_drafter() if self.options.draft else None
+        self._drafter = open_drafter(engine, tokenizer, prompt.text_style, self.options)
         self._spelling = Spelling(audio.ctc_alphabet, lambda token: tokenizer.decode([token]))
 
-    def transcribe(self, samples: npt.ArrayLike, *, draft: Sequence[int] = ()) -> Transcript:
-        """Transcribe (n,) mono samples at the bundle's rate (16 kHz), of any length.
-
-        What is longer than `audio.max_seconds` is split at quiet points and the texts joined with a space.
+    def transcribe(self, samples: npt.ArrayLike | Audio, *, draft: Sequence[int] = ()) -> Transcript:
+        """Transcribe a recording of any length: cut in its pauses (`cut_in_pauses`), the texts joined with a space.
 
         Args:
-            samples: the recording.
+            samples: (n,) mono samples at the bundle's rate (16 kHz), or a recording that is read block by block.
             draft: tokens believed to be said, such as an earlier transcript of the beginning: verified in one pass
                 instead of decoded one by one; see `greedy.py` for when the text stays the same.
 
         Raises:
             AudioError: empty, NaN or infinite samples, or another shape.
         """
-        steps = self.stream(samples, draft=draft)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as done:
-                return done.value
+        notes: tuple[str, ...] = ()
+        if isinstance(samples, Audio):
+            blocks, notes = samples.blocks(), samples.notes
+        else:
+            blocks = iter([check_samples(samples, self.audio.sampling_rate)])
+        level = LevelMeter()
+        listener = speech_listener(self._speech_gate, self.options)
+        segments: list[Segment] = []
+        began = time.perf_counter()
+        for piece in cut_in_pauses(level.measured(blocks), listener, self.audio.max_seconds):
+            if piece.samples is None:
+                t0, t1 = (place / self.audio.sampling_rate for place in (piece.start, piece.stop))
+                segments.append(silent_segment(t0, t1, time.perf_counter() - began))
+            else:
+                steps = self._segment(piece.samples, piece.start, draft, heard=True, began=began)
+                segments.append(_finished(steps))
+                draft = ()
+            began = time.perf_counter()
+        transcript = self._transcript(segments)
+        if not transcript.text and self.options.guards:
+            heard = transcript.finish_reason != "silence" and self.phrases is None
+            notes += why_no_words(level.count / self.audio.sampling_rate, level.peak, heard=heard)
+        return replace(transcript, warnings=notes)
 
     def stream(
         self, samples: npt.ArrayLike, *, draft: Sequence[int] = ()
     ) -> Generator[str, None, Transcript]:
-        """As `transcribe`, but yields the text so far after each token; the generator's value is the `Transcript`.
+        """Transcribe one utterance and yield the text so far after each token; the generator's value is the `Transcript`.
+
+        What is longer than `audio.max_seconds` is cut at quiet points, but not in pauses: that has been done.
 
         A text that was yielded can still lose its end: to a loop that was cut, or to template text. While several
         transcripts are followed it is what all of them agree in. The timings include what the consumer does between
         two texts.
+
+        Args:
+            samples: as `transcribe`, in memory.
+            draft: as `transcribe`.
+
+        Raises:
+            AudioError: as `transcribe`.
         """
         checked = check_samples(samples, self.audio.sampling_rate)
         segments: list[Segment] = []
@@ -121,16 +159,10 @@ class Transcriber:
                     segments.append(done.value)
                     break
                 yield shown
-        text = _join([segment.text for segment in segments])
-        if text != shown:
-            yield text
-        return Transcript(
-            text=text,
-            segments=tuple(segments),
-            timings=sum((segment.timings for segment in segments), Timings()),
-            engine=self.engine.name,
-            options=self.options,
-        )
+        transcript = self._transcript(segments)
+        if transcript.text != shown:
+            yield transcript.text
+        return transcript
 
     def warm_up(self, seconds: float = 1.0) -> None:
         """Do once what an utterance of so many seconds needs, whatever the gates would say of it.
@@ -216,11 +248,36 @@ class Transcriber:
         losses = self.engine.score(self.engine.encode(checked), tokens)
         return float(np.sum(losses, dtype=np.float64)), len(tokens)
 
-    def _segment(self, samples: Float32, offset: int, draft: Sequence[int]) -> Generator[str, None, Segment]:
-        """Decode one piece; `offset` is its place in the recording, in samples."""
+    def _transcript(self, segments: Sequence[Segment]) -> Transcript:
+        return Transcript(
+            text=_join([segment.text for segment in segments]),
+            segments=tuple(segments),
+            timings=sum((segment.timings for segment in segments), Timings()),
+            engine=self.engine.name,
+            options=self.options,
+        )
+
+    def _segment(
+        self,
+        samples: Float32,
+        offset: int,
+        draft: Sequence[int],
+        *,
+        heard: bool = False,
+        began: float | None = None,
+    ) -> Generator[str, None, Segment]:
+        """Decode one piece.
+
+        Args:
+            samples: (n,) float32.
+            offset: its place in the recording, in samples.
+            draft: see `stream`.
+            heard: it is known that there is speech in it.
+            began: `time.perf_counter()` when work on it began; now, if not given.
+        """
         options = self.options
         rate = self.audio.sampling_rate
-        began = time.perf_counter()
+        began = time.perf_counter() if began is None else began
         tokens: list[int] = []
         audio_tokens = 0
         encoded = prefilled = first = began
@@ -228,7 +285,8 @@ class Transcriber:
         text = ""
         passes = 0
         phrase: PhraseMatch | None = None
-        if not options.guards or self._worth_decoding(samples):
+        long_enough = len(samples) >= SHORTEST_SECONDS * rate
+        if not options.guards or (long_enough and (heard or self._worth_decoding(samples))):
             embeddings = self.engine.encode(samples)
             audio_tokens = len(embeddings)
             encoded = time.perf_counter()
@@ -314,16 +372,6 @@ class Transcriber:
         guard.finish()
         return said, strip_template(guard.text), "repeat" if guard.looped else reason, passes
 
-    def _make_drafter(self) -> AudioDrafter | None:
-        if self.engine.token_embeddings(()) is None:
-            return None
-        ids = spoken_tokens(self.tokenizer, self.prompt.text_style)
-        rows = self.engine.token_embeddings(ids)
-        if not ids or rows is None:
-            return None
-        options = self.options
-        return AudioDrafter(ids, rows, options.draft_never, options.draft_sure, options.draft_blank)
-
     def _decode(
         self, decoder: GreedyDecoder, cap: int, guard: RepeatStop, tokens: list[int]
     ) -> Generator[str, None, tuple[str, FinishReason]]:
@@ -401,6 +449,14 @@ def _open_engine(bundle: Bundle, name: str, threads: int | None) -> Engine:
     from prunella.device_runtime.gguf_engine import GgufEngine
 
     return GgufEngine.open(bundle, threads=threads, audio_half="mtmd" if name == "mtmd" else "onnx")
+
+
+def _finished(steps: Generator[str, None, Segment]) -> Segment:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return done.value
 
 
 def _join(texts: list[str]) -> str:

@@ -90,15 +90,24 @@ class Segment:
     phrase: PhraseMatch | None = None  # where only the phrases of a list could be said
 
 
+def silent_segment(t0: float, t1: float, spent: float) -> Segment:
+    """One in which nobody speaks; `spent`: seconds that it took to know."""
+    return Segment(t0, t1, "", (), 0, "silence", Timings(audio=t1 - t0, encode=spent, total=spent))
+
+
 @dataclass(frozen=True)
 class Transcript:
-    """The text of one recording with everything needed to explain it."""
+    """The text of one recording with everything needed to explain it.
+
+    `warnings`: why words may be missing, in words.
+    """
 
     text: str
     segments: tuple[Segment, ...] = ()
     timings: Timings = field(default_factory=Timings)
     engine: str = ""
     options: DecodeOptions = field(default_factory=DecodeOptions)
+    warnings: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -135,4 +144,5 @@ class Transcript:
             "audio_tokens": sum(segment.audio_tokens for segment in self.segments),
             "engine": self.engine,
             "options": asdict(self.options),
+            "warnings": list(self.warnings),
         }

@@ -16,11 +16,13 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from prunella.device_runtime.audio import Audio
 from prunella.device_runtime.decode_worker import Recognizer
 from prunella.device_runtime.errors import AudioError, PrunellaError
 from prunella.device_runtime.log_mel import SAMPLE_RATE
 from prunella.device_runtime.servers.subtitles import quiet_spans
 from prunella.device_runtime.servers.turns import Turns
+from prunella.device_runtime.speech_gate import LevelMeter, why_no_words
 from prunella.device_runtime.transcript import Timings, Transcript
 from prunella.device_runtime.turn_detector import FRAME
 from prunella.device_runtime.utterances import find_utterances
@@ -76,11 +78,19 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Recognition:
-    """A recording's text, utterance by utterance. `waited`: seconds for a turn at the engine."""
+    """A recording's text, utterance by utterance.
+
+    Attributes:
+        seconds: of the recording.
+        utterances: those in which something was understood.
+        waited: seconds for a turn at the engine.
+        warnings: why words may be missing, in words.
+    """
 
     seconds: float
     utterances: tuple[Utterance, ...] = ()
     waited: float = 0.0
+    warnings: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -248,7 +258,7 @@ class Desk:
 
     def recognise(
         self,
-        samples: Float32,
+        samples: Float32 | Audio,
         recognizer: Recognizer | None = None,
         *,
         on_text: Callable[[int, str], None] | None = None,
@@ -257,7 +267,7 @@ class Desk:
         """Find the utterances of a recording and transcribe each. Blocks: call it on a thread.
 
         Args:
-            samples: (n,) float32 at 16 kHz.
+            samples: (n,) float32 at 16 kHz, or a recording that is read block by block.
             recognizer: from `choose`.
             on_text: called on this thread with an utterance's number and its text so far.
             gone: once set, the work ends within a token, or a moment of looking for speech.
@@ -267,7 +277,7 @@ class Desk:
             BusyError: the server is being stopped and cannot wait.
             CancelledError: `gone` was set.
         """
-        seconds = len(samples) / SAMPLE_RATE
+        seconds = (samples.count if isinstance(samples, Audio) else len(samples)) / SAMPLE_RATE
         if seconds > self.limits.seconds:
             raise AudioError(
                 f"{seconds:.0f} s of audio are too long: send at most {self.limits.seconds:.0f} s"
@@ -284,11 +294,15 @@ class Desk:
             probabilities.append(vad(frame))
             return probabilities[-1]
 
-        for number, (start, stop) in enumerate(find_utterances(samples, watched)):
+        level = LevelMeter()
+        heard = False
+        blocks = samples.blocks() if isinstance(samples, Audio) else [samples]
+        for number, spoken in enumerate(find_utterances(level.measured(blocks), watched)):
+            assert spoken.samples is not None
             asked = time.perf_counter()
             with self.lock:
                 waited += time.perf_counter() - asked
-                steps = chosen.stream(samples[start:stop])
+                steps = chosen.stream(spoken.samples)
                 try:
                     while True:
                         self._go_on(gone)
@@ -301,13 +315,20 @@ class Desk:
                     steps.close()
             if on_text:
                 on_text(number, transcript.text)
+            heard |= transcript.finish_reason not in ("silence", "phrase", "no-phrase")
             if transcript.text:
-                first = start // FRAME
+                first = spoken.start // FRAME
                 pauses = quiet_spans(
-                    probabilities[first : -(-stop // FRAME)], first * FRAME / SAMPLE_RATE, FRAME / SAMPLE_RATE
+                    probabilities[first : -(-spoken.stop // FRAME)],
+                    first * FRAME / SAMPLE_RATE,
+                    FRAME / SAMPLE_RATE,
                 )
-                done.append(Utterance(start / SAMPLE_RATE, stop / SAMPLE_RATE, transcript, pauses))
-        return Recognition(seconds, tuple(done), waited)
+                t0, t1 = spoken.start / SAMPLE_RATE, spoken.stop / SAMPLE_RATE
+                done.append(Utterance(t0, t1, transcript, pauses))
+        notes = samples.notes if isinstance(samples, Audio) else ()
+        if not done:
+            notes += why_no_words(seconds, level.peak, heard=heard)
+        return Recognition(seconds, tuple(done), waited, notes)
 
 
 async def watch(

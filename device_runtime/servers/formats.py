@@ -31,7 +31,7 @@ def render(
         form: one of `FORMATS`.
         model: the model that did it, whatever the request called it.
         language: that it transcribes, likewise.
-        notes: what of the request was not followed.
+        notes: what of the request was not followed, and why words may be missing.
     """
     if form == "text":
         return recognition.text + "\n"

@@ -23,7 +23,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.audio import open_audio
 from prunella.device_runtime.errors import AudioError, PrunellaError, TooLongError, UnreadableError
 from prunella.device_runtime.servers.asked import Asked, read_fields
 from prunella.device_runtime.servers.clients import Proxies
@@ -161,11 +161,12 @@ async def _transcribe(desk: Desk, request: Request) -> Response:
 
             def recognise() -> Recognition:
                 recognizer = desk.choose(wanted.phrases)
-                samples = load_audio(wanted.file.file, max_seconds=desk.limits.seconds, name=wanted.name)
-                tell(begun.set)
-                return desk.recognise(
-                    samples, recognizer, on_text=on_text if wanted.stream else None, gone=gone
-                )
+                limit = desk.limits.seconds
+                with open_audio(wanted.file.file, max_seconds=limit, name=wanted.name) as audio:
+                    tell(begun.set)
+                    return desk.recognise(
+                        audio, recognizer, on_text=on_text if wanted.stream else None, gone=gone
+                    )
 
             work = desk.start(held, recognise)
             if wanted.stream:
@@ -180,10 +181,11 @@ async def _transcribe(desk: Desk, request: Request) -> Response:
         except BaseException:
             gone.set()
             raise
-    body = render(recognition, wanted.form, model=desk.model, language=desk.language, notes=wanted.notes)
+    notes = wanted.notes + recognition.warnings
+    body = render(recognition, wanted.form, model=desk.model, language=desk.language, notes=notes)
     headers = {"Content-Type": FORMATS[wanted.form], "Prunella-Model": desk.model}
-    if wanted.notes:  # for the formats that have no place for them
-        headers["Prunella-Warning"] = "; ".join(wanted.notes).encode("unicode_escape").decode()[:_HEADER]
+    if notes:  # for the formats that have no place for them
+        headers["Prunella-Warning"] = "; ".join(notes).encode("unicode_escape").decode()[:_HEADER]
     return Response(body, headers=headers)
 
 
@@ -230,7 +232,8 @@ async def _sse(
     except PrunellaError as error:
         yield _event({"type": "error", "error": {"message": str(error), "type": "server_error"}})
         return
-    body = summary(recognition, model=desk.model, language=desk.language, notes=wanted.notes)
+    notes = wanted.notes + recognition.warnings
+    body = summary(recognition, model=desk.model, language=desk.language, notes=notes)
     yield _event({"type": "transcript.text.done", **body})
 
 

@@ -96,7 +96,10 @@ async def _serve(socket: WebSocket, desk: Desk, access: Access) -> None:
             await desk.on_thread(session.finish)
             events.put_nowait(None)
             await sender
-            await socket.send_json({"type": "done", "seconds": round(session.seconds_fed, 3)})
+            done: dict[str, Any] = {"type": "done", "seconds": round(session.seconds_fed, 3)}
+            if session.warnings:
+                done["warnings"] = list(session.warnings)
+            await socket.send_json(done)
             await socket.close(1000 if stopped else 1012, "" if stopped else "the server is shutting down")
         finally:
             sender.cancel()

@@ -23,12 +23,12 @@ from wyoming.ping import Ping, Pong
 from wyoming.server import AsyncEventHandler, AsyncTcpServer, HandlerFactory
 
 from prunella._version import __version__
-from prunella.device_runtime.audio import MAX_CHANNELS, load_audio
+from prunella.device_runtime.audio import MAX_CHANNELS, open_audio
 from prunella.device_runtime.errors import AudioError, PrunellaError
 from prunella.device_runtime.servers.addresses import listen_at
 from prunella.device_runtime.servers.clients import Proxies
 from prunella.device_runtime.servers.connections import Connection, Connections
-from prunella.device_runtime.servers.desk import Desk
+from prunella.device_runtime.servers.desk import Desk, Recognition
 
 _LARGEST = 1 << 20  # bytes of the audio of one event of a client that holds a place
 _SMALL = 1 << 16  # of anything else: JSON takes many times its bytes
@@ -215,7 +215,7 @@ class _Handler(AsyncEventHandler):
 
     async def _answer(self) -> None:
         await self.write_event(TranscriptStart(language=self._desk.language).event())
-        text = ""
+        recognition = Recognition(0.0)
         if self._format is not None:
             held = self._held.pop_all()
             try:
@@ -223,27 +223,35 @@ class _Handler(AsyncEventHandler):
             except BaseException:
                 held.close()
                 raise
-            text = await self._desk.start(held, functools.partial(self._recognise, self._format))
+            recognition = await self._desk.start(held, functools.partial(self._recognise, self._format))
         self._clear()
+        text = recognition.text
         if text:
             await self.write_event(TranscriptChunk(text=text).event())
-        await self.write_event(Transcript(text=text, language=self._desk.language).event())
+        answer = Transcript(text=text, language=self._desk.language).event()
+        if (
+            recognition.warnings
+        ):  # the protocol has no place for them: clients that do not look see the text alone
+            answer.data["warnings"] = list(recognition.warnings)
+            sys.stderr.write(
+                f"prunella: a Wyoming client at {self._client}: {'; '.join(recognition.warnings)}\n"
+            )
+        await self.write_event(answer)
         await self.write_event(TranscriptStop().event())
 
-    def _recognise(self, format_: AudioStart) -> str:
+    def _recognise(self, format_: AudioStart) -> Recognition:
         frame = format_.width * format_.channels
         size = (self._audio.tell() - _HEADER) // frame * frame
         if not size:
-            return ""
+            return Recognition(0.0)
         # Read as a file is, in blocks: of whatever format it is, memory is that of its seconds at 16 kHz.
         self._audio.seek(0)
         self._audio.write(_wave_header(format_, size))
         self._audio.truncate(_HEADER + size)
         self._audio.seek(0)
-        samples = load_audio(
-            cast(BinaryIO, self._audio), max_seconds=self._desk.limits.seconds, name="the audio"
-        )
-        return self._desk.recognise(samples, gone=self._gone).text
+        limit = self._desk.limits.seconds
+        with open_audio(cast(BinaryIO, self._audio), max_seconds=limit, name="the audio") as audio:
+            return self._desk.recognise(audio, gone=self._gone)
 
 
 def _wave_header(format_: AudioStart, size: int) -> bytes:

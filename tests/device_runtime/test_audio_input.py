@@ -16,7 +16,13 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunella.device_runtime.audio import check_samples, is_silent, load_audio, split_at_quiet_points
+from prunella.device_runtime.audio import (
+    check_samples,
+    is_silent,
+    load_audio,
+    open_audio,
+    split_at_quiet_points,
+)
 from prunella.device_runtime.errors import AudioError, TooLongError
 
 
@@ -340,3 +346,49 @@ def test_a_playlist_opens_no_other_file(tmp_path):
         (tmp_path / name).write_text(text)
         with pytest.raises(AudioError, match="not audio"):
             load_audio(tmp_path / name)
+
+
+def test_a_channel_of_bass_does_not_take_the_place_of_the_speech():
+    """The mean of six channels of which one is loud is no cancellation."""
+    bass = 0.9 * np.sin(2 * np.pi * 40 * np.arange(16_000) / 16_000)
+    channels = np.zeros((16_000, 6))
+    channels[:, 2], channels[:, 3] = _sine(16_000, 1.0, 1)[:, 0], bass
+    np.testing.assert_allclose(check_samples(channels, 16_000), channels.mean(axis=1), atol=1e-6)
+
+
+def test_a_codec_that_cannot_seek_is_read(tmp_path):
+    soundfile.write(tmp_path / "phone.wav", _sine(8_000, 1.0, 1), 8_000, subtype="GSM610")
+    assert abs(len(load_audio(tmp_path / "phone.wav")) - 16_000) < 1_000
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC"])
+def test_a_long_recording_is_read_again_and_not_held(tmp_path, kind):
+    path = tmp_path / f"long.{kind.lower()}"
+    noise = np.random.default_rng(0).normal(0, 0.1, (44_100 * 12, 2)).astype(np.float32)
+    soundfile.write(path, noise, 44_100, format=kind, subtype="PCM_16")
+    with open_audio(path, held_seconds=2.0) as audio:
+        assert audio.held is None
+        for _ in range(2):
+            blocks = list(audio.blocks())
+            np.testing.assert_array_equal(np.concatenate(blocks), load_audio(path))
+        assert sum(map(len, blocks)) == audio.count and max(map(len, blocks)) < audio.count // 2
+
+
+def test_what_of_a_wav_is_not_read_is_said():
+    whole, cut = bytes(_wav()), bytes(_wav())[:-16_000]
+    long_tail = whole + bytes(range(256)) * 40
+    for data, words in (
+        (whole, ""),
+        (whole + whole, "another recording"),
+        (cut, "breaks off"),
+        (long_tail, "10240 b"),
+    ):
+        with open_audio(io.BytesIO(data)) as audio:
+            assert words in " ".join(audio.notes) and bool(audio.notes) == bool(words)
+
+
+def test_a_pipe_that_nobody_writes_to_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("prunella.device_runtime.recording.FIFO_SECONDS", 0.2)
+    os.mkfifo(tmp_path / "a.wav")
+    with pytest.raises(AudioError, match="nothing was written"):
+        load_audio(tmp_path / "a.wav")

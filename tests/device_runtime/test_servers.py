@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.audio import open_audio
 from prunella.device_runtime.errors import UsageError
 from prunella.device_runtime.phrase_grammar import parse_phrases
 from prunella.device_runtime.servers.desk import CancelledError, Desk, Limits
@@ -222,6 +222,22 @@ def test_silence_has_no_text(client, recognizer):
     assert post(client, content, response_format="srt").text == ""
     assert post(client, content, response_format="verbose_json").json()["segments"] == []
     assert recognizer.heard == []
+
+
+def test_an_empty_text_says_why_words_may_be_missing(client):
+    quiet = wav(0.01 * speech(1.0))
+    assert "very quiet" in post(client, quiet).json()["warnings"][0]
+    assert "very quiet" in post(client, quiet, response_format="text").headers["Prunella-Warning"]
+    assert "very quiet" in post(client, quiet, stream="true").text
+    assert "warnings" not in post(client, wav(np.zeros(32_000))).json()
+    with client.websocket_connect(LIVE) as socket:
+        socket.send_json({"type": "start"})
+        assert socket.receive_json()["type"] == "ready"
+        socket.send_bytes((0.01 * speech(0.5) * 32_767).astype("<i2").tobytes())
+        socket.send_json({"type": "stop"})
+        while (message := socket.receive_json())["type"] != "done":
+            pass
+    assert "very quiet" in message["warnings"][0]
 
 
 def test_a_stream_appends_and_ends_in_the_text(client):
@@ -433,9 +449,9 @@ def test_recordings_wait_as_files_and_are_decoded_first_come_first_served(desk, 
 
     def load(file, **options):
         decoded.append(threading.current_thread().name)
-        return load_audio(file, **options)
+        return open_audio(file, **options)
 
-    monkeypatch.setattr("prunella.device_runtime.servers.http_api.load_audio", load)
+    monkeypatch.setattr("prunella.device_runtime.servers.http_api.open_audio", load)
     recognizer.go.clear()
     seconds = (1.0, 2.0, 3.0, 4.0)
     with ThreadPoolExecutor(len(seconds)) as pool:

@@ -48,3 +48,31 @@ def test_what_is_not_speech_is_never_encoded(scripted, gate):
     assert said["guarded"].text == "" and said["guarded"].finish_reason == "silence"
     assert said["unguarded"].text == said["ungated"].text == "hello"
     assert len(plain.engine.heard) == 2
+
+
+def test_an_empty_text_says_why_words_may_be_missing(scripted, gate):
+    clip = load_audio(CLIPS[0])
+    plain = scripted("", "")
+
+    def warnings(samples):
+        transcriber = Transcriber(plain.engine, plain.tokenizer, plain.audio, plain.prompt, None, gate)
+        transcript = transcriber.transcribe(samples)
+        assert transcript.text == "" and transcript.to_json()["warnings"] == list(transcript.warnings)
+        return " ".join(transcript.warnings)
+
+    assert "very quiet" in warnings(1e-4 * clip)
+    assert "no words came of it" in warnings(clip)
+    assert "too short" in warnings(clip[:800])
+    assert warnings(np.zeros(32_000, np.float32)) == ""
+    assert warnings(np.random.default_rng(0).normal(0, 0.05, 32_000)) == ""
+
+
+def test_words_behind_a_long_pause_are_an_utterance_of_their_own(scripted, gate):
+    clip = load_audio(CLIPS[0])
+    plain = scripted("go forward", "and stop")
+    transcriber = Transcriber(plain.engine, plain.tokenizer, plain.audio, plain.prompt, None, gate)
+    pause = np.zeros(48_000, np.float32)
+    transcript = transcriber.transcribe(np.concatenate([pause, clip, pause, clip, pause]))
+    assert transcript.text == "go forward and stop" and len(plain.engine.heard) == 2
+    assert transcript.segments[0].finish_reason == "silence" and not transcript.warnings
+    assert transcript.segments[-1].t1 == (2 * len(clip) + 3 * 48_000) / 16_000

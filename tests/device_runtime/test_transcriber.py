@@ -42,7 +42,7 @@ def test_the_cap_is_audio_tokens_and_ten_more(scripted, tokenizer, guards):
     letters = [
         tokenizer.encode(letter).ids[0] for letter in random.Random(0).choices(string.ascii_lowercase, k=400)
     ]
-    for length in (1, 1_600, 1_601, 4_799, 160_000, 16_000 * 29):
+    for length in (1_600, 1_601, 4_799, 160_000, 16_000 * 29):
         transcriber = scripted(letters, options=DecodeOptions(guards=guards))
         transcript = transcriber.transcribe(np.full(length, 0.5, np.float32))
         audio_tokens = -(-length // 1_600) + 1
@@ -94,6 +94,9 @@ def test_warming_up_goes_through_the_engine_though_the_gate_hears_no_speech(scri
     class NoSpeech:
         def hears_speech(self, samples, probability):
             return False
+
+        def listener(self, probability):
+            return lambda frame: False
 
     transcriber = scripted("anything", "tone")
     transcriber._speech_gate = NoSpeech()

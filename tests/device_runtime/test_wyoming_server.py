@@ -93,6 +93,9 @@ def test_a_client_gets_transcripts_one_after_the_other(desk):
                 assert Transcript.from_event(events[2]).text == "turn on the light"
             silent = await say(client, 0 * TONE, 16_000)
             assert [e.data["text"] for e in silent if e.type == "transcript"] == [""]
+            quiet = await say(client, TONE // 500, 16_000)
+            (answer,) = [e.data for e in quiet if e.type == "transcript"]
+            assert answer["text"] == "" and "very quiet" in answer["warnings"][0]
 
     served(desk, talk)
 
@@ -155,7 +158,7 @@ def test_audio_of_any_format_is_heard_alike(desk, kind, width, rate, channels):
     heard: list[np.ndarray] = []
 
     def recognise(samples, **_):
-        heard.append(samples)
+        heard.append(np.concatenate(list(samples.blocks())))
         return Recognition(1.0)
 
     desk.recognise = recognise
