@@ -33,6 +33,7 @@ from prunella.evaluation.evaluate import evaluate
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.evaluation.systems import BASELINE, open_system
 from prunella.export.export import default_recipe, export_float, float_recipe
+from prunella.export.onnx_families import check_onnx_decoder
 from prunella.needs import recipe_modules
 from prunella.pruning.analyze import MAP_NAME, analyze, save_analysis
 from prunella.pruning.blocks import Block, check_blocks
@@ -415,7 +416,11 @@ def run(args: argparse.Namespace) -> int:
         healed=args.healed,
         baseline=not args.no_baseline,
     )
-    count = len(load(args.model).layers)
+    model = load(args.model)
+    if "onnx" in find_bundle_recipe(load_target(args.target).recipe).engines:
+        check_onnx_decoder(model.decoder.config)
+    count = len(model.layers)
+    del model
     if plan.blocks:
         check_blocks([Block.parse(text) for text in plan.blocks], count)
     else:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 from transformers import CONFIG_MAPPING, GraniteConfig, MistralConfig, Phi3Config, Qwen2Config
 
+from prunella.cli import main
 from prunella.device_runtime.errors import CheckpointError
 from prunella.export.decoder import export_decoder
 from prunella.export.export import export_float
 from prunella.export.onnx_families import FAMILIES, check_onnx_decoder
 from prunella.export.onnx_gate import FLOAT_ERROR
-from prunella.speech_llm.checkpoint import save_decoder
+from prunella.speech_llm.checkpoint import save_checkpoint, save_decoder
 
 SIZES = {
     "vocab_size": 320,
@@ -83,3 +84,12 @@ def test_whatever_the_builder_raises_is_one_line(tiny_model, tmp_path, monkeypat
     ) as raised:
         export_decoder(tmp_path / "decoder", tmp_path / "out")
     assert "\n" not in str(raised.value)
+
+
+def test_a_build_says_it_before_it_measures_anything(speech_llm_around, tmp_path, capsys):
+    model = speech_llm_around(CONFIG_MAPPING["smollm3"](**SIZES))
+    save_checkpoint(model, tmp_path / "model")
+    arguments = ["--target", "x86-cpu", "--drop", "1", "--no-baseline", "-o", str(tmp_path / "out")]
+    assert main(["build", str(tmp_path / "model"), *arguments]) == 1
+    assert "'smollm3' cannot be exported to ONNX" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
