@@ -12,6 +12,7 @@ import argparse
 import gc
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ from prunella.device_runtime.extras import importable, require
 from prunella.device_runtime.files import sha256, write_json, write_text
 from prunella.device_runtime.llama_library import llama_library
 from prunella.device_runtime.outputs import check_output
+from prunella.device_runtime.providers import unannounced
 from prunella.evaluation.evaluate import evaluate
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.evaluation.systems import BASELINE, open_system
@@ -52,6 +54,8 @@ from prunella.quantize.gguf_recipes import find_bundle_recipe
 from prunella.speech_llm.checkpoint import save_checkpoint
 from prunella.speech_llm.load import load, resolve
 from prunella.speech_llm.model import SpeechLLM
+from prunella.targets.detect import match_target
+from prunella.targets.machine import read_machine
 from prunella.targets.profile import TargetProfile, load_target
 
 _EXAMPLES = Path(__file__).parent / "examples"
@@ -89,15 +93,36 @@ class BuildPlan:
         """Whether what is left after the cut is trained here."""
         return self.heal_minutes is not None
 
-    def fingerprint(self) -> str:
-        """Changes with the plan, the data it names and the version of prunella."""
-        named = (self.calibration, self.evaluation, self.text, *self.heal_speech)
-        files = [sha256(path) for path in named if path and not path.startswith("hf:")]
-        # A build may be given more minutes to heal, as a run of `heal` may.
-        decides = {key: value for key, value in asdict(self).items() if key != "heal_minutes"}
-        models = [str(resolve(name)) for name in (self.model, self.healed) if name]
-        body = json.dumps([decides, self.heals, files, models, __version__])
-        return hashlib.sha256(body.encode()).hexdigest()
+    def decisions(self) -> dict[str, Any]:
+        """What decides the artefacts, by the words in which a difference is said.
+
+        Not the minutes of healing, of which a build may be given more, nor the baseline, which is only a row.
+        """
+        profile = asdict(load_target(self.target))
+        facts = {
+            key: value for key, value in profile.items() if key not in ("description", "install", "match")
+        }
+        data = {
+            "--calibration": self.calibration,
+            "--evaluation": self.evaluation,
+            "--text": self.text,
+            **{f"--heal-speech {path}": path for path in self.heal_speech},
+        }
+        models = {"the model": self.model, "--healed": self.healed}
+        return {
+            **{what: name and str(resolve(name).resolve()) for what, name in models.items()},
+            "--target": profile["name"],
+            "the target's profile": _digest(facts),
+            "--drop": self.drop,
+            "--keep": self.keep,
+            "--block": " ".join(self.blocks) or None,
+            "--strategy": self.strategy,
+            "--no-bridge": not self.bridge,
+            "--clips": self.clips,
+            "--heal": self.heals,
+            **{what: path and _file_digest(path) for what, path in data.items()},
+            "prunella": __version__,
+        }
 
 
 @dataclass(frozen=True)
@@ -106,6 +131,7 @@ class BuildReport:
 
     rows: tuple[BuildRow, ...]
     bundle: Path
+    heading: str = ""  # of the table, where it was not measured on the target
 
 
 class Build:
@@ -114,6 +140,7 @@ class Build:
     def __init__(self, plan: BuildPlan, out: Path) -> None:
         self.plan, self.out = plan, out
         self.target: TargetProfile = load_target(plan.target)
+        self.heading = _measured_elsewhere(self.target)
         self._model: SpeechLLM | None = None
         self._calibration: Calibration | None = None
         # Of the engines that the target's recipe is for: the float one that the others come from, and what is compared.
@@ -155,25 +182,31 @@ class Build:
         _check_libraries(self.recipe, self.plan.baseline)
         self._claim_folder()
         steps = self._steps()
-        with tqdm(steps, file=sys.stderr, disable=None, bar_format="{n}/{total} {desc} [{elapsed}]") as bar:
+        with (
+            unannounced(bool(self.heading)),
+            tqdm(steps, file=sys.stderr, disable=None, bar_format="{n}/{total} {desc} [{elapsed}]") as bar,
+        ):
             for artefact, what, step in bar:
                 bar.set_description(what)
                 if not artefact.exists():
                     sys.stderr.write(f"{what} ...\n") if bar.disable else None
                     step()
         rows = tuple(BuildRow(**json.loads(path.read_text())) for path in self._row_files())
-        report = BuildReport(rows, self._bundle("pruned", self.recipe))
+        report = BuildReport(rows, self._bundle("pruned", self.recipe), self.heading)
         write_json(self.out / REPORT_JSON, {"plan": asdict(self.plan), "rows": [asdict(row) for row in rows]})
-        write_text(self.out / REPORT_TABLE, render_rows(rows, markdown=True) + "\n")
+        write_text(self.out / REPORT_TABLE, render_rows(rows, markdown=True, heading=self.heading) + "\n")
         return report
 
     def _claim_folder(self) -> None:
         plan_file = self.out / PLAN_NAME
-        claim = {"fingerprint": self.plan.fingerprint(), "plan": json.loads(json.dumps(asdict(self.plan)))}
+        decisions = self.plan.decisions()
+        claim = {"plan": asdict(self.plan), "decisions": decisions}
         if plan_file.exists():
-            if json.loads(plan_file.read_text(encoding="utf-8")).get("fingerprint") != claim["fingerprint"]:
+            begun = json.loads(plan_file.read_text(encoding="utf-8")).get("decisions")
+            if begun != decisions:
                 raise UsageError(
-                    f"{self.out} holds another build: choose another folder with -o, or remove it"
+                    f"{self.out} holds another build ({_differences(begun, decisions)}): give the same, choose another "
+                    "folder with -o, or remove it"
                 )
         elif self.out.exists() and any(self.out.iterdir()):
             raise UsageError(f"{self.out} is not empty and holds no build: choose another folder with -o")
@@ -261,9 +294,17 @@ class Build:
 
     def _export(self, kind: str, recipe: str) -> None:
         model = self.model if kind == "full" else load(self._smaller)
-        name = Path(self.plan.model).name
-        facts = {"name": name if kind == "full" else f"{name}-pruned"}
+        facts = {"name": self._name(kind)}
         export_float(model, self.target, self._bundle(kind, recipe), provenance=facts, recipe=recipe)
+
+    def _name(self, kind: str) -> str:
+        """Never that of a shipped model for a cut made here: it names the block."""
+        name = Path(self.plan.model).name
+        if kind == "full":
+            return name
+        if self.plan.healed:
+            return Path(self.plan.healed).name
+        return f"{name}-cut-{'+'.join(map(str, self._blocks()))}" + ("-healed" if self.plan.heals else "")
 
     def _requantize(self, kind: str, recipe: str) -> None:
         requantize(open_bundle(self._bundle(kind, self.float_recipe)), recipe, self._bundle(kind, recipe))
@@ -429,12 +470,55 @@ def run(args: argparse.Namespace) -> int:
     cut = json.loads((out / "pruned" / REPORT_NAME).read_text(encoding="utf-8"))
     sys.stdout.write(
         f"cut layers {' '.join(cut['blocks'])} of {cut['layers_before']} ({cut['strategy']})\n\n"
-        f"{render_rows(report.rows)}\n\n"
+        f"{render_rows(report.rows, heading=report.heading)}\n\n"
         f"bundle     {report.bundle}\n"
         f"picture    {out / 'redundancy' / 'redundancy.png'}\n"
         f"your own   prunella transcribe {report.bundle} recording.wav\n"
     )
     return 0
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _file_digest(path: str) -> str:
+    return path if path.startswith("hf:") else sha256(path)
+
+
+def _differences(begun: dict[str, Any] | None, now: dict[str, Any]) -> str:
+    """Such as "--drop 6 there, 9 now"."""
+    if begun is None:
+        return "an earlier prunella began it"
+    said = []
+    for what in dict.fromkeys([*begun, *now]):
+        there, here = begun.get(what), now.get(what)
+        if there == here:
+            continue
+        if isinstance(there, bool) or isinstance(here, bool):
+            said.append(f"{what} there, not now" if there else f"{what} now, not there")
+        elif _is_digest(there) and _is_digest(here):
+            said.append(f"the content of {what}" if what.startswith("--") else what)
+        else:
+            shown = [
+                "none" if value is None else "a file" if _is_digest(value) else value
+                for value in (there, here)
+            ]
+            said.append(f"{what} {shown[0]} there, {shown[1]} now")
+    return "; ".join(said)
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _measured_elsewhere(target: TargetProfile) -> str:
+    """What stands above a table that was measured on a machine that is not the target; nothing where it is."""
+    machine = read_machine()
+    if not match_target(target, machine).fails:
+        return ""
+    here = machine.soc or (machine.device_tree or (machine.arch,))[0]
+    return f"Measured on this machine ({here}), which is no {target.name}: RTF, tokens/s and peak MB are others there."
 
 
 def _check_libraries(recipe: str, baseline: bool) -> None:

@@ -23,8 +23,8 @@ class BuildRow:
     peak_memory_bytes: int | None
 
 
-def render_rows(rows: tuple[BuildRow, ...], *, markdown: bool = False) -> str:
-    """The final table as text."""
+def render_rows(rows: tuple[BuildRow, ...], *, markdown: bool = False, heading: str = "") -> str:
+    """The final table as text, below a heading if there is one."""
     header = ("system", "layers", "MB", "loss", "WER % (95 %)", "RTF", "tokens/s", "peak MB")
     cells = [
         (
@@ -39,7 +39,7 @@ def render_rows(rows: tuple[BuildRow, ...], *, markdown: bool = False) -> str:
         )
         for row in rows
     ]
-    return render_table(header, cells, markdown=markdown)
+    return (f"{heading}\n\n" if heading else "") + render_table(header, cells, markdown=markdown)
 
 
 def _cell(value: float | None, form: str) -> str:

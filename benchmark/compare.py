@@ -15,6 +15,7 @@ from typing import Any
 from prunella.benchmark.conditions import conditions
 from prunella.benchmark.record import BenchRecord, ClipTiming, bench_record, median_timings
 from prunella.device_runtime.errors import EngineError, ManifestError, PrunellaError, UsageError
+from prunella.device_runtime.providers import Missing, announce
 from prunella.evaluation.bootstrap import Interval, ratio_interval
 from prunella.evaluation.manifest import SpeechManifest
 
@@ -136,7 +137,9 @@ class MeasuredProcess:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
         )
         try:
-            self.disk_bytes: int | None = self._answer("loading")["disk_bytes"]
+            loaded = self._answer("loading")
+            self.disk_bytes: int | None = loaded["disk_bytes"]
+            announce([Missing(**one) for one in loaded["missing"]])
             self.load_seconds = time.perf_counter() - began
         except BaseException:
             self.__exit__()

@@ -14,12 +14,13 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, TextIO
 
 from prunella.benchmark.conditions import peak_memory_bytes
 from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.errors import PrunellaError
-from prunella.device_runtime.providers import require_all
+from prunella.device_runtime.providers import require_all, unannounced
 from prunella.evaluation.systems import OpenedSystem, open_system
 
 _SAMPLING_RATE = 16_000
@@ -36,14 +37,17 @@ def serve(
 ) -> None:
     """Answer every line of `paths` (a path as JSON string) with one JSON line, until its end.
 
-    The first line of `results` has `disk_bytes`, the last `peak_memory_bytes`. A PrunellaError ends it with a line
+    The first line of `results` has `disk_bytes` and the `missing` hardware, the last `peak_memory_bytes`. A PrunellaError ends it with a line
     `{"error": ..., "exit_code": ...}`.
     """
     try:
-        opened = open_system(system, guards=guards, threads=threads)
+        with unannounced():  # who reads the results says it, once for all systems
+            opened = open_system(system, guards=guards, threads=threads)
+        engine = getattr(opened.system, "engine", None)
         if strict:
-            require_all(getattr(opened.system, "engine", None))
-        _write(results, {"disk_bytes": opened.disk_bytes})
+            require_all(engine)
+        missing = [asdict(one) for one in getattr(engine, "missing", ())]
+        _write(results, {"disk_bytes": opened.disk_bytes, "missing": missing})
         for line in paths:
             _write(results, _timed(opened, json.loads(line)))
     except PrunellaError as error:

@@ -5,10 +5,12 @@ What is asked for and is not there is announced, never silently replaced; `requi
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ _LOG = logging.getLogger(__name__)
 _CACHE = "~/.cache/prunella"  # as target profiles name ours
 _FOLDERS = ("trt_engine_cache_path", "trt_timing_cache_path", "ModelCacheDirectory")
 OptionValue = str | int | float | bool
+_said: set[Missing] = set()
+_quiet: ContextVar[bool] = ContextVar("unannounced", default=False)
 
 
 @dataclass(frozen=True)
@@ -102,11 +106,23 @@ def for_decoder(providers: Sequence[Provider]) -> tuple[Provider, ...]:
 
 
 def announce(missing: Sequence[Missing]) -> tuple[Missing, ...]:
-    """Log a warning for each, once, which Python writes to stderr; returns them without repetitions."""
+    """Log a warning for each, once a process, which Python writes to stderr; returns them without repetitions."""
     unique = tuple(dict.fromkeys(missing))
     for entry in unique:
-        _LOG.warning("%s", entry)
+        if entry not in _said and not _quiet.get():
+            _said.add(entry)
+            _LOG.warning("%s", entry)
     return unique
+
+
+@contextlib.contextmanager
+def unannounced(quiet: bool = True) -> Iterator[None]:
+    """Nothing is announced inside: what is built for another machine is not expected to find its hardware here."""
+    token = _quiet.set(quiet or _quiet.get())
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
 
 
 def require_all(engine: object) -> None:

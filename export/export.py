@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import tempfile
 from dataclasses import asdict
@@ -28,12 +29,14 @@ from prunella.export.onnx_gate import gate_onnx
 from prunella.needs import recipe_modules
 from prunella.pruning.calibration import speech_batches
 from prunella.quantize.bundle_writer import TOKENIZER_NAME, requantize, seal_bundle
-from prunella.quantize.gguf_recipes import BundleRecipe, default_gguf_recipe, find_bundle_recipe
+from prunella.quantize.gguf_recipes import SUPER_BLOCK, BundleRecipe, default_gguf_recipe, find_bundle_recipe
 from prunella.speech_llm.checkpoint import save_decoder
 from prunella.speech_llm.load import load
 from prunella.speech_llm.model import SpeechLLM
 from prunella.targets.fit import fit_bundle
 from prunella.targets.profile import TargetProfile, load_target
+
+_LOG = logging.getLogger(__name__)
 
 
 def export(
@@ -161,7 +164,13 @@ def default_recipe(model: SpeechLLM, profile: TargetProfile) -> str:
     parts = profile.recipe.split("+")
     fitting = default_gguf_recipe(text.hidden_size, text.intermediate_size)
     followed = "+".join(fitting if part == "Q4_K_M" else part for part in parts)
-    return followed if followed in profile.recipes else profile.recipe
+    if followed == profile.recipe or followed not in profile.recipes:
+        return profile.recipe
+    _LOG.warning(
+        "%s, the recipe of %s, becomes %s: rows of %d and %d weights are no multiples of %d, and most of them would take 5 bits",
+        profile.recipe, profile.name, followed, text.hidden_size, text.intermediate_size, SUPER_BLOCK,
+    )  # fmt: skip
+    return followed
 
 
 def float_recipe(engines: tuple[str, ...]) -> str:

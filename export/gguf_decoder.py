@@ -66,7 +66,11 @@ def decoder_keys(model: SpeechLLM, family: Family) -> dict[str, Value]:
     keys: dict[str, Value] = {
         ARCHITECTURE: gguf.MODEL_ARCH_NAMES[family.arch],
         "general.type": "model",
-        "general.name": str(model.config.provenance.get("base_model") or config.model_type),
+        "general.name": str(
+            model.config.provenance.get("name")
+            or model.config.provenance.get("base_model")
+            or config.model_type
+        ),
         "general.quantization_version": gguf.GGML_QUANT_VERSION,
     }
     keys |= hyper_parameters(config, family)

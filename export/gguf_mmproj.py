@@ -94,7 +94,11 @@ def mmproj_keys(model: SpeechLLM) -> dict[str, Value]:
     return {
         ARCHITECTURE: "clip",
         "general.type": "mmproj",
-        "general.name": str(model.config.provenance.get("base_model") or model.config.family),
+        "general.name": str(
+            model.config.provenance.get("name")
+            or model.config.provenance.get("base_model")
+            or model.config.family
+        ),
         "clip.has_audio_encoder": True,
         "clip.has_vision_encoder": False,
         "clip.projector_type": "ultravox",

@@ -99,6 +99,10 @@ def prune(
         return replace(model, decoder=pruned), report
     result = with_decoder(model, pruned)
     result.config = model.config.with_provenance(pruning=asdict(report))
+    known = model.config.provenance
+    name = known.get("name") or known.get("base_model") or model.config.family
+    # Never that of the model it was cut from.
+    result.config = result.config.with_provenance(name=f"{name}-cut-{'+'.join(map(str, merged))}")
     return result, report
 
 

@@ -57,7 +57,10 @@ def load_any(name: str | Path) -> SpeechLLM | TextLLM:
     folder = resolve(name)
     check_model_folder(folder)
     if is_checkpoint(folder):
-        return load_checkpoint(folder)
+        model = load_checkpoint(folder)
+        if str(name) in EMBEDDED:
+            model.config = model.config.with_provenance(name=str(name))
+        return model
     if hub.is_ultravox(folder):
         return hub.load_ultravox(folder)
     check_is_text(folder)

@@ -33,6 +33,14 @@ def example_folder(monkeypatch) -> Iterator[Callable[[str], None]]:
             del sys.modules[name]
 
 
+@pytest.fixture(autouse=True)
+def nothing_was_announced(monkeypatch) -> None:
+    """Missing hardware is announced once a process: for every test that is anew."""
+    from prunella.device_runtime import providers
+
+    monkeypatch.setattr(providers, "_said", set())
+
+
 @pytest.fixture(scope="session")
 def reference():
     from prunella.speech_llm import load

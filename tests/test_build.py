@@ -1,5 +1,6 @@
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -10,10 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from prunella import targets
+from prunella.benchmark import compare
 from prunella.build import Build, BuildPlan, build, healed_blocks
 from prunella.cli import main
 from prunella.device_runtime.bundle import open_bundle
 from prunella.device_runtime.errors import UsageError
+from prunella.evaluation.manifest import read_manifest
 from prunella.pruning.blocks import Block
 from prunella.pruning.prune import prune
 from prunella.speech_llm.checkpoint import load_checkpoint, save_checkpoint
@@ -45,7 +49,7 @@ def test_a_build_ends_in_bundles_and_a_table(built):
     assert (built / "report.md").read_text().count("\n|") == 10
 
 
-def test_a_build_for_llama_cpp(plan, tmp_path):
+def test_a_build_for_llama_cpp(plan, tmp_path, caplog):
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     profile = tmp_path / "small.toml"
     recipes = ["F16", "Q8_0", "Q4_K_M", "Q4_0"]
@@ -54,6 +58,7 @@ def test_a_build_for_llama_cpp(plan, tmp_path):
         f'recipe = "Q4_K_M"\nrecipes = {json.dumps(recipes)}\n'
     )
     whole = Build(replace(plan, target=str(profile)), tmp_path / "out")
+    assert "Q4_K_M, the recipe of small, becomes Q4_0" in caplog.text
     assert whole.recipe == "Q4_0"  # the model's rows are too narrow for Q4_K_M
     assert whole.recipes == ("F16", "Q8_0", "Q4_0")
     assert "pruned, GGUF Q4_0" in whole._systems()
@@ -116,6 +121,62 @@ def test_another_build_does_not_mix_in(plan, built, tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(UsageError, match="not empty"):
         build(plan, tmp_path)
+
+
+def test_a_resume_may_leave_rows_out_and_a_difference_is_named(plan, built, tmp_path):
+    for same in (replace(plan, baseline=True), replace(plan, calibration=os.path.relpath(plan.calibration))):
+        Build(same, built)._claim_folder()
+    profile = tmp_path / "x86-cpu.toml"
+    profile.write_text((Path(targets.__file__).parent / "x86-cpu.toml").read_text())
+    Build(replace(plan, target=str(profile)), built)._claim_folder()  # the same profile by another name
+    profile.write_text(profile.read_text() + "\n[precision]\nhead = 'float'\n")
+    speech = tmp_path / "speech.jsonl"
+    speech.write_text(Path(plan.evaluation).read_text() + "\n")
+    for change, said in (
+        ({"drop": 1}, r"\(--drop 2 there, 1 now\)"),
+        ({"drop": None, "keep": 0.5}, "--drop 2 there, none now; --keep none there, 0.5 now"),
+        ({"bridge": False}, "--no-bridge now, not there"),
+        ({"heal_minutes": 1.0}, "--heal now, not there"),
+        ({"target": "raspberry-pi-5"}, "--target x86-cpu there, raspberry-pi-5 now"),
+        ({"target": str(profile)}, r"\(the target's profile\)"),
+        ({"evaluation": str(speech)}, r"\(the content of --evaluation\)"),
+        ({"text": str(speech)}, "--text none there, a file now"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            Build(replace(plan, **change), built)._claim_folder()
+
+
+def test_a_cut_is_never_named_like_the_model_that_it_was_cut_from(plan, built):
+    full = Path(plan.model).name
+    (block,) = json.loads((built / "pruned" / "pruning.json").read_text())["blocks"]
+    names = [open_bundle(built / folder).manifest.name for folder in ("full-int4", "pruned-int4")]
+    assert names == [full, f"{full}-cut-{block}"]
+    again, _ = prune(load_checkpoint(built / "pruned"), [Block(0, 1)])
+    assert again.config.provenance["name"].endswith(f"-cut-{block}-cut-0:1")
+
+
+def test_a_table_for_another_machine_says_so_and_misses_no_hardware(plan, tmp_path, caplog, monkeypatch):
+    text = (
+        'name = "board"\ndescription = "for a test"\nengines = ["onnx"]\nrecipe = "fp32"\nrecipes = ["fp32"]\n'
+        'providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]\n[match]\n'
+    )
+    here, elsewhere = tmp_path / "here.toml", tmp_path / "elsewhere.toml"
+    here.write_text(text + f'os = ["{platform.system()}"]\n')
+    elsewhere.write_text(text + 'os = ["Plan9"]\n')
+    assert Build(replace(plan, target=str(here)), tmp_path / "a").heading == ""
+    bundle = str(tmp_path / "out" / "full-fp32")
+    monkeypatch.setattr(Build, "_systems", lambda self: {"full, ONNX fp32": bundle})  # one of them is enough
+    steps = Build._steps
+    wanted = ("exporting full as fp32", "evaluating full, ONNX fp32")
+    monkeypatch.setattr(Build, "_steps", lambda self: [step for step in steps(self) if step[1] in wanted])
+    report = build(replace(plan, target=str(elsewhere)), tmp_path / "out")
+    assert "which is no board" in report.heading
+    assert (tmp_path / "out" / "report.md").read_text().startswith(report.heading)
+    assert "is not used" not in caplog.text
+    for _ in range(2):  # said where it is run, once
+        compare.measure([bundle, bundle], read_manifest(plan.evaluation).select(limit=1), repeat=1)
+    said = [record for record in caplog.records if "CUDAExecutionProvider is not used" in record.getMessage()]
+    assert len(said) == 1
 
 
 def test_a_killed_build_goes_on(plan, built, tmp_path):
