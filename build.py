@@ -46,6 +46,7 @@ from prunella.pruning.calibration import (
     speech_calibration,
     text_batches,
 )
+from prunella.pruning.history import blocks_between
 from prunella.pruning.prune import REPORT_NAME, layers_to_drop, prune, save_pruned
 from prunella.pruning.redundancy import load_maps
 from prunella.pruning.selection import STRATEGIES, Evidence, choose_blocks
@@ -372,12 +373,10 @@ def healed_blocks(model: str, healed: str) -> tuple[str, ...]:
     """The blocks that were cut from `model` before `healed` was healed, as its provenance says.
 
     Raises:
-        UsageError: it says nothing, or what is left has not so many layers.
+        UsageError: it says nothing, what is left has not so many layers, or `model` is not what was cut.
     """
-    smaller = load(healed)
-    blocks = tuple(smaller.config.provenance.get("pruning", {}).get("blocks", ()))
-    layers = len(load(model).layers)
-    if layers - sum(len(Block.parse(text)) for text in blocks) != len(smaller.layers) or not blocks:
+    blocks = tuple(map(str, blocks_between(load(model), load(healed))))
+    if not blocks:
         raise UsageError(
             f"{healed} was not cut from {model}: name the model that it was pruned from, or build with --drop"
         )

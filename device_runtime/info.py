@@ -103,10 +103,13 @@ def _guards(bundle: Bundle) -> str:
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Rows for a free-form, possibly nested mapping: `wer.before`, `wer.after`, ..."""
+    """Rows for a free-form, possibly nested mapping: `wer.before`, `wer.after`, ...; one for each cut or sitting."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
+        elif value and isinstance(value, list) and all(isinstance(one, Mapping) for one in value):
+            for number, one in enumerate(value, 1):
+                yield f"{prefix}{key}.{number}", ", ".join(" ".join(row) for row in _flatten(one))
         elif value is not None and value != []:
             yield (
                 f"{prefix}{key}",

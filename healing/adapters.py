@@ -19,6 +19,7 @@ from prunella.device_runtime.errors import EngineError, UsageError
 from prunella.healing.plan import HealingPlan
 from prunella.healing.quantization_aware import RoundedWeights
 from prunella.pruning.blocks import Block
+from prunella.pruning.history import pruned_blocks
 from prunella.speech_llm.model import SpeechLLM, decoder_layers
 from prunella.speech_llm.model_folder import full_disks_are_os_errors
 
@@ -28,8 +29,7 @@ _ADAPTER = "default"
 def lora_layers(spec: str, model: SpeechLLM) -> list[int]:
     """Decoder layers named by "all", "receiving" or a list such as "0,3:7", in order.
 
-    "receiving" are the layers that now get the input that a pruned block used to produce; `provenance["blocks"]` names
-    the blocks in the numbering before the cut.
+    "receiving" are the layers that now get what a pruned block used to produce, of all cuts that the model has seen.
 
     Raises:
         UsageError: not of this form, out of range, or "receiving" of a model that was not pruned.
@@ -44,7 +44,7 @@ def lora_layers(spec: str, model: SpeechLLM) -> list[int]:
                 "this model was not pruned, so no layer receives: use --lora all, or name layers (0,3:7)"
             )
         removed, layers = 0, []
-        for block in sorted(blocks):
+        for block in blocks:
             layers.append(min(block.start - removed, count - 1))
             removed += len(block)
         return sorted(set(layers))
@@ -59,11 +59,6 @@ def lora_layers(spec: str, model: SpeechLLM) -> list[int]:
     if max(chosen) >= count:
         raise UsageError(f"there is no layer {max(chosen)}: the decoder has layers 0 to {count - 1}")
     return sorted(chosen)
-
-
-def pruned_blocks(model: SpeechLLM) -> list[Block]:
-    """Blocks that the checkpoint's provenance says were taken out."""
-    return [Block.parse(text) for text in model.config.provenance.get("pruning", {}).get("blocks", [])]
 
 
 class TrainableDecoder:

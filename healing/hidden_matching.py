@@ -10,7 +10,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from prunella.device_runtime.errors import UsageError
-from prunella.healing.adapters import pruned_blocks
+from prunella.pruning.history import blocks_between, pruned_blocks
 from prunella.speech_llm.batches import IGNORE
 from prunella.speech_llm.model import SpeechLLM
 
@@ -23,18 +23,25 @@ class HiddenMatching:
 
     Args:
         student: pruned; its provenance names the blocks.
-        teacher: the model before the cut.
+        teacher: the model before the cut, or before several.
 
     Raises:
-        UsageError: the student was not pruned, or only its first layers were, before which there is nothing to train.
+        UsageError: the student was not pruned, or only its first layers were, before which there is nothing to train;
+            or it was pruned from another model.
     """
 
     def __init__(self, student: SpeechLLM, teacher: SpeechLLM) -> None:
+        blocks = blocks_between(teacher, student)
+        if pruned_blocks(student) and not blocks:
+            raise UsageError(
+                "--hidden-weight compares hidden states with those before a cut, and the teacher is not what this model "
+                "was cut from: give that one, or leave --hidden-weight out"
+            )
         removed = 0
         self._layers: list[tuple[torch.nn.Module, torch.nn.Module]] = []
         self._student: dict[int, torch.Tensor] = {}
         self._teacher: dict[int, torch.Tensor] = {}
-        for block in sorted(pruned_blocks(student)):
+        for block in blocks:
             before = block.start - removed - 1
             removed += len(block)
             if before >= 0:

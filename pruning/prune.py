@@ -19,6 +19,7 @@ from prunella.evaluation.manifest import read_manifest
 from prunella.pruning.blocks import Block, check_blocks
 from prunella.pruning.bridge import BridgeReport, Method, bridge_blocks
 from prunella.pruning.calibration import Calibration, speech_calibration, text_calibration
+from prunella.pruning.history import with_cut
 from prunella.pruning.redundancy import RedundancyMap, load_maps, measure_redundancy
 from prunella.pruning.selection import NEEDS_MAP, STRATEGIES, Evidence, choose_blocks
 from prunella.pruning.surgery import check_reload, drop_layers, with_decoder
@@ -33,7 +34,10 @@ Model = TypeVar("Model", SpeechLLM, TextLLM)
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What was cut and what it did to the cross-entropy (nats a token) of the held-out part; None where not measured."""
+    """What was cut and what it did to the cross-entropy (nats a token) of the held-out part; None where not measured.
+
+    Blocks are in the numbering of the model that was given, whatever had been cut from it before.
+    """
 
     strategy: str
     blocks: tuple[str, ...]
@@ -73,6 +77,10 @@ def prune(
         method: what a bridge fits.
         strategy: how the blocks were chosen, for the report.
 
+    Returns:
+        The smaller model, a speech LLM with an entry added to `provenance["pruning"]` (its blocks in the numbering
+        before the first cut of all), and what was done.
+
     Raises:
         UsageError: blocks that do not exist or cannot be cut.
     """
@@ -98,11 +106,12 @@ def prune(
     if isinstance(model, TextLLM):
         return replace(model, decoder=pruned), report
     result = with_decoder(model, pruned)
-    result.config = model.config.with_provenance(pruning=asdict(report))
     known = model.config.provenance
     name = known.get("name") or known.get("base_model") or model.config.family
-    # Never that of the model it was cut from.
-    result.config = result.config.with_provenance(name=f"{name}-cut-{'+'.join(map(str, merged))}")
+    result.config = model.config.with_provenance(
+        pruning=with_cut(model, report),
+        name=f"{name}-cut-{'+'.join(map(str, merged))}",  # never that of the model it was cut from
+    )
     return result, report
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,11 @@ class SpeechLLMConfig:
     ctc_alphabet: str = ""  # letters of the CTC head (ctc_head.py); none: there is no head
     decode: DecodeOptions = field(default_factory=DecodeOptions)
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        cut = self.provenance.get("pruning")
+        if isinstance(cut, Mapping):  # as prunella wrote it while it remembered the last cut alone
+            object.__setattr__(self, "provenance", {**self.provenance, "pruning": [cut]})
 
     @property
     def samples_per_token(self) -> int:

@@ -175,7 +175,7 @@ def pack_reference(model: SpeechLLM, folder: str | Path, rank: int) -> Path:
         files |= audio
     facts = _facts(model)
     if len(kept) < full.config.num_hidden_layers:
-        facts |= {"decoder_layers": kept, "pruning": model.config.provenance.get("pruning", {})}
+        facts |= {"decoder_layers": kept, "pruning": model.config.provenance.get("pruning", [])}
     folder = Path(folder)
     with whole_directory(folder) as partial:
         config.save_pretrained(str(partial))

@@ -93,6 +93,11 @@ def test_info_says_what_is_inside(write_bundle, capsys):
     lettered = write_bundle("lettered", audio=AudioSpec(ctc_alphabet=" abc"))
     assert cli.main(["info", str(lettered)]) == 0
     assert "CTC head over ' abc', weighed 0.2" in capsys.readouterr().out
+    cuts = [{"blocks": ["2:4"], "layers_after": 4}, {"blocks": ["1:2", "4:5"], "loss_full": None}]
+    assert cli.main(["info", str(write_bundle("cut", provenance={"pruning": cuts}))]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert ["pruning.1", 'blocks ["2:4"], layers_after 4'] in lines
+    assert ["pruning.2", 'blocks ["1:2", "4:5"]'] in lines
     assert cli.main(["info", str(folder), "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["provenance"]["wer"]["after"] == 33.1

@@ -132,3 +132,23 @@ def test_a_pass_that_fails_keeps_no_state(make_model, manifest, monkeypatch):
     with pytest.raises(Stop):
         learner(inputs)
     assert hooks_of(pruned) == hooks_of(full) == []
+
+
+def test_states_are_compared_over_several_cuts(make_model, manifest):
+    full = make_model(layers=6)
+    for silent in (1, 4):  # which change nothing, so that the states behind them are those before them
+        layer = full.layers[silent]
+        for part in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            part.weight.data.zero_()
+    once, _ = prune(full, [Block(4, 5)])
+    twice, _ = prune(once, [Block(1, 2)])
+    inputs = inputs_of(full, open_speech([manifest])[:2])
+    for teacher, cuts in ((full, 2), (once, 1)):
+        matching = HiddenMatching(twice, teacher)
+        with torch.no_grad(), matching.recording():
+            for model in (twice, teacher):
+                Learner(model, replace(PLAN, hidden_weight=0.0))(inputs)
+            assert float(matching.distance(inputs)) < 1e-6
+            assert len(hooks_of(twice)) == len(hooks_of(teacher)) == cuts
+    with pytest.raises(UsageError, match="not what this model was cut from"):
+        HiddenMatching(twice, make_model(layers=5))

@@ -275,7 +275,7 @@ def test_pruning_a_speech_llm_end_to_end(small_speech_llm, calibration, tmp_path
     saved = save_pruned(pruned, report, tmp_path / "pruned")
     assert saved.max_logit_difference <= 1e-4
     again = load(tmp_path / "pruned")
-    assert again.config.provenance["pruning"]["blocks"] == ["2:4"]
+    assert [cut["blocks"] for cut in again.config.provenance["pruning"]] == [["2:4"]]
     assert cross_entropy(again.decoder, calibration.held_out) == pytest.approx(report.loss_pruned, abs=1e-5)
     assert json.loads((tmp_path / "pruned" / "pruning.json").read_text())["bridges"][0]["block"] == "2:4"
 
