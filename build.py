@@ -402,7 +402,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     amount.add_argument(
         "--healed", metavar="HEALED", help="make the cut that this model was healed from, and export this one"
     )
-    parser.add_argument("--strategy", default="bridged", choices=STRATEGIES, help="how layers are chosen")
+    parser.add_argument(
+        "--strategy", default="bridged", choices=STRATEGIES, help="how layers are chosen (default: bridged)"
+    )
     parser.add_argument("--no-bridge", action="store_true", help="leave the gap as it is")
     parser.add_argument("--calibration", metavar="MANIFEST", help="speech to measure and fit on")
     parser.add_argument("--evaluation", metavar="MANIFEST", help="speech to judge on")

@@ -77,6 +77,11 @@ def _run(argv: Sequence[str] | None) -> int:
     if argv[0] in ("-V", "--version"):
         print(f"prunella {__version__}")  # noqa: T201
         return 0
+    if argv[0] == "help":  # `prunella help VERB`
+        argv = [*argv[1:2], "--help"]
+        if len(argv) == 1:
+            print(_usage())  # noqa: T201
+            return 0
     verb, *rest = argv
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)

@@ -227,6 +227,9 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
         )
     manifest_path = path / MANIFEST_NAME
     if not manifest_path.is_file():
+        within = sorted(str(found.parent) for found in path.glob(f"*/{MANIFEST_NAME}"))
+        if within:
+            raise BundleError(f"{path} is no bundle, but holds some: name one of {', '.join(within)}")
         raise BundleError(
             f"{path} holds no {MANIFEST_NAME}: not a bundle; `prunella export MODEL --target ...` makes one"
         )

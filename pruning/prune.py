@@ -162,7 +162,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     amount.add_argument(
         "--block", action="append", metavar="START:STOP", help="cut these layers (0-based, STOP not included)"
     )
-    parser.add_argument("--strategy", default="bridged", choices=STRATEGIES, help="how layers are chosen")
+    parser.add_argument(
+        "--strategy", default="bridged", choices=STRATEGIES, help="how layers are chosen (default: bridged)"
+    )
     parser.add_argument("--speech", metavar="MANIFEST", help="calibration speech (JSONL with transcripts)")
     parser.add_argument("--text", metavar="FILE", help="calibration text, for a text LLM")
     parser.add_argument(

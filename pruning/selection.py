@@ -115,7 +115,10 @@ def choose_blocks(evidence: Evidence, size: int, strategy: str = "bridged") -> t
 
 def _map(evidence: Evidence, strategy: str) -> RedundancyMap:
     if evidence.redundancy is None:
-        raise UsageError(f"'{strategy}' needs a redundancy map: give --speech, --text or --map")
+        raise UsageError(
+            f"the strategy '{strategy}' chooses by a redundancy map: give --speech to measure it (--text for a text LLM) or "
+            "--map, or name the layers with --block"
+        )
     return evidence.redundancy
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, WhisperForConditionalGeneration
 
 from prunella.device_runtime.errors import CheckpointError
+from prunella.device_runtime.model_names import EMBEDDED
 from prunella.speech_llm.checkpoint import load_decoder, load_weights
 from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
 from prunella.speech_llm.model import SpeechLLM, decoder_layers
@@ -32,9 +34,11 @@ def download(model_id: str) -> Path:
     try:
         return Path(snapshot_download(model_id, allow_patterns=_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        near = difflib.get_close_matches(model_id, EMBEDDED, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
         raise CheckpointError(
-            f"'{model_id}' is neither a folder, an embedded model (`prunella models list`) nor a Hugging Face id that can be reached from here: {reason}"
+            f"no model '{model_id}': {hint}It is neither a folder, an embedded model (`prunella models list`) nor a "
+            "Hugging Face id that can be reached from here"
         ) from error
 
 

@@ -84,3 +84,17 @@ def test_no_name_ends_a_run_and_json_stays_json(encoding):
     )
     text = done.stdout.decode(encoding.partition(":")[0])
     assert json.loads(text) == {"file": "ü 名 \U0001f600 \udce9"}
+
+
+def test_help_is_a_verb_too(capsys):
+    assert main(["help"]) == 0 and "usage: prunella VERB" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["help", "info"])
+    assert ended.value.code == 0 and "usage: prunella info" in capsys.readouterr().out
+
+
+def test_a_folder_of_bundles_names_them(tmp_path, capsys):
+    (tmp_path / "pruned-int4").mkdir()
+    (tmp_path / "pruned-int4" / "bundle.json").write_text("{}")
+    assert main(["info", str(tmp_path)]) == 1
+    assert f"name one of {tmp_path / 'pruned-int4'}" in capsys.readouterr().err
