@@ -137,3 +137,10 @@ def test_a_coded_file_is_not_taken_for_samples(kind, subtype):
 )
 def test_quiet_samples_are_not_taken_for_a_coded_file(start):
     assert len(read(start + bytes(3_196))) == 1_600
+
+
+def test_channels_that_cancel_each_other_are_not_lost_in_a_pipe():
+    wave = noise(16_000, 1)[:, 0]
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.stack([wave, -wave], axis=1), 16_000, format="WAV", subtype="FLOAT")
+    np.testing.assert_allclose(read(buffer.getvalue()), wave, atol=1e-6)
