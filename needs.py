@@ -8,8 +8,6 @@ from pathlib import Path
 
 from prunella.device_runtime.errors import PrunellaError
 from prunella.device_runtime.model_names import BASELINE, EMBEDDED
-from prunella.quantize.gguf_recipes import find_bundle_recipe
-from prunella.targets.profile import load_target
 
 HELP = ("-h", "--help")  # asks nothing of the work
 _MODEL = ("torch", "transformers", "safetensors", "peft")
@@ -34,13 +32,21 @@ def needed_modules(verb: str, words: Sequence[str]) -> tuple[str, ...]:
 
 def recipe_modules(recipe: str) -> tuple[str, ...]:
     """What writing bundles of a recipe needs beside the model."""
+    from prunella.quantize.gguf_recipes import find_bundle_recipe  # rooms open when their verb is called
+
     engines = find_bundle_recipe(recipe).engines
     return tuple(name for engine in ("onnx", *engines) for name in _RECIPES[engine])
 
 
+def _recipe_of(target: str) -> str:
+    from prunella.targets.profile import load_target
+
+    return load_target(target).recipe
+
+
 def _build(words: Sequence[str]) -> tuple[str, ...]:
     target = _value(words, "--target")
-    recipe = recipe_modules(load_target(target).recipe) if target else ()
+    recipe = recipe_modules(_recipe_of(target)) if target else ()
     baseline = () if "--no-baseline" in words else ("faster_whisper",)
     heal = _heal(words) if "--heal" in words else ()
     return (*_EXPORT, *_PRUNE, "matplotlib", *_JUDGE, *recipe, *baseline, *heal)
@@ -49,7 +55,7 @@ def _build(words: Sequence[str]) -> tuple[str, ...]:
 def _export(words: Sequence[str]) -> tuple[str, ...]:
     recipe, target = _value(words, "--recipe"), _value(words, "--target")
     if recipe is None and target is not None:
-        recipe = load_target(target).recipe
+        recipe = _recipe_of(target)
     return (*_EXPORT, *(recipe_modules(recipe) if recipe else ()))
 
 
