@@ -19,7 +19,8 @@ class Downmix:
         """(n, channels) → (n,): their mean, or the only one."""
         if block.shape[1] == 1:
             return block[:, 0]
-        mono = block.mean(axis=1)
+        with np.errstate(invalid="ignore"):  # infinite samples are refused later, in words
+            mono = block.mean(axis=1)
         self._channels = self._channels + np.einsum("ij,ij->j", block, block, dtype=np.float64)
         self._mean += float(np.einsum("i,i->", mono, mono, dtype=np.float64))
         return mono

@@ -50,7 +50,7 @@ class Utterance:
         """(n,) float32 at 16 kHz: the file, or the segment of it.
 
         Raises:
-            AudioError: as `load_audio`, or the segment lies behind the file's end.
+            AudioError: as `load_audio`, or the segment lies behind the file's end or holds no sample.
         """
         samples = load_audio(self.audio)
         if self.offset is None:
@@ -60,7 +60,10 @@ class Utterance:
             raise AudioError(
                 f"{self.id} begins behind the end of its file ({len(samples) / SAMPLE_RATE:.2f} s): correct the manifest"
             )
-        return samples[start : round((self.offset + self.duration) * SAMPLE_RATE)].copy()
+        segment = samples[start : round((self.offset + self.duration) * SAMPLE_RATE)]
+        if not len(segment):
+            raise AudioError(f"{self.id} is shorter than one sample: correct the manifest")
+        return segment.copy()
 
 
 @dataclass(frozen=True)
@@ -241,6 +244,9 @@ def _parse(line: str, folder: Path) -> Utterance:
     if not found:
         raise ValueError(f"{audio} does not exist")
     source, speaker = row.get("source"), row.get("speaker")
+    for key, value in (("text", text), ("source", source), ("speaker", speaker)):
+        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise ValueError(f"{key} holds half of a character (a surrogate): write it in UTF-8")
     return Utterance(
         id=name if offset is None else f"{name}@{offset:g}+{duration:g}",
         audio=audio,

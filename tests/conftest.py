@@ -18,6 +18,14 @@ ROOT = Path(__file__).parents[1]
 CLIPS = ROOT / "examples" / "clips"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What uses the reference, or anything made of it, loads a real model."""
+    for item in items:
+        if any(name.startswith("reference") for name in getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.model)
+
+
 @pytest.fixture
 def example_folder(monkeypatch) -> Iterator[Callable[[str], None]]:
     """Lets a test import the scripts of `examples/NAME` as they import each other, and forgets them afterwards."""

@@ -22,6 +22,8 @@ from prunella.pruning.blocks import Block
 from prunella.pruning.prune import prune
 from prunella.speech_llm.checkpoint import load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def plan(small_speech_llm, noise_manifest, tmp_path_factory) -> BuildPlan:

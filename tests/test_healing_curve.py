@@ -10,6 +10,8 @@ import torch
 
 from prunella.speech_llm.checkpoint import save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "examples" / "healing_curve" / "results"
 CLIPS = ROOT / "examples" / "clips"

@@ -17,6 +17,8 @@ import pytest
 from prunella.device_runtime.wheels import cache_folder
 from prunella.speech_llm.checkpoint import save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 CLIP = Path(__file__).parents[1] / "examples" / "clips" / "evaluation" / "goforward.flac"
 SWITCHES = ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK")
 

@@ -13,6 +13,8 @@ import pytest
 from prunella.device_runtime.errors import CheckpointError
 from prunella.speech_llm import embedded_weights as weights
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 NOT_SOURCES = (
     ".*",

@@ -15,6 +15,8 @@ from prunella.device_runtime.errors import ManifestError
 from prunella.device_runtime.transcript import DecodeOptions, Segment, Timings, Transcript
 from prunella.evaluation.manifest import read_manifest
 
+pytestmark = pytest.mark.slow
+
 MANIFEST = Path(__file__).parents[2] / "examples" / "clips" / "evaluation.jsonl"
 
 

@@ -16,6 +16,8 @@ from prunella.device_runtime.log_mel import SAMPLE_RATE
 from prunella.device_runtime.transcript import Segment, Timings, Transcript
 from prunella.evaluation.manifest import read_manifest
 
+pytestmark = pytest.mark.slow
+
 CLIPS = Path(__file__).parents[2] / "examples" / "clips"
 
 

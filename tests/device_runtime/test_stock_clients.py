@@ -26,6 +26,8 @@ from wyoming.client import AsyncTcpClient
 from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.transcriber import open_transcriber
 
+pytestmark = pytest.mark.slow
+
 
 def free_ports(count: int) -> list[int]:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]

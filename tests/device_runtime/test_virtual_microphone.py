@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.native
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "virtual_microphone.py"
 CLIP = ROOT / "examples" / "clips" / "evaluation" / "librivox_0880.flac"

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = [pytest.mark.slow, pytest.mark.model]
+
 ROOT = Path(__file__).parents[2]
 CLIP = ROOT / "examples" / "clips" / "evaluation" / "goforward.flac"
 

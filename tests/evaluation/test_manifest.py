@@ -55,6 +55,8 @@ def test_the_committed_manifests_are_clean(name, clips):
         (row(duration=10**400), "positive number"),
         (row(offset=1e308), "not a number of seconds"),
         (row(audio_filepath="a" * 5_000), "cannot be opened"),
+        (row(text="a \ud800"), "half of a character"),
+        (row(source="\udfff"), "half of a character"),
         (row(audio_filepath="a\nb"), r"a\nb does not exist"),
     ],
 )
@@ -148,6 +150,13 @@ def test_a_limit_with_a_seed_draws_from_every_source():
     assert ids(manifest.limit(5)) == list(range(10))
     # A source's draw does not depend on which others are there.
     assert ids(manifest.only(["a"]).limit(5, seed=1)) == [i for i in drawn if i % 2 == 0]
+
+
+def test_a_segment_without_a_sample_is_an_error(tmp_path):
+    path = write(tmp_path, row(offset=0.5, duration=1e-9))
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000, format="WAV")
+    with pytest.raises(AudioError, match="shorter than one sample"):
+        read_manifest(path).utterances[0].load()
 
 
 def test_a_segment_is_cut_out_of_its_file(tmp_path):

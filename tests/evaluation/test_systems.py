@@ -16,6 +16,8 @@ from prunella.evaluation.manifest import read_manifest
 from prunella.evaluation.systems import open_system, system_kind
 from prunella.evaluation.word_errors import count_errors
 
+pytestmark = pytest.mark.model
+
 CLIPS = Path(__file__).parents[2] / "examples" / "clips"
 
 

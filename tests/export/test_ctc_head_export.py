@@ -17,6 +17,8 @@ from prunella.speech_llm.ctc_head import ENGLISH
 from prunella.speech_llm.engine import TorchEngine, model_transcriber
 from prunella.targets.profile import load_target
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def lettered(tiny_model):

@@ -14,6 +14,8 @@ from prunella.export.decoder import export_decoder
 from prunella.export.export import export
 from prunella.speech_llm.checkpoint import save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 def checksums(bundle):
     return {name: entry.sha256 for name, entry in bundle.manifest.files.items()}

@@ -23,6 +23,8 @@ from prunella.export.gguf_decoder import write_decoder
 from prunella.export.gguf_gate import check_decoder_file, compare_logits
 from prunella.quantize.gguf_files import read_gguf
 
+pytestmark = pytest.mark.native
+
 SIZES = {
     "vocab_size": 320,
     "hidden_size": 64,

@@ -32,6 +32,8 @@ from prunella.speech_llm.ctc_head import ENGLISH
 from prunella.speech_llm.engine import TorchEngine, model_transcriber
 from prunella.targets.profile import TargetProfile, load_target
 
+pytestmark = pytest.mark.native
+
 EVALUATION = Path(__file__).parents[2] / "examples" / "clips" / "evaluation.jsonl"
 TARGET = TargetProfile(
     name="llama-cpp",

@@ -26,6 +26,8 @@ from prunella.quantize.gguf_files import read_gguf
 from prunella.quantize.gguf_mmproj import quantize_mmproj
 from prunella.speech_llm.config import AudioEncoderConfig
 
+pytestmark = pytest.mark.native
+
 SIZES = {
     "vocab_size": 320,
     "hidden_size": 64,

@@ -22,6 +22,8 @@ from prunella.quantize.gguf_quantizer import quantize_decoder
 from prunella.quantize.gguf_recipes import GGUF_RECIPES
 from prunella.targets.profile import TargetProfile
 
+pytestmark = pytest.mark.native
+
 TARGET = TargetProfile("tests", "for tests", ("gguf",), "Q4_0", tuple(GGUF_RECIPES), threads=1)
 
 

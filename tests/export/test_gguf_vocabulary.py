@@ -21,6 +21,8 @@ from prunella.export.gguf_decoder import write_decoder
 from prunella.export.gguf_vocabulary import read_vocabulary
 from prunella.quantize.gguf_files import read_gguf
 
+pytestmark = pytest.mark.native
+
 TEXT = Path(__file__).parents[2] / "examples" / "text" / "general.txt"
 QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3 = QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|")

@@ -9,6 +9,8 @@ from prunella.device_runtime.onnx_engine import OnnxEngine
 from prunella.device_runtime.transcriber import open_transcriber
 from prunella.speech_llm.engine import TorchEngine
 
+pytestmark = pytest.mark.slow
+
 
 def alone(engine, audio, tokens):
     row = engine.start(audio)

@@ -20,6 +20,8 @@ from prunella.quantize.free_memory import free_memory
 from prunella.quantize.gguf_recipes import find_bundle_recipe
 from prunella.quantize.onnx_drift import measure_drift
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def changed(float_bundle, tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from tqdm import tqdm
 
@@ -53,8 +54,8 @@ def fuzz(
     slowest, done, before, growth, peak = 0.0, 0, 0, 0, 0
     progress = tqdm(total=COUNT, desc=name, file=sys.__stderr__, disable=COUNT <= 1_000, mininterval=10)
 
-    def each(drawn: Any) -> None:
-        random = Random(ascii(drawn))
+    def each(drawn: Any, random_seed: int) -> None:
+        random = Random(random_seed)
         one(finish(drawn))
         for _ in range(_VARIATIONS):
             one(finish(vary(drawn, random)))
@@ -88,7 +89,7 @@ def fuzz(
                 database=None,
                 phases=_PHASES,
                 suppress_health_check=list(HealthCheck),
-            )(given(inputs)(each))
+            )(given(inputs, st.integers(0, 2**32))(each))
             seed(SEED + done)(rounded)()
             settled = _settled()
             if before:
@@ -97,6 +98,7 @@ def fuzz(
                 assert peak < GROWTH, f"{peak >> 20} MB more at the peak, by {done} inputs"
             else:
                 before = settled
+            progress.set_postfix_str(f"+{growth >> 20} MB, +{peak >> 20} MB at the peak")
             _forget_peak()
     finally:
         progress.close()

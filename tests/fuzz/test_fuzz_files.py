@@ -36,6 +36,8 @@ from prunella.device_runtime.phrase_grammar import MAX_PHRASES, parse_phrases
 from prunella.device_runtime.phrases import PhraseTrie
 from prunella.evaluation.manifest import read_manifest
 
+pytestmark = pytest.mark.slow
+
 LONGEST_MESSAGE = 2_000  # characters: an error that repeats what it was given is no help
 
 

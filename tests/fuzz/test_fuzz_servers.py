@@ -21,6 +21,8 @@ from prunella.device_runtime.servers.http_api import create_app
 from prunella.device_runtime.servers.wyoming_server import start_wyoming
 from prunella.device_runtime.transcript import Transcript
 
+pytestmark = pytest.mark.slow
+
 LIMITS = Limits(seconds=5.0, idle_seconds=20.0, live=1, requests=1)
 CLOSED = {1000, 1007, 1008, 1009}
 SAID_BY_WYOMING = {

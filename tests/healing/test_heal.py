@@ -32,6 +32,8 @@ from prunella.speech_llm.checkpoint import load_checkpoint, save_checkpoint
 from prunella.speech_llm.ctc_head import ENGLISH
 from prunella.speech_llm.engine import model_transcriber
 
+pytestmark = pytest.mark.slow
+
 PLAIN = Augmentation.none()
 PLAN = HealingPlan(
     steps=3, rank=4, precision="fp32", batch_positions=300, micro_positions=150, augmentation=PLAIN

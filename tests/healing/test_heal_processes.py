@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 from prunella.healing.run_state import read_state
 
+pytestmark = pytest.mark.slow
+
 JOB = [str(Path(__file__).with_name("healing_job.py"))]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 

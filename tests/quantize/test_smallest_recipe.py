@@ -21,6 +21,8 @@ from prunella.quantize import smallest
 from prunella.quantize.bundle_writer import seal_bundle
 from prunella.quantize.smallest import KEY, candidate_recipes, quantize_smallest
 
+pytestmark = pytest.mark.slow
+
 # recipe: (bytes of its one large file, wrong words of every eight)
 RECIPES = {"int4-mixed": (1_000, 3), "int4": (3_000, 1), "int8": (2_000, 2), "Q4_0": (4_000, 0)}
 

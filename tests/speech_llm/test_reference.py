@@ -22,6 +22,8 @@ from prunella.speech_llm.reference import (
 )
 from prunella.speech_llm.reference_prompt import INSTRUCTION, instruct_before_audio
 
+pytestmark = pytest.mark.model
+
 CLIPS = Path(__file__).parents[2] / "examples" / "clips"
 
 
