@@ -128,7 +128,7 @@ def _row(draw: st.DrawFn) -> bytes:
             row[key] = draw(VALUES)
     if draw(st.integers(0, 9)):
         return json_text(row, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    return json_text(row, ensure_ascii=False).encode("utf-16")
+    return json_text(row, ensure_ascii=False).encode("utf-16", "surrogatepass")
 
 
 _LINES = st.one_of(_row(), _row(), _row(), changed_bytes(_row()), st.binary(max_size=30))
