@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from prunella.device_runtime.bundle import MANIFEST_NAME, Bundle, open_bundle
 from prunella.device_runtime.errors import BundleError
@@ -53,7 +54,7 @@ def describe(bundle: Bundle) -> str:
         ("guards", _guards(bundle)),
         ("threads", str(manifest.threads or "one per physical core")),
         ("made by", manifest.created_by or "unknown"),
-        *_flatten(manifest.provenance),
+        *_provenance(manifest.provenance, manifest.name),
     ]
     width = max(len(key) for key, _ in rows)
     lines = [f"{key:<{width}}  {value}" for key, value in rows]
@@ -102,12 +103,63 @@ def _guards(bundle: Bundle) -> str:
     )
 
 
+def _provenance(provenance: Mapping[str, Any], name: str) -> Iterator[tuple[str, str]]:
+    """Rows in which cuts and healing, however often the model was trained, are a line each. Its values are free-form."""
+    rest = dict(provenance)
+    if rest.get("name") == name:
+        del rest["name"]
+    cuts, sittings = rest.get("pruning"), rest.get("healing")
+    cuts = [cuts] if isinstance(cuts, Mapping) else cuts
+    if _mappings(cuts):
+        del rest["pruning"]
+        yield from (("pruning", _cut(cut)) for cut in cuts)
+    if _mappings(sittings):
+        del rest["healing"]
+        yield "healing", _sittings(sittings)
+    yield from _flatten(rest)
+
+
+def _cut(cut: Mapping[str, Any]) -> str:
+    blocks = cut.get("blocks")
+    named = " ".join(map(str, blocks)) if isinstance(blocks, list) else "?"
+    after, before = cut.get("layers_after", "?"), cut.get("layers_before", "?")
+    losses = [
+        f"{_number(cut[key]):.3g} {what}"
+        for key, what in (("loss_full", "before"), ("loss_cut", "cut"), ("loss_pruned", "after"))
+        if cut.get(key) is not None
+    ]
+    told = [
+        f"layers {named} taken out, {after} of {before} left",
+        f"chosen as {cut.get('strategy', '?')}",
+        *([f"loss {', '.join(losses)}"] if losses else []),
+    ]
+    return "; ".join(told)
+
+
+def _sittings(sittings: Sequence[Mapping[str, Any]]) -> str:
+    carried = [one["sittings"] for one in sittings if _mappings(one.get("sittings"))]  # of another model
+    every = [one for group in (sittings, *carried) for one in group]
+    stages = Counter(str(one.get("stage", "training")) for one in every)
+    steps = sum(_number(one.get("steps")) for one in every)
+    hours = sum(_number(one.get("minutes")) for one in every) / 60
+    kinds = ", ".join(f"{count} x {stage}" if count > 1 else stage for stage, count in stages.most_common())
+    return f"{kinds}; {steps:,.0f} steps, {hours:.1f} h; `--json` tells all of them"
+
+
+def _mappings(values: Any) -> TypeGuard[list[Mapping[str, Any]]]:
+    return isinstance(values, list) and bool(values) and all(isinstance(one, Mapping) for one in values)
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) and abs(value) < 1e15 else 0.0
+
+
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Rows for a free-form, possibly nested mapping: `wer.before`, `wer.after`, ...; one for each cut or sitting."""
+    """Rows for a free-form, possibly nested mapping: `wer.before`, `wer.after`, ...; one for each mapping of a list."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
-        elif value and isinstance(value, list) and all(isinstance(one, Mapping) for one in value):
+        elif _mappings(value):
             for number, one in enumerate(value, 1):
                 yield f"{prefix}{key}.{number}", ", ".join(" ".join(row) for row in _flatten(one))
         elif value is not None and value != []:
