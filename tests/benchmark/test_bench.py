@@ -115,7 +115,7 @@ def test_the_measured_process_answers_line_by_line(monkeypatch):
     results = io.StringIO()
     measure.serve("fake", io.StringIO(json.dumps(str(clip.audio)) + "\n"), results)
     loaded, answer, end = lines_of(results)
-    assert loaded == {"disk_bytes": 123}
+    assert loaded == {"disk_bytes": 123, "missing": []}
     assert answer["audio_seconds"] == pytest.approx(clip.duration, abs=0.01)
     assert (answer["tokens"], answer["text"], answer["engine"]) == (3, "hi", "fake")
     assert 0 < answer["total"] < 1e6  # the clock of the process that waits, not what the system claims
