@@ -17,7 +17,7 @@ from prunella.device_runtime.errors import AudioError
 from prunella.device_runtime.live_event import LiveEvent, LiveOptions
 from prunella.device_runtime.local_agreement import LocalAgreement
 from prunella.device_runtime.log_mel import SAMPLE_RATE
-from prunella.device_runtime.speech_gate import LevelMeter, why_no_words
+from prunella.device_runtime.speech_gate import LevelMeter, doubts
 from prunella.device_runtime.transcript import Transcript
 from prunella.device_runtime.turn_detector import (
     FRAME,
@@ -81,10 +81,10 @@ class LiveSession:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Of a finished stream: why words may be missing, where there were none at all."""
-        if self._words or not self._fed:
+        """Of a finished stream: why words may be missing or wrong."""
+        if not self._fed:
             return ()
-        return why_no_words(self.seconds_fed, self._level.peak, heard=self._heard)
+        return doubts(self.seconds_fed, self._level.peak, heard=self._heard, words=self._words)
 
     @property
     def seconds_fed(self) -> float:

@@ -16,6 +16,7 @@ from prunella.device_runtime.vad import SileroVad
 
 SHORTEST_SECONDS = 0.1  # no word is shorter; a model writes one all the same
 _QUIET_PEAK = 10.0 ** (-45.0 / 20.0)  # from which on speech is heard like loud speech
+_FAINT_PEAK = 10.0 ** (-55.0 / 20.0)  # below it rounding to 16 bits is a part of the sound
 
 
 class SpeechGate:
@@ -79,20 +80,25 @@ def speech_listener(gate: SpeechGate | None, options: DecodeOptions) -> Callable
     return gate.listener(options.speech_probability)
 
 
-def why_no_words(seconds: float, peak: float, *, heard: bool) -> tuple[str, ...]:
-    """What to tell whoever gets an empty text, where the audio may hold words all the same; mostly nothing.
+def doubts(seconds: float, peak: float, *, heard: bool, words: bool) -> tuple[str, ...]:
+    """What to tell whoever gets a text that may lack words, or have wrong ones; mostly nothing.
 
     Args:
         seconds: of audio.
         peak: its loudest sample, 0 to 1.
         heard: whether anything in it was taken for speech.
+        words: whether the text has any.
     """
+    loudest = f"its loudest sample is at {20 * math.log10(peak):.0f} dB of full scale" if peak > 0 else ""
+    if words:
+        if 0 < peak < _FAINT_PEAK:
+            return (f"the audio is very quiet ({loudest}), words may be wrong: raise the microphone's gain",)
+        return ()
     if seconds < SHORTEST_SECONDS:
         return (f"{1000 * seconds:.0f} ms of audio are too short for a word",)
     if heard:
         return ("something like speech was heard, but no words came of it",)
     if 0 < peak < _QUIET_PEAK:
-        loudest = f"its loudest sample is at {20 * math.log10(peak):.0f} dB of full scale"
         return (f"no speech was heard, but the audio is very quiet ({loudest}): raise the microphone's gain",)
     return ()
 

@@ -40,9 +40,9 @@ from prunella.device_runtime.speech_gate import (
     SHORTEST_SECONDS,
     LevelMeter,
     SpeechGate,
+    doubts,
     open_speech_gate,
     speech_listener,
-    why_no_words,
 )
 from prunella.device_runtime.text_style import style_text
 from prunella.device_runtime.transcript import (
@@ -124,9 +124,10 @@ class Transcriber:
                 draft = ()
             began = time.perf_counter()
         transcript = self._transcript(segments)
-        if not transcript.text and self.options.guards:
+        if self.options.guards:
             heard = transcript.finish_reason != "silence" and self.phrases is None
-            notes += why_no_words(level.count / self.audio.sampling_rate, level.peak, heard=heard)
+            seconds = level.count / self.audio.sampling_rate
+            notes += doubts(seconds, level.peak, heard=heard, words=bool(transcript.text))
         return replace(transcript, warnings=notes)
 
     def stream(

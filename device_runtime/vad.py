@@ -19,8 +19,8 @@ Float32 = npt.NDArray[np.float32]
 NETWORK = Path(__file__).parent / "silero_vad" / "silero_vad_16k.onnx"
 
 # The network was trained on speech at usual levels, and takes a microphone at low gain for silence from -42 dBFS on.
-_LOUD_ENOUGH = 0.05  # peak to which what is quieter is amplified (-26 dBFS); what is louder stays as it is
-_MOST_GAIN = 32.0  # 30 dB
+_LOUD_ENOUGH = 0.2  # peak to which what is quieter is amplified (-14 dBFS); what is louder stays as it is
+_MOST_GAIN = 64.0  # 36 dB
 _RELEASE = 0.5 ** (FRAME / SAMPLE_RATE / 5.0)  # of the level for each frame: half in 5 s
 _CONTEXT = 64  # samples of the frame before that the network sees again
 
@@ -36,7 +36,7 @@ class SpeechDetector(Protocol):
 class SileroVad:
     """Silero's recurrent network, one stream at a time. Not thread-safe; 0.1 to 0.2 ms a frame on one core.
 
-    Quiet streams are amplified by up to 30 dB, by the loudest sample of the last seconds.
+    Quiet streams are amplified by up to 36 dB, by the loudest sample of the last seconds.
 
     Args:
         gate_dbfs: a frame whose RMS, amplified, is below this is silence without asking the network, and clears its memory.

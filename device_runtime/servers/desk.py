@@ -22,7 +22,7 @@ from prunella.device_runtime.errors import AudioError, PrunellaError
 from prunella.device_runtime.log_mel import SAMPLE_RATE
 from prunella.device_runtime.servers.subtitles import quiet_spans
 from prunella.device_runtime.servers.turns import Turns
-from prunella.device_runtime.speech_gate import LevelMeter, why_no_words
+from prunella.device_runtime.speech_gate import LevelMeter, doubts
 from prunella.device_runtime.transcript import Timings, Transcript
 from prunella.device_runtime.turn_detector import FRAME
 from prunella.device_runtime.utterances import find_utterances
@@ -326,8 +326,7 @@ class Desk:
                 t0, t1 = spoken.start / SAMPLE_RATE, spoken.stop / SAMPLE_RATE
                 done.append(Utterance(t0, t1, transcript, pauses))
         notes = samples.notes if isinstance(samples, Audio) else ()
-        if not done:
-            notes += why_no_words(seconds, level.peak, heard=heard)
+        notes += doubts(seconds, level.peak, heard=heard, words=bool(done))
         return Recognition(seconds, tuple(done), waited, notes)
 
 

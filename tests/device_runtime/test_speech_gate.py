@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prunella.device_runtime.audio import load_audio
-from prunella.device_runtime.speech_gate import SpeechGate
+from prunella.device_runtime.speech_gate import SpeechGate, doubts
 from prunella.device_runtime.transcriber import Transcriber
 from prunella.device_runtime.transcript import DecodeOptions
 
@@ -76,3 +76,8 @@ def test_words_behind_a_long_pause_are_an_utterance_of_their_own(scripted, gate)
     assert transcript.text == "go forward and stop" and len(plain.engine.heard) == 2
     assert transcript.segments[0].finish_reason == "silence" and not transcript.warnings
     assert transcript.segments[-1].t1 == (2 * len(clip) + 3 * 48_000) / 16_000
+
+
+def test_words_of_the_faintest_audio_are_doubted():
+    assert "words may be wrong" in doubts(2.0, 10 ** (-56 / 20), heard=True, words=True)[0]
+    assert doubts(2.0, 10 ** (-54 / 20), heard=True, words=True) == ()
