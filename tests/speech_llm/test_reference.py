@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,10 @@ def test_the_pruned_reference_has_seventy_per_cent_of_the_layers_and_hears(refer
         assert torch.equal(pruned.audio_encoder.state_dict()[name], tensor), name
     errors = [
         evaluate(
-            model_transcriber(model), read_manifest(CLIPS / "evaluation.jsonl"), name="torch", score=True
+            model_transcriber(model, replace(model.config.decode, beams=1)),
+            read_manifest(CLIPS / "evaluation.jsonl"),
+            name="torch",
+            score=True,
         ).overall
         for model in (pruned, reference)
     ]
