@@ -29,9 +29,10 @@ ENGINE_FILES = {
     "onnx": ("onnx/audio_encoder.onnx", "onnx/embed_tokens.onnx", "onnx/decoder_model_merged.onnx"),
     "gguf": ("gguf/decoder-*.gguf",),
 }
+_MOST = 2**53  # beyond it a float is no longer every integer
 # Checked where a manifest is read; constructors take what they are given.
-Positive = Annotated[int, Meta(ge=1)]
-NotNegative = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1, le=_MOST)]
+NotNegative = Annotated[int, Meta(ge=0, le=_MOST)]
 EngineName = Annotated[str, Meta(pattern="^(onnx|gguf)$")]
 
 

@@ -185,6 +185,7 @@ def test_any_json_in_any_field_is_refused_in_words_or_is_what_the_field_takes(wr
     ("field", "value"),
     [
         ("decoder.num_layers", 0),
+        ("audio.sampling_rate", 10**400),
         ("decoder.head_dim", "64"),
         ("decoder.head_dim", -1),
         ("decoder.vocab_size", 1.5),
