@@ -230,7 +230,10 @@ def _finish_moving(path: Path) -> None:
 
 def _can_be_renamed(path: Path) -> bool:
     # The folder that one stands in could be renamed, but a shell would go on in the one that is gone.
-    return not (path.is_mount() or path.samefile(Path.cwd()) or not os.access(path.parent, os.W_OK))
+    try:
+        return not (path.is_mount() or path.samefile(Path.cwd()) or not os.access(path.parent, os.W_OK))
+    except FileNotFoundError:  # another writer is replacing it at this moment
+        return True
 
 
 def _has_locks(folder: Path) -> bool:

@@ -61,7 +61,7 @@ def check_output(
         source = Path(os.path.realpath(given)) if given is not None and Path(given).exists() else None
         if source is None:
             continue
-        if source == target or (target.exists() and source.samefile(target)):
+        if source == target or _same(source, target):
             raise UsageError(f"the output {path} is the input {given} itself: choose another folder with -o")
         if replaces and target in source.parents:
             raise UsageError(
@@ -70,9 +70,9 @@ def check_output(
     if target.exists() and not target.is_dir():
         raise UsageError(f"{path} is a file, and the output is a folder: choose another name with -o")
     there = next(folder for folder in (target, *target.parents) if folder.exists())
-    if not there.is_dir():
+    if there.is_file():
         raise UsageError(f"{there} is a file: {path} cannot be made below it; choose another folder with -o")
-    if not os.access(there, os.W_OK):
+    if not os.access(there, os.W_OK) and there.exists():  # and is not just being replaced by another writer
         raise UsageError(
             f"{there} cannot be written: choose another folder with -o, or change its permissions"
         )
@@ -85,6 +85,13 @@ def check_output(
     return target
 
 
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except FileNotFoundError:
+        return False
+
+
 def contents(folder: Path) -> list[Path]:
     """What lies in a folder, but for what the system and our own unfinished work put there."""
     return sorted(
@@ -94,6 +101,18 @@ def contents(folder: Path) -> list[Path]:
 
 def foreign(folder: Path) -> str | None:
     """The first thing in a folder that prunella did not write there; None: all of it may be replaced."""
+    while True:
+        try:
+            seen = folder.stat()
+            found = _foreign(folder)
+            if found is None or os.path.samestat(seen, folder.stat()):
+                return found
+        except FileNotFoundError:  # another writer is replacing it at this moment: look again
+            if not folder.exists():
+                return None
+
+
+def _foreign(folder: Path) -> str | None:
     entries = contents(folder)
     names = {entry.name for entry in entries}
     if _BUNDLE in names:
@@ -125,5 +144,7 @@ def _listed(manifest: Path) -> set[str] | None:
     try:
         body = json.loads(manifest.read_bytes())
         return set(body["files"]) if "manifest_sha256" in body and isinstance(body["files"], dict) else None
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
