@@ -67,12 +67,12 @@ def check_output(
             raise UsageError(
                 f"the output {path} would replace the input {given}: choose another folder with -o"
             )
-    if target.exists() and not target.is_dir():
+    if target.is_file():
         raise UsageError(f"{path} is a file, and the output is a folder: choose another name with -o")
     there = next(folder for folder in (target, *target.parents) if folder.exists())
     if there.is_file():
         raise UsageError(f"{there} is a file: {path} cannot be made below it; choose another folder with -o")
-    if not os.access(there, os.W_OK) and there.exists():  # and is not just being replaced by another writer
+    if _denied(there):
         raise UsageError(
             f"{there} cannot be written: choose another folder with -o, or change its permissions"
         )
@@ -83,6 +83,14 @@ def check_output(
                 f"{path} holds {found}, which prunella did not make: choose another folder with -o, or empty that one"
             )
     return target
+
+
+def _denied(folder: Path) -> bool:
+    try:
+        seen = folder.stat()
+        return not os.access(folder, os.W_OK) and os.path.samestat(seen, folder.stat())
+    except FileNotFoundError:  # another writer is replacing it at this moment
+        return False
 
 
 def _same(one: Path, other: Path) -> bool:
