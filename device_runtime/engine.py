@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from prunella.device_runtime.errors import EngineError
+
 Float32 = npt.NDArray[np.float32]
 
 # `Engine.tie`. Where ONNX Runtime rounds activations to 8 bits, that amplifies the last bit in which attention over one row
@@ -16,6 +18,16 @@ Float32 = npt.NDArray[np.float32]
 # (`examples/reference_model/tie.py`, 11 clips: int4 and int8 of `reference` and `reference-pruned`.)
 ROUNDED_TIE = 1.0
 GGUF_TIE = 0.1
+
+
+def check_rewind(count: int, appended: int) -> None:
+    """What every `Engine.rewind` asks first.
+
+    Raises:
+        EngineError: `count` tokens were not appended since `start`.
+    """
+    if not 0 <= count <= appended:
+        raise EngineError(f"cannot forget {count} tokens: {appended} were appended")
 
 
 class Engine(Protocol):
@@ -47,7 +59,11 @@ class Engine(Protocol):
         ...
 
     def rewind(self, count: int) -> None:
-        """Forget the last `count` tokens that `step` or `extend` appended."""
+        """Forget the last `count` tokens that `step` or `extend` appended.
+
+        Raises:
+            EngineError: so many were not appended since `start`.
+        """
         ...
 
     def token_embeddings(self, tokens: Sequence[int]) -> Float32 | None:

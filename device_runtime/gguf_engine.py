@@ -15,8 +15,8 @@ import numpy as np
 
 from prunella.device_runtime.beam_search import PAYING_BEAMS
 from prunella.device_runtime.bundle import Bundle
-from prunella.device_runtime.engine import GGUF_TIE, Float32
-from prunella.device_runtime.errors import BundleError, EngineError
+from prunella.device_runtime.engine import GGUF_TIE, Float32, check_rewind
+from prunella.device_runtime.errors import BundleError
 from prunella.device_runtime.extras import explained
 from prunella.device_runtime.gguf_embeddings import open_token_embeddings
 from prunella.device_runtime.likelihood import negative_log_likelihood
@@ -170,9 +170,7 @@ class GgufEngine:
         Raises:
             EngineError: so many were not appended since `start`.
         """
-        appended = self._decoder.position - self._start
-        if not 0 <= count <= appended:
-            raise EngineError(f"cannot forget {count} tokens: {appended} were appended")
+        check_rewind(count, self._decoder.position - self._start)
         self._decoder.truncate(self._decoder.position - count)
 
     def token_embeddings(self, tokens: Sequence[int]) -> Float32 | None:

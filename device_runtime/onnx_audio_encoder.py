@@ -5,7 +5,7 @@ from __future__ import annotations
 from prunella.device_runtime.bundle import Bundle
 from prunella.device_runtime.engine import Float32
 from prunella.device_runtime.log_mel import log_mel, pad_to_stacks
-from prunella.device_runtime.providers import open_session
+from prunella.device_runtime.providers import open_session, run_errors
 
 AUDIO_ENCODER = "onnx/audio_encoder.onnx"
 
@@ -41,6 +41,7 @@ class OnnxAudioEncoder:
         """(n,) mono float32 at the bundle's rate → (audio_tokens, hidden) float32."""
         padded = pad_to_stacks(samples, self._audio.samples_per_token, self._audio.extra_padding)
         features = log_mel(padded, self._audio.num_mel_bins)
-        embeddings, *letters = self._session.run(None, {"log_mel": features[None]})
+        with run_errors("the audio encoder"):
+            embeddings, *letters = self._session.run(None, {"log_mel": features[None]})
         self.letters = letters[0][0] if letters else None
         return embeddings[0]

@@ -12,12 +12,19 @@ import numpy.typing as npt
 
 from prunella.device_runtime.bundle import Bundle
 from prunella.device_runtime.cores import physical_cores
-from prunella.device_runtime.engine import ROUNDED_TIE, Float32
+from prunella.device_runtime.engine import ROUNDED_TIE, Float32, check_rewind
 from prunella.device_runtime.errors import BundleError, EngineError
 from prunella.device_runtime.extras import explained
 from prunella.device_runtime.likelihood import negative_log_likelihood
 from prunella.device_runtime.log_mel import log_mel, pad_to_stacks
-from prunella.device_runtime.providers import Missing, Provider, announce, for_decoder, open_session
+from prunella.device_runtime.providers import (
+    Missing,
+    Provider,
+    announce,
+    for_decoder,
+    open_session,
+    run_errors,
+)
 
 AUDIO_ENCODER = "onnx/audio_encoder.onnx"
 EMBED_TOKENS = "onnx/embed_tokens.onnx"
@@ -67,6 +74,7 @@ class OnnxEngine:
         self._before = self._embed(manifest.prompt.before_ids)
         self._after = self._embed(manifest.prompt.after_ids)
         self._position = 0  # positions of the cache that are filled
+        self._start = 0  # of them by prompt and audio
         self._prefix_filled = False
         self._utterance = 0  # how many were started
         self._beams: _Beams | None = None
@@ -95,7 +103,8 @@ class OnnxEngine:
         """See `Engine.encode`."""
         padded = pad_to_stacks(samples, self._audio.samples_per_token, self._audio.extra_padding)
         features = log_mel(padded, self._audio.num_mel_bins)
-        embeddings, *letters = self._encoder.run(None, {"log_mel": features[None]})
+        with run_errors("the audio encoder"):
+            embeddings, *letters = self._encoder.run(None, {"log_mel": features[None]})
         self.letters = letters[0][0] if letters else None
         return embeddings[0]
 
@@ -108,6 +117,7 @@ class OnnxEngine:
         self._rewind()
         self._utterance += 1
         self._forward(np.concatenate([audio_embeddings, self._after]), keep=1)
+        self._start = self._position
         return self._logits[0, 0]
 
     def step(self, token: int) -> Float32:
@@ -125,6 +135,8 @@ class OnnxEngine:
         Raises:
             EngineError: the context is full.
         """
+        if not tokens:
+            return np.empty((0, self._spec.vocab_size), np.float32)
         return self._forward(self._embed(tuple(tokens)), keep=len(tokens))[0]
 
     def step_beams(self, tokens: Sequence[int], parents: Sequence[int]) -> Float32:
@@ -159,7 +171,8 @@ class OnnxEngine:
         # The first rows of a buffer are a buffer: fewer transcripts go on than there is room for.
         kept = [cache[:count] for cache in beams.caches]
         self._bind_cache(binding, kept)
-        self._decoder.run_with_iobinding(binding)
+        with run_errors("the decoder"):
+            self._decoder.run_with_iobinding(binding)
         beams.position = end
         return logits[:, 0]
 
@@ -177,7 +190,12 @@ class OnnxEngine:
         beams.caches = caches
 
     def rewind(self, count: int) -> None:
-        """See `Engine.rewind`: what lies behind the new end is overwritten by what comes next."""
+        """See `Engine.rewind`: what lies behind the new end is overwritten by what comes next.
+
+        Raises:
+            EngineError: so many were not appended since `start`.
+        """
+        check_rewind(count, self._position - self._start)
         self._position -= count
 
     def token_embeddings(self, tokens: Sequence[int]) -> Float32:
@@ -226,7 +244,8 @@ class OnnxEngine:
             self._binding.bind_cpu_input(name, array)
         logits = self._logits if keep == 1 else np.empty((1, keep, self._spec.vocab_size), np.float32)
         self._binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        self._decoder.run_with_iobinding(self._binding)
+        with run_errors("the decoder"):
+            self._decoder.run_with_iobinding(self._binding)
         self._position = end
         return logits
 
@@ -283,7 +302,8 @@ class OnnxEngine:
         return session
 
     def _run(self, session: Any, inputs: dict[str, npt.NDArray[Any]]) -> Float32:
-        return session.run(None, inputs)[0]
+        with run_errors("the token embeddings"):
+            return session.run(None, inputs)[0]
 
     def _check_shapes(self, where: Path) -> None:
         """The manifest sizes the buffers that native code writes into: it must agree with the graph."""

@@ -50,6 +50,17 @@ class Missing:
         return f"{self.name} is not used: {self.reason}; {self.remedy}"
 
 
+@contextlib.contextmanager
+def run_errors(part: str) -> Iterator[None]:
+    """What ONNX Runtime raises while `part` runs becomes an `EngineError`."""
+    try:
+        yield
+    except Exception as error:  # onnxruntime's classes derive from nothing narrower
+        raise EngineError(
+            f"ONNX Runtime cannot run {part} ({_first_line(error)}): free some memory, or use another recipe or engine"
+        ) from error
+
+
 def open_session(
     runtime: Any, path: Path, settings: Any, providers: Sequence[Provider] = ()
 ) -> tuple[Any, tuple[Missing, ...]]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from prunella.device_runtime.extras import explained
 from prunella.device_runtime.log_mel import SAMPLE_RATE
+from prunella.device_runtime.providers import run_errors
 from prunella.device_runtime.turn_detector import FRAME
 
 Float32 = npt.NDArray[np.float32]
@@ -78,9 +79,10 @@ class SileroVad:
             return 0.0
         self._input[0, :_CONTEXT] = self._input[0, -_CONTEXT:]
         self._input[0, _CONTEXT:] = frame
-        output, self._state = self._session.run(
-            None, {"input": self._input * np.float32(gain), "state": self._state, "sr": self._rate}
-        )
+        with run_errors("the speech detector"):
+            output, self._state = self._session.run(
+                None, {"input": self._input * np.float32(gain), "state": self._state, "sr": self._rate}
+            )
         return float(output[0, 0])
 
     def _forget(self) -> None:

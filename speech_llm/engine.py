@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import DynamicCache
 
-from prunella.device_runtime.engine import Float32
+from prunella.device_runtime.engine import Float32, check_rewind
 from prunella.device_runtime.log_mel import log_mel, pad_to_stacks
 from prunella.device_runtime.transcript import DecodeOptions
 from prunella.speech_llm.load import load
@@ -32,6 +32,7 @@ class TorchEngine:
         self.most_beams: int | None = None
         self._model = model
         self._cache = DynamicCache()
+        self._start = 0  # positions of the cache that prompt and audio fill
         prompt = model.prompt
         with torch.inference_mode():
             self._before = model.embed_tokens(torch.tensor([prompt.before_ids]))
@@ -50,6 +51,7 @@ class TorchEngine:
         """See `Engine.start`."""
         self._cache = DynamicCache()
         embeddings = torch.cat([self._before, torch.from_numpy(audio_embeddings)[None], self._after], dim=1)
+        self._start = embeddings.shape[1]
         return self._forward(inputs_embeds=embeddings)
 
     @torch.inference_mode()
@@ -60,6 +62,8 @@ class TorchEngine:
     @torch.inference_mode()
     def extend(self, tokens: Sequence[int]) -> Float32:
         """See `Engine.extend`."""
+        if not tokens:
+            return np.empty((0, self._model.decoder.config.vocab_size), np.float32)
         output = self._model.decoder(
             input_ids=torch.tensor([list(tokens)]), past_key_values=self._cache, use_cache=True
         )
@@ -75,7 +79,12 @@ class TorchEngine:
         return output.logits[:, -1].float().numpy()
 
     def rewind(self, count: int) -> None:
-        """See `Engine.rewind`."""
+        """See `Engine.rewind`.
+
+        Raises:
+            EngineError: so many were not appended since `start`.
+        """
+        check_rewind(count, self._cache.get_seq_length() - self._start)
         if count:
             self._cache.crop(-count)
 
