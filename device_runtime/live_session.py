@@ -74,6 +74,7 @@ class LiveSession:
         self._drops: deque[tuple[int, int]] = deque([(0, 0)])  # (sample index, samples lost before it in all)
         self._reported_drops = 0
         self._next_partial = 0
+        self._paused = False
         self._agreement = LocalAgreement()
         self._finished = False
         self._level = LevelMeter()
@@ -163,6 +164,7 @@ class LiveSession:
 
     def _handle(self, events: list[TurnEvent]) -> None:
         for event in events:
+            self._paused = isinstance(event, TurnPaused)
             if isinstance(event, Silence):
                 self._silence(event.start, event.stop, None)
             elif isinstance(event, TurnOpened):
@@ -179,7 +181,9 @@ class LiveSession:
     def _partial(self) -> None:
         start = self._detector.open_since
         now = self._base + FRAME * len(self._frames)
-        if start is not None and self.options.partial_interval and now >= self._next_partial:
+        # In a pause everything was said, and is being guessed: a partial would come between guess and final.
+        guessed = self._paused and self.options.speculate
+        if start is not None and self.options.partial_interval and now >= self._next_partial and not guessed:
             self._guess(self._detector.utterance_id, start, now, speculative=False)
             self._plan_partial(start)
 

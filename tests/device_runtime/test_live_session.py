@@ -306,3 +306,15 @@ def test_memory_is_that_of_the_open_utterance():
         live.feed(silence(10))
     assert len(live._frames) < 32
     live.finish()
+
+
+def test_nothing_is_decoded_between_a_guess_and_its_final():
+    recognizer, events = Counting(), []
+    with session(recognizer, events, partial_interval=0.05) as live:
+        for block in (speech(1.0), *[silence(0.032)] * 30):
+            live.feed(block)
+            settle(live)
+    asked = [length for length, _ in recognizer.calls]
+    final = next(event for event in events if event.type == "final")
+    assert final.guessed and asked[-1] == round((final.t1 - final.t0) * RATE), asked
+    assert asked == sorted(set(asked))
