@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,7 +14,14 @@ from prunella.device_runtime.errors import UsageError
 HIDDEN = ".prunella-"  # begins the names of our own unfinished things inside a folder
 _SYSTEM = ("lost+found", ".DS_Store", "Thumbs.db", "desktop.ini")  # put there by nobody
 _BUNDLE = "bundle.json"
-_BUNDLE_FILES = ("onnx/*", "gguf/*", "tokenizer.json", _BUNDLE)
+_BUNDLE_FILES = (
+    "onnx/*.onnx",
+    "onnx/*.onnx.data",
+    "onnx/*.onnx_data",
+    "gguf/*.gguf",
+    "tokenizer.json",
+    _BUNDLE,
+)
 # A folder that has all the names of one line was written by prunella: checkpoints, training states, reference weights.
 _MADE = (
     ("pruning.json", "config.json"),
@@ -67,10 +75,10 @@ def check_output(
             raise UsageError(
                 f"the output {path} would replace the input {given}: choose another folder with -o"
             )
-    if target.is_file():
+    if _is_no_folder(target):
         raise UsageError(f"{path} is a file, and the output is a folder: choose another name with -o")
     there = next(folder for folder in (target, *target.parents) if folder.exists())
-    if there.is_file():
+    if _is_no_folder(there):
         raise UsageError(f"{there} is a file: {path} cannot be made below it; choose another folder with -o")
     if _denied(there):
         raise UsageError(
@@ -83,6 +91,14 @@ def check_output(
                 f"{path} holds {found}, which prunella did not make: choose another folder with -o, or empty that one"
             )
     return target
+
+
+def _is_no_folder(path: Path) -> bool:
+    # One look, not `exists` and `is_dir`: another writer may be replacing it.
+    try:
+        return not stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _denied(folder: Path) -> bool:
@@ -144,7 +160,7 @@ def _ours(name: str) -> bool:
 
 
 def _any(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
+    return any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
 
 
 def _listed(manifest: Path) -> set[str] | None:

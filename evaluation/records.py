@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from prunella.device_runtime.errors import UsageError
 from prunella.device_runtime.transcript import Transcript
 from prunella.evaluation.manifest import Utterance
 from prunella.evaluation.word_errors import ClipErrors, count_errors
@@ -64,6 +65,9 @@ def clip_record(
     )
 
 
+_BEGINNING = '{"system": '  # of every line that `append` writes
+
+
 class RecordsFile:
     """A JSONL file of clip records, appended line by line; one file may hold several systems and manifests.
 
@@ -78,12 +82,19 @@ class RecordsFile:
             path: the file; need not exist.
             system: name, for the reader of the file.
             fingerprint: identity of the system and its options.
+
+        Raises:
+            UsageError: what is there is no file of records: nothing is appended to it.
         """
         self.path = Path(path)
+        if self.path.is_dir():
+            raise UsageError(f"{path} is a folder, and records are a file: choose another name")
         self._system = system
         self._fingerprint = fingerprint
         self._known: dict[str, ClipRecord] = {}
         text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
+        if text.strip() and not text.lstrip().startswith(_BEGINNING):
+            raise UsageError(f"{path} holds something other than records: choose another name")
         self._torn = bool(text) and not text.endswith("\n")
         damaged = 0
         for line in filter(str.strip, text.split("\n")):

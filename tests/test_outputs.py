@@ -8,6 +8,8 @@ import pytest
 
 from prunella.cli import main
 from prunella.device_runtime.bundle import AudioSpec, BundleManifest, DecoderSpec, PromptSpec
+from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.outputs import check_output
 from prunella.quantize.bundle_writer import seal_bundle
 from prunella.speech_llm import save_checkpoint
 
@@ -92,3 +94,14 @@ def test_synth_adds_to_no_manifest_of_another(here, capsys):
     Path("clips").mkdir()
     Path("manifest.jsonl").write_text('{"audio_filepath": "mine.wav"}\n')
     _refused(capsys, "synth", ".", "did not make")
+
+
+def test_notes_among_a_bundles_graphs_are_not_replaced(here):
+    check_output("BUNDLE")
+    for name in ("onnx/notes.txt", "onnx/mine/decoder.onnx", "gguf/thesis.docx"):
+        file = Path("BUNDLE") / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        with pytest.raises(UsageError, match=name):
+            check_output("BUNDLE")
+        file.unlink()

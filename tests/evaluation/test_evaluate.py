@@ -6,7 +6,7 @@ import pytest
 import soundfile
 
 from prunella.cli import main
-from prunella.device_runtime.errors import AudioError, ManifestError
+from prunella.device_runtime.errors import AudioError, ManifestError, UsageError
 from prunella.device_runtime.transcript import Segment, Timings, Transcript
 from prunella.evaluation import evaluate as module
 from prunella.evaluation.evaluate import evaluate
@@ -123,6 +123,15 @@ def test_an_interrupted_evaluation_goes_on(manifest_path, tmp_path):
     third = Fake(TEXTS)
     evaluate(third, manifest, records=records, name="a")
     assert third.calls == 0
+
+
+def test_nothing_is_appended_to_a_file_of_something_else(manifest_path, tmp_path):
+    asked = Fake(TEXTS)
+    before = manifest_path.read_text()
+    for taken in (manifest_path, tmp_path):
+        with pytest.raises(UsageError, match="choose another name"):
+            evaluate(asked, read_manifest(manifest_path), records=taken)
+    assert asked.calls == 0 and manifest_path.read_text() == before
 
 
 def test_records_are_not_reused_for_another_system_or_another_text(manifest_path, tmp_path):
