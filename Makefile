@@ -36,7 +36,7 @@ lint: $(VENV)/installed-dev
 # Live for a long time: 30 minutes of speech, a busy decoder in real time, an overload. SOAK_BUNDLE is what `make demo` makes.
 SOAK_BUNDLE ?= out/demo/pruned-int4
 soak: $(VENV)/installed
-	$(BIN)/python -m prunella.benchmark.soak $(SOAK_BUNDLE) \
+	$(BIN)/python -m prunella.benchmark.live.soak $(SOAK_BUNDLE) \
 		--speech examples/clips/evaluation.jsonl examples/clips/calibration.jsonl
 
 # What a device installs, and the embedded models, which no device needs. setuptools would pack what an earlier build left.

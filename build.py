@@ -24,13 +24,13 @@ from tqdm import tqdm
 from prunella._version import __version__
 from prunella.benchmark.build_table import BuildRow, render_rows
 from prunella.benchmark.compare import measure
+from prunella.device_runtime.base.errors import PrunellaError, UsageError
+from prunella.device_runtime.base.extras import importable, require
+from prunella.device_runtime.base.files import sha256, write_json, write_text
+from prunella.device_runtime.base.outputs import check_output
 from prunella.device_runtime.bundle import open_bundle
-from prunella.device_runtime.errors import PrunellaError, UsageError
-from prunella.device_runtime.extras import importable, require
-from prunella.device_runtime.files import sha256, write_json, write_text
-from prunella.device_runtime.llama_library import llama_library
-from prunella.device_runtime.outputs import check_output
-from prunella.device_runtime.providers import unannounced
+from prunella.device_runtime.engines.llama_library import llama_library
+from prunella.device_runtime.engines.providers import unannounced
 from prunella.evaluation.evaluate import evaluate
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.evaluation.systems import BASELINE, open_system

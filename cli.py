@@ -15,9 +15,9 @@ import sys
 from collections.abc import Sequence
 
 from prunella._version import __version__
-from prunella.device_runtime.errors import PrunellaError
-from prunella.device_runtime.extras import explained, require
-from prunella.device_runtime.standard_streams import prepare_streams, silence
+from prunella.device_runtime.base.errors import PrunellaError
+from prunella.device_runtime.base.extras import explained, require
+from prunella.device_runtime.base.standard_streams import prepare_streams, silence
 from prunella.needs import HELP, needed_modules
 
 VERBS: dict[str, tuple[str, str]] = {
@@ -28,7 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "prune": ("prunella.pruning.prune", "cut decoder layers and bridge the gap"),
     "heal": ("prunella.healing.heal", "train LoRA and projector to heal a cut, resumable"),
     "synth": (
-        "prunella.healing.synth",
+        "prunella.synth.synth",
         "speak sentences into a training manifest, without recording anything",
     ),
     "export": ("prunella.export.export", "write a bundle for one target"),

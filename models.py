@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from prunella.device_runtime.model_names import EMBEDDED
-from prunella.device_runtime.wheels import WHISPER_TINY_EN
+from prunella.device_runtime.base.model_names import EMBEDDED
+from prunella.weights.wheels import WHISPER_TINY_EN
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

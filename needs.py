@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from prunella.device_runtime.errors import PrunellaError
-from prunella.device_runtime.model_names import BASELINE, EMBEDDED
+from prunella.device_runtime.base.errors import PrunellaError
+from prunella.device_runtime.base.model_names import BASELINE, EMBEDDED
 
 HELP = ("-h", "--help")  # asks nothing of the work
 _MODEL = ("torch", "transformers", "safetensors", "peft")

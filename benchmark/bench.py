@@ -15,8 +15,8 @@ import tqdm
 
 from prunella.benchmark.compare import Comparison, measure
 from prunella.benchmark.record import BenchRecord
-from prunella.device_runtime.cores import check_threads
-from prunella.device_runtime.providers import STRICT_HELP
+from prunella.device_runtime.base.cores import check_threads
+from prunella.device_runtime.options import STRICT_HELP
 from prunella.evaluation.bootstrap import Interval
 from prunella.evaluation.manifest import read_manifest
 from prunella.evaluation.systems import BASELINE

@@ -14,8 +14,8 @@ from typing import Any
 
 from prunella.benchmark.conditions import conditions
 from prunella.benchmark.record import BenchRecord, ClipTiming, bench_record, median_timings
-from prunella.device_runtime.errors import EngineError, ManifestError, PrunellaError, UsageError
-from prunella.device_runtime.providers import Missing, announce
+from prunella.device_runtime.base.errors import EngineError, ManifestError, PrunellaError, UsageError
+from prunella.device_runtime.engines.providers import Missing, announce
 from prunella.evaluation.bootstrap import Interval, ratio_interval
 from prunella.evaluation.manifest import SpeechManifest
 

@@ -18,9 +18,9 @@ from dataclasses import asdict
 from typing import Any, TextIO
 
 from prunella.benchmark.conditions import peak_memory_bytes
-from prunella.device_runtime.audio import load_audio
-from prunella.device_runtime.errors import PrunellaError
-from prunella.device_runtime.providers import require_all, unannounced
+from prunella.device_runtime.base.errors import PrunellaError
+from prunella.device_runtime.engines.providers import require_all, unannounced
+from prunella.device_runtime.sound.audio import load_audio
 from prunella.evaluation.systems import OpenedSystem, open_system
 
 _SAMPLING_RATE = 16_000

@@ -9,6 +9,7 @@ import fnmatch
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,9 +17,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from prunella.device_runtime.errors import BundleError
-from prunella.device_runtime.files import bring_back, sha256
-from prunella.device_runtime.providers import OptionValue, Provider
+from prunella.device_runtime.base.errors import BundleError
+from prunella.device_runtime.base.files import bring_back, sha256
 from prunella.device_runtime.transcript import DecodeOptions
 
 SCHEMA_VERSION = 1
@@ -34,6 +34,17 @@ _MOST = 2**53  # beyond it a float is no longer every integer
 Positive = Annotated[int, Meta(ge=1, le=_MOST)]
 NotNegative = Annotated[int, Meta(ge=0, le=_MOST)]
 EngineName = Annotated[str, Meta(pattern="^(onnx|gguf)$")]
+
+
+OptionValue = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One execution provider of ONNX Runtime with its options, by the names that ONNX Runtime gives them."""
+
+    name: str
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

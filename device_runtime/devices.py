@@ -18,10 +18,10 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from prunella.device_runtime.errors import AudioError
-from prunella.device_runtime.log_mel import SAMPLE_RATE
-from prunella.device_runtime.microphone import Float32, Microphone, level
-from prunella.device_runtime.portaudio import (
+from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.base.errors import AudioError
+from prunella.device_runtime.live.microphone import Microphone, level
+from prunella.device_runtime.live.portaudio import (
     InputDevice,
     close_stream,
     ends_in_time,
@@ -30,6 +30,7 @@ from prunella.device_runtime.portaudio import (
     open_input,
     start_stream,
 )
+from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
 
 _SECONDS = 3.0  # that listing and measuring may take; a small board needs another for the start of Python
 _SPARE_SECONDS = 0.5  # for closing what was opened

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from prunella.device_runtime.base.errors import BundleError
 from prunella.device_runtime.bundle import MANIFEST_NAME, Bundle, open_bundle
-from prunella.device_runtime.errors import BundleError
 
 
 def open_for_info(path: str | Path) -> Bundle:

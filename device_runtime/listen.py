@@ -23,19 +23,24 @@ from dataclasses import replace
 from types import FrameType
 from typing import Protocol
 
-from prunella.device_runtime.beam_search import check_beams
-from prunella.device_runtime.decode_worker import Recognizer
-from prunella.device_runtime.errors import UsageError
-from prunella.device_runtime.live_audio import AudioBlock
-from prunella.device_runtime.live_event import LiveEvent, LiveOptions
-from prunella.device_runtime.live_session import LiveSession
-from prunella.device_runtime.log_mel import SAMPLE_RATE
-from prunella.device_runtime.microphone import Microphone
-from prunella.device_runtime.pcm_stream import PcmFormat, PcmStream
-from prunella.device_runtime.providers import STRICT_HELP, require_all
-from prunella.device_runtime.transcribe import LIVE_BEAMS_HELP, add_phrase_arguments, hold_to_phrases
+from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.decoding.beam_search import check_beams
+from prunella.device_runtime.engines.providers import require_all
+from prunella.device_runtime.live.audio_block import AudioBlock
+from prunella.device_runtime.live.decode_worker import Recognizer
+from prunella.device_runtime.live.events import LiveEvent, LiveOptions
+from prunella.device_runtime.live.microphone import Microphone
+from prunella.device_runtime.live.pcm_stream import PcmFormat, PcmStream
+from prunella.device_runtime.live.session import LiveSession
+from prunella.device_runtime.options import (
+    LIVE_BEAMS_HELP,
+    STRICT_HELP,
+    add_phrase_arguments,
+    hold_to_phrases,
+)
+from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
+from prunella.device_runtime.sound.turn_detector import TurnOptions
 from prunella.device_runtime.transcriber import ENGINES, open_transcriber
-from prunella.device_runtime.turn_detector import TurnOptions
 
 
 class Source(Protocol):

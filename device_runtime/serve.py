@@ -20,18 +20,24 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from prunella.device_runtime.beam_search import check_beams
-from prunella.device_runtime.decode_worker import Recognizer
-from prunella.device_runtime.errors import UsageError
-from prunella.device_runtime.extras import explained
-from prunella.device_runtime.phrase_grammar import parse_phrases
-from prunella.device_runtime.providers import STRICT_HELP, require_all
+from prunella.device_runtime.base.cache import writable_cache
+from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.base.extras import explained
+from prunella.device_runtime.decoding.beam_search import check_beams
+from prunella.device_runtime.decoding.phrase_grammar import parse_phrases
+from prunella.device_runtime.engines.providers import require_all
+from prunella.device_runtime.live.decode_worker import Recognizer
+from prunella.device_runtime.options import (
+    BEAMS_HELP,
+    LIVE_BEAMS_HELP,
+    STRICT_HELP,
+    add_phrase_arguments,
+    hold_to_phrases,
+)
 from prunella.device_runtime.servers.addresses import is_loopback, is_unspecified, listen_at, urls
 from prunella.device_runtime.servers.connections import Connections, CountedListener
 from prunella.device_runtime.servers.desk import Desk, Limits
-from prunella.device_runtime.transcribe import LIVE_BEAMS_HELP, add_phrase_arguments, hold_to_phrases
-from prunella.device_runtime.transcriber import BEAMS_HELP, ENGINES, Transcriber, open_transcriber
-from prunella.device_runtime.wheels import writable_cache
+from prunella.device_runtime.transcriber import ENGINES, Transcriber, open_transcriber
 
 WYOMING_PORT = 10_300
 _BACKLOG = 128  # connections that wait to be accepted

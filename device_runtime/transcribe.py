@@ -13,19 +13,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from prunella.device_runtime.audio import open_audio
-from prunella.device_runtime.beam_search import check_beams
-from prunella.device_runtime.errors import AudioError
-from prunella.device_runtime.phrase_grammar import read_phrases
-from prunella.device_runtime.phrases import MIN_SCORE
-from prunella.device_runtime.providers import STRICT_HELP, require_all
-from prunella.device_runtime.transcriber import BEAMS_HELP, ENGINES, Transcriber, open_transcriber
+from prunella.device_runtime.base.errors import AudioError
+from prunella.device_runtime.decoding.beam_search import check_beams
+from prunella.device_runtime.engines.providers import require_all
+from prunella.device_runtime.options import BEAMS_HELP, STRICT_HELP, add_phrase_arguments, hold_to_phrases
+from prunella.device_runtime.sound.audio import open_audio
+from prunella.device_runtime.transcriber import ENGINES, Transcriber, open_transcriber
 from prunella.device_runtime.transcript import Transcript
-
-LIVE_BEAMS_HELP = (
-    "transcripts that are followed at once for final texts, 0 for as many as pay; 1 is greedy: more words are wrong, but on a slow "
-    "device they come sooner (default: 0)"
-)
 
 
 def transcribe_files(
@@ -52,34 +46,6 @@ def timing_summary(transcript: Transcript) -> str:
         f"encode {t.encode:.3f} s, prefill {t.prefill:.3f} s, decode {t.decode:.3f} s ({count} tokens{rate}); "
         f"first token after {t.first_token:.3f} s; {transcript.engine}, ended by {transcript.finish_reason}"
     )
-
-
-def add_phrase_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that hold a transcriber to a list of phrases, the same for every verb that transcribes."""
-    parser.add_argument(
-        "--phrases",
-        metavar="FILE",
-        help="only what this file lists can be said, else there is no text; one phrase a line, as in "
-        "`light: turn (on | off) the {room} light` (see device_runtime/phrase_grammar.py)",
-    )
-    parser.add_argument(
-        "--min-score",
-        type=float,
-        default=MIN_SCORE,
-        metavar="S",
-        help="refuse a phrase that scores lower, 0 to 1 (default: %(default)s)",
-    )
-
-
-def hold_to_phrases(transcriber: Transcriber, args: argparse.Namespace) -> Transcriber:
-    """The transcriber that `--phrases` and `--min-score` ask for.
-
-    Raises:
-        UsageError: the file cannot be read, or holds no phrases.
-    """
-    if args.phrases is None:
-        return transcriber
-    return transcriber.limited_to(read_phrases(args.phrases), min_score=args.min_score)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,30 +13,24 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from prunella.device_runtime.audio import Audio, check_samples, is_silent, split_at_quiet_points
-from prunella.device_runtime.beam_search import (
-    PAYING_BEAMS,
-    BeamEngine,
-    BeamSearch,
-    Hearing,
-    Spelling,
-    check_beams,
-)
+from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.base.cores import check_threads
+from prunella.device_runtime.base.errors import AudioError, BundleError, EngineError, UsageError
 from prunella.device_runtime.bundle import AudioSpec, Bundle, PromptSpec, open_bundle
-from prunella.device_runtime.cores import check_threads
-from prunella.device_runtime.draft import (
+from prunella.device_runtime.decoding.beam_search import BeamSearch, Hearing, Spelling, check_beams
+from prunella.device_runtime.decoding.draft import (
     LONGEST_BELIEVED,
     Draft,
     draft_of_tokens,
     open_drafter,
 )
-from prunella.device_runtime.engine import Engine, Float32
-from prunella.device_runtime.errors import AudioError, BundleError, EngineError, UsageError
-from prunella.device_runtime.greedy import GreedyDecoder
-from prunella.device_runtime.guards import RepeatStop, strip_template
-from prunella.device_runtime.phrase_grammar import Phrase
-from prunella.device_runtime.phrases import MIN_SCORE, PhraseMatch, PhraseTrie, find_phrase
-from prunella.device_runtime.speech_gate import (
+from prunella.device_runtime.decoding.engine import PAYING_BEAMS, BeamEngine, Engine
+from prunella.device_runtime.decoding.greedy import GreedyDecoder
+from prunella.device_runtime.decoding.guards import RepeatStop, strip_template
+from prunella.device_runtime.decoding.phrases import MIN_SCORE, PhraseTrie, find_phrase
+from prunella.device_runtime.decoding.text_style import style_text
+from prunella.device_runtime.sound.audio import Audio, check_samples, is_silent, split_at_quiet_points
+from prunella.device_runtime.sound.speech_gate import (
     SHORTEST_SECONDS,
     LevelMeter,
     SpeechGate,
@@ -44,21 +38,18 @@ from prunella.device_runtime.speech_gate import (
     open_speech_gate,
     speech_listener,
 )
-from prunella.device_runtime.text_style import style_text
+from prunella.device_runtime.sound.utterances import cut_in_pauses
 from prunella.device_runtime.transcript import (
     DecodeOptions,
     FinishReason,
+    Phrase,
+    PhraseMatch,
     Segment,
     Timings,
     Transcript,
     silent_segment,
 )
-from prunella.device_runtime.utterances import cut_in_pauses
 
-BEAMS_HELP = (
-    f"transcripts that are followed at once; 0: {PAYING_BEAMS} where the model has a CTC head and the engine can, else as the bundle says "
-    "(default: 0)"
-)
 _GATE_GAIN = 30.0  # dB, by which `SileroVad` amplifies what is quiet
 ENGINES = ("onnx", "gguf", "mtmd")  # mtmd: a bundle's GGUF files through llama.cpp alone, slower
 
@@ -444,10 +435,10 @@ def open_transcriber(
 def _open_engine(bundle: Bundle, name: str, threads: int | None) -> Engine:
     """Each brings in a library that is an extra."""
     if name == "onnx":
-        from prunella.device_runtime.onnx_engine import OnnxEngine
+        from prunella.device_runtime.engines.onnx_engine import OnnxEngine
 
         return OnnxEngine.open(bundle, threads=threads)
-    from prunella.device_runtime.gguf_engine import GgufEngine
+    from prunella.device_runtime.engines.gguf_engine import GgufEngine
 
     return GgufEngine.open(bundle, threads=threads, audio_half="mtmd" if name == "mtmd" else "onnx")
 

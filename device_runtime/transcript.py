@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
-
-if TYPE_CHECKING:
-    from prunella.device_runtime.phrases import PhraseMatch
 
 FinishReason = Literal["eos", "length", "repeat", "silence", "phrase", "no-phrase"]
 
@@ -37,7 +34,7 @@ class DecodeOptions:
     ctc_weight: Annotated[float, Meta(ge=0)] = (
         0.2  # of what a CTC head hears beside the decoder, where there is a head and several beams
     )
-    draft: bool = True  # verify several guessed tokens in one pass (device_runtime/draft.py)
+    draft: bool = True  # verify several guessed tokens in one pass (device_runtime/decoding/draft.py)
     draft_never: float = 0.35  # cosine of audio and its nearest token at which that is never what was said
     draft_sure: float = 0.75  # and at which it nearly always is
     draft_blank: Annotated[int, Meta(ge=-1)] = -1  # token that audio without a token of its own is nearest to
@@ -73,6 +70,45 @@ class Timings:
             first_token=self.first_token or other.first_token,
             total=self.total + other.total,
         )
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """One thing that can be said.
+
+    `label` is the template's, or the template itself where it has none; `slots` are pairs of a slot's name and the
+    words in it, in their order.
+    """
+
+    text: str
+    label: str
+    slots: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class PhraseMatch:
+    """What came of one utterance.
+
+    `phrase` is None where nothing fits. `score` is the geometric mean of the probabilities of the phrase's tokens, its
+    end included, 0 to 1; of a refusal that of the best phrase that was looked at to its end, 0 if none was.
+    `exact` is false where the search was cut short.
+    """
+
+    phrase: Phrase | None
+    score: float
+    tokens: tuple[int, ...] = ()
+    passes: int = 0
+    exact: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict: text, label, slots (all None or empty where nothing fits) and score."""
+        found = self.phrase
+        return {
+            "text": found.text if found else None,
+            "label": found.label if found else None,
+            "slots": dict(found.slots) if found else {},
+            "score": round(self.score, 4),
+        }
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import tqdm
 
-from prunella.device_runtime.errors import AudioError
-from prunella.device_runtime.providers import STRICT_HELP, require_all
-from prunella.device_runtime.transcriber import BEAMS_HELP
+from prunella.device_runtime.base.errors import AudioError
+from prunella.device_runtime.engines.providers import require_all
+from prunella.device_runtime.options import BEAMS_HELP, STRICT_HELP
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.evaluation.records import ClipRecord, RecordsFile, clip_record
 from prunella.evaluation.report import (

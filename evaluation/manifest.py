@@ -15,9 +15,9 @@ from typing import TextIO
 import numpy as np
 import numpy.typing as npt
 
-from prunella.device_runtime.audio import load_audio
-from prunella.device_runtime.errors import AudioError, ManifestError, UsageError
-from prunella.device_runtime.log_mel import SAMPLE_RATE
+from prunella.device_runtime.base.errors import AudioError, ManifestError, UsageError
+from prunella.device_runtime.sound.audio import load_audio
+from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
 
 UNKNOWN_SOURCE = "unknown"
 _SHOWN_PROBLEMS = 10

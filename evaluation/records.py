@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.transcript import Transcript
 from prunella.evaluation.manifest import Utterance
 from prunella.evaluation.word_errors import ClipErrors, count_errors

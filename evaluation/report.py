@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from prunella.device_runtime.errors import ManifestError
+from prunella.device_runtime.base.errors import ManifestError
 from prunella.evaluation.bootstrap import PairedDifference, paired_difference, ratio_interval
 from prunella.evaluation.records import ClipRecord
 from prunella.evaluation.table import number, percent, render_table

@@ -17,20 +17,20 @@ import numpy as np
 import numpy.typing as npt
 
 from prunella._version import __version__
-from prunella.device_runtime.beam_search import check_beams
+from prunella.device_runtime.base.cores import check_threads, physical_cores
+from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.base.extras import explained
+from prunella.device_runtime.base.files import sha256
+from prunella.device_runtime.base.model_names import BASELINE as BASELINE
 from prunella.device_runtime.bundle import MANIFEST_NAME
-from prunella.device_runtime.cores import check_threads, physical_cores
-from prunella.device_runtime.errors import UsageError
-from prunella.device_runtime.extras import explained
-from prunella.device_runtime.files import sha256
-from prunella.device_runtime.model_names import BASELINE as BASELINE
+from prunella.device_runtime.decoding.beam_search import check_beams
 from prunella.device_runtime.transcript import DecodeOptions, Transcript
 
 # kind → module:function
 _OPENERS = {
     "bundle": "prunella.device_runtime.transcriber:open_transcriber",
     "baseline": "prunella.evaluation.whisper_baseline:open_whisper_tiny_en",
-    "model": "prunella.speech_llm.engine:open_model_transcriber",
+    "model": "prunella.speech_llm.torch_engine:open_model_transcriber",
 }
 # What of an installation decides the texts beside prunella itself.
 _LIBRARIES = {

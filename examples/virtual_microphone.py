@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.sound.audio import load_audio
 from prunella.device_runtime.transcriber import open_transcriber
 
 RATE = 16_000

@@ -17,7 +17,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from prunella.device_runtime.errors import CheckpointError
+from prunella.device_runtime.base.errors import CheckpointError
 from prunella.export.onnx_families import FAMILIES, complete_graph
 
 DECODER_NAME = "decoder_model_merged.onnx"

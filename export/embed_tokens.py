@@ -7,7 +7,7 @@ from typing import Any
 
 from onnx import TensorProto, helper, numpy_helper
 
-from prunella.device_runtime.errors import CheckpointError
+from prunella.device_runtime.base.errors import CheckpointError
 from prunella.quantize.graph_file import save_graph
 from prunella.speech_llm.model import SpeechLLM
 

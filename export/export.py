@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from prunella._version import __version__
+from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.base.extras import require
+from prunella.device_runtime.base.files import scratch_directory, whole_directory, write_text
+from prunella.device_runtime.base.outputs import check_output
 from prunella.device_runtime.bundle import Bundle, BundleManifest, DecoderSpec, open_bundle
-from prunella.device_runtime.errors import UsageError
-from prunella.device_runtime.extras import require
-from prunella.device_runtime.files import scratch_directory, whole_directory, write_text
-from prunella.device_runtime.llama_library import llama_library
-from prunella.device_runtime.outputs import check_output
+from prunella.device_runtime.engines.llama_library import llama_library
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.export.audio_encoder import export_audio_encoder
 from prunella.export.decoder import export_decoder
@@ -124,7 +124,7 @@ def export_float(
             (partial / "onnx").mkdir()
             export_audio_encoder(speech_llm, partial / "onnx")
         if chosen.gguf is not None:
-            from prunella.export.gguf_files import export_gguf_files  # brings in llama.cpp, an extra
+            from prunella.export.gguf_folder import export_gguf_files  # brings in llama.cpp, an extra
 
             report = export_gguf_files(
                 speech_llm, partial / "gguf", chosen.gguf, max_context=profile.max_context

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
-import numpy as np
-import numpy.typing as npt
 from gguf import GGMLQuantizationType
 from transformers import PreTrainedModel
 
+from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.base.errors import CheckpointError
 from prunella.device_runtime.bundle import PromptSpec
-from prunella.device_runtime.errors import CheckpointError
 from prunella.export.chat_template import speech_chat_template
 from prunella.export.gguf_families import (
     FAMILIES,
@@ -26,7 +25,6 @@ from prunella.export.gguf_vocabulary import read_vocabulary
 from prunella.quantize.gguf_files import ARCHITECTURE, FILE_TYPE, Value, write_gguf
 from prunella.speech_llm.model import SpeechLLM
 
-Float32 = npt.NDArray[np.float32]
 ROPE_FACTORS = "rope_freqs.weight"
 _FILE_TYPES = {
     "F32": gguf.LlamaFileType.ALL_F32,

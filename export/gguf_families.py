@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PretrainedConfig
 
-from prunella.device_runtime.errors import CheckpointError
+from prunella.device_runtime.base.errors import CheckpointError
 
 _NOPE_STEP = 4  # llama.cpp: SmolLM3's every fourth layer has no rotary embedding, whatever the file says
 _HEAD_ROW_PAIRS = 2  # Hugging Face rotates (first half, second half), llama.cpp's Llama pairs of neighbours

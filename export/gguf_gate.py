@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from gguf import GGMLQuantizationType
 
-from prunella.device_runtime.errors import ExportError
-from prunella.device_runtime.log_mel import log_mel
+from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.base.errors import ExportError
+from prunella.device_runtime.sound.log_mel import log_mel
 from prunella.export.gguf_decoder import (
     ROPE_FACTORS,
     decoder_keys,
@@ -30,7 +30,6 @@ from prunella.quantize.gguf_files import FILE_TYPE, GgufFile, read_gguf
 from prunella.quantize.gguf_probe import probe_embeddings, probe_logits, probe_tokens
 from prunella.speech_llm.model import SpeechLLM
 
-Float32 = npt.NDArray[np.float32]
 _REMEDY = "this is a fault of prunella or llama.cpp: take a target with the onnx engine, and report it"
 # Largest error of a stored value, relative to the tensor's largest; 8-bit blocks have a scale each.
 _ROUNDING = {

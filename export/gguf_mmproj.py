@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
-from prunella.device_runtime.errors import CheckpointError
+from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.base.errors import CheckpointError
 from prunella.quantize.gguf_files import ARCHITECTURE, FILE_TYPE, Value, write_gguf
-from prunella.quantize.gguf_mmproj import MMPROJ_FILE_TYPES, mmproj_storage
+from prunella.quantize.mmproj_storage import MMPROJ_FILE_TYPES, mmproj_storage
 from prunella.speech_llm.model import SpeechLLM
 
-Float32 = npt.NDArray[np.float32]
 _POSITIONS = 1_500  # llama.cpp always encodes 30 s
 _WIDTH_THAT_STACKS_EIGHT = 1_280
 

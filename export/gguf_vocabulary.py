@@ -13,7 +13,7 @@ from typing import Any
 from gguf import TokenType
 from transformers import PreTrainedTokenizerBase
 
-from prunella.device_runtime.errors import CheckpointError
+from prunella.device_runtime.base.errors import CheckpointError
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

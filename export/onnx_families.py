@@ -12,7 +12,7 @@ import onnx
 from onnx import helper, numpy_helper
 from transformers import PretrainedConfig
 
-from prunella.device_runtime.errors import CheckpointError
+from prunella.device_runtime.base.errors import CheckpointError
 
 # By Hugging Face's `model_type`: families of the model builder whose layers all keep keys and values.
 FAMILIES = (

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.base.errors import ExportError
 from prunella.device_runtime.bundle import BundleManifest
-from prunella.device_runtime.errors import ExportError
 from prunella.quantize.onnx_drift import REMEDY_UNSEEN
-from prunella.quantize.onnx_probe import Float32, answer, probe_graphs, too_large
-from prunella.speech_llm.engine import TorchEngine
+from prunella.quantize.onnx_probe import answer, probe_graphs, too_large
 from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.torch_engine import TorchEngine
 
 _LOG = logging.getLogger(__name__)
 # Of the values' standard deviation, for every one of them.

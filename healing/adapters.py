@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from prunella.device_runtime.errors import EngineError, UsageError
+from prunella.device_runtime.base.errors import EngineError, UsageError
 from prunella.healing.plan import HealingPlan
 from prunella.healing.quantization_aware import RoundedWeights
 from prunella.pruning.blocks import Block

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import soxr
 
-from prunella.device_runtime.engine import Float32
-from prunella.device_runtime.log_mel import SAMPLE_RATE
+from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
 from prunella.healing.plan import Augmentation
+from prunella.synth.noise import NOISES, coloured_noise
 
 LONGEST_SECONDS = 30.0
-NOISES = ("white", "pink", "brown", "hum")
 _SPEEDS = 8  # soxr is fast for ratios of small numbers, so speeds come in steps
 _MASK_SECONDS = 0.25
 
@@ -96,23 +96,6 @@ def noise_clip(seed: int, number: int) -> Float32:
 def noise_seconds(seed: int, number: int) -> float:
     """Length of `noise_clip(seed, number)`."""
     return float(np.random.default_rng((seed, number, 3)).uniform(1.0, 10.0))
-
-
-def coloured_noise(count: int, colour: str, rng: np.random.Generator) -> Float32:
-    """(count,) float32 of unit RMS; `colour` is one of `NOISES`."""
-    if colour == "hum":
-        time = np.arange(count) / SAMPLE_RATE
-        base = rng.choice([50.0, 60.0, 100.0, 120.0])
-        waves = [np.sin(2 * np.pi * base * k * time + rng.uniform(0, 6.3)) / k for k in (1, 2, 3, 5, 8)]
-        samples = np.sum(waves, axis=0) + 0.05 * rng.standard_normal(count)
-    else:
-        samples = rng.standard_normal(count)
-        if colour != "white":
-            spectrum = np.fft.rfft(samples)
-            frequency = np.maximum(np.fft.rfftfreq(count, 1 / SAMPLE_RATE), 20.0)
-            spectrum /= frequency ** (0.5 if colour == "pink" else 1.0)
-            samples = np.fft.irfft(spectrum, count)
-    return (samples / (np.sqrt(np.mean(np.square(samples))) + 1e-12)).astype(np.float32)
 
 
 def time_masks(

@@ -14,10 +14,10 @@ from typing import Any, TextIO
 
 import soundfile
 
-from prunella.device_runtime.audio import load_audio
-from prunella.device_runtime.engine import Float32
-from prunella.device_runtime.errors import AudioError, ManifestError, UsageError
-from prunella.device_runtime.text_style import style_text
+from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.base.errors import AudioError, ManifestError, UsageError
+from prunella.device_runtime.decoding.text_style import style_text
+from prunella.device_runtime.sound.audio import load_audio
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.healing.augment import LONGEST_SECONDS
 from prunella.speech_llm.ctc_head import SAMPLES_PER_CTC_FRAME, letter_classes

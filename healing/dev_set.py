@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from prunella.device_runtime.guards import RepeatStop, strip_template
+from prunella.device_runtime.decoding.guards import RepeatStop, strip_template
 from prunella.evaluation.word_errors import ErrorCounts, count_errors
 from prunella.healing.features import CLEAN, FeatureStore
-from prunella.healing.learner import Learner, PassInputs, pass_inputs
+from prunella.healing.learner import Learner
 from prunella.healing.order import pack
+from prunella.healing.pass_inputs import PassInputs, pass_inputs
 from prunella.speech_llm.model import SpeechLLM
 
 _LONGEST_LOOP = 32  # tokens

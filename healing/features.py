@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from prunella.device_runtime.engine import Float32
-from prunella.device_runtime.log_mel import SAMPLE_RATE
+from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
 from prunella.healing.augment import (
     LONGEST_SECONDS,
     Variation,
@@ -27,8 +27,8 @@ from prunella.healing.augment import (
 from prunella.healing.clips import TokenClip
 from prunella.healing.order import Lengths
 from prunella.healing.plan import Augmentation, fingerprint
-from prunella.speech_llm.engine import model_features
 from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.torch_engine import model_features
 
 CLEAN = -1  # the variant that evaluation hears
 _KEEP_FREE = 2 << 30  # bytes of disk that the cache leaves to others

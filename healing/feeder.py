@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from prunella.device_runtime.errors import AudioError
+from prunella.device_runtime.base.errors import AudioError
 from prunella.healing.features import FeatureStore
-from prunella.healing.learner import PassInputs, pass_inputs
 from prunella.healing.order import Lengths, epoch_steps, split_step
+from prunella.healing.pass_inputs import PassInputs, pass_inputs
 from prunella.healing.plan import HealingPlan
 
 

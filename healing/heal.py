@@ -20,14 +20,13 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType, broadcast_object_list
 
-from prunella.device_runtime.errors import UsageError
-from prunella.device_runtime.outputs import check_output
+from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.base.outputs import check_output
 from prunella.healing.adapters import TrainableDecoder, lora_layers
 from prunella.healing.clips import Clip, open_speech, tokenise
 from prunella.healing.dev_set import DevSet
 from prunella.healing.features import FeatureStore, module_digest
 from prunella.healing.learner import Learner
-from prunella.healing.machine import CompiledLayers, choose_attention, choose_compile, choose_precision
 from prunella.healing.plan import (
     COMPILE,
     PARTS,
@@ -40,6 +39,7 @@ from prunella.healing.plan import (
 )
 from prunella.healing.run_state import RunState, read_state, unshard
 from prunella.healing.trainer import Trainer, make_accelerator
+from prunella.healing.training_speed import CompiledLayers, choose_attention, choose_compile, choose_precision
 from prunella.speech_llm.checkpoint import save_checkpoint
 from prunella.speech_llm.ctc_head import ENGLISH
 from prunella.speech_llm.load import load

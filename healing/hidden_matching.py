@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.base.errors import UsageError
+from prunella.healing.pass_inputs import PassInputs
 from prunella.pruning.history import blocks_between, pruned_blocks
 from prunella.speech_llm.batches import IGNORE
 from prunella.speech_llm.model import SpeechLLM
-
-if TYPE_CHECKING:
-    from prunella.healing.learner import PassInputs
 
 
 class HiddenMatching:

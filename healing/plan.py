@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from prunella.device_runtime.errors import PrunellaError, UsageError
+from prunella.device_runtime.base.errors import PrunellaError, UsageError
 
 STAGES = ("transcript", "ctc", "ctc-head")
 PARTS = ("projector", "decoder", "encoder")

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from prunella.device_runtime.files import bring_back, whole_directory, write_json
+from prunella.device_runtime.base.files import bring_back, whole_directory, write_json
 from prunella.healing.plan import HealingError
 
 LAST, BEST = "last", "best"

@@ -16,7 +16,7 @@ import tqdm
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 
-from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.base.errors import UsageError
 from prunella.healing.dev_set import DevScore, DevSet
 from prunella.healing.features import FeatureStore
 from prunella.healing.feeder import Feeder, Step

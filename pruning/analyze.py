@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from prunella.device_runtime.errors import UsageError
-from prunella.device_runtime.outputs import check_output
+from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.base.outputs import check_output
 from prunella.evaluation.manifest import read_manifest
 from prunella.pruning.calibration import read_lines, speech_batches, text_batches
 from prunella.pruning.redundancy import Agreement, RedundancyMap, agreement, measure_redundancy, save_maps

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.base.errors import UsageError
 from prunella.evaluation.manifest import SpeechManifest, Utterance
 from prunella.speech_llm.batches import DecoderBatch, batches_by_length, speech_example, text_batch
 from prunella.speech_llm.load import TextLLM

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prunella.device_runtime.errors import UsageError
-from prunella.device_runtime.files import whole_file
-from prunella.device_runtime.wheels import cache_folder
+from prunella.device_runtime.base.cache import cache_folder
+from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.base.files import whole_file
 from prunella.pruning.redundancy import RedundancyMap, agreement
 
 # Before the import, which reads it: its list of fonts belongs in our cache, not elsewhere in HOME.

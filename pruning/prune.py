@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from prunella.device_runtime.errors import UsageError
-from prunella.device_runtime.files import whole_directory, write_json
-from prunella.device_runtime.outputs import check_output
+from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.base.files import whole_directory, write_json
+from prunella.device_runtime.base.outputs import check_output
 from prunella.evaluation.manifest import read_manifest
 from prunella.pruning.blocks import Block, check_blocks
 from prunella.pruning.bridge import BridgeReport, Method, bridge_blocks

@@ -19,8 +19,8 @@ import torch
 from scipy.stats import spearmanr
 from transformers import PreTrainedModel
 
-from prunella.device_runtime.errors import CheckpointError, UsageError
-from prunella.device_runtime.files import write_json
+from prunella.device_runtime.base.errors import CheckpointError, UsageError
+from prunella.device_runtime.base.files import write_json
 from prunella.pruning.blocks import Block
 from prunella.speech_llm.batches import DecoderBatch, PositionClass
 from prunella.speech_llm.model import decoder_layers

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.base.errors import UsageError
 from prunella.pruning.blocks import Block, blocks_of
 from prunella.pruning.bridge import (
     DEFAULT_RIDGE,

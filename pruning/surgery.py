@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from prunella.device_runtime.errors import CheckpointError, UsageError
+from prunella.device_runtime.base.errors import CheckpointError, UsageError
 from prunella.pruning.blocks import Block, check_blocks
 from prunella.speech_llm.checkpoint import load_decoder
 from prunella.speech_llm.model import SpeechLLM, decoder_layers

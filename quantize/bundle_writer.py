@@ -7,12 +7,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from prunella.device_runtime.base.errors import BundleError
+from prunella.device_runtime.base.files import sha256, whole_directory, write_text
+from prunella.device_runtime.base.outputs import check_output
 from prunella.device_runtime.bundle import MANIFEST_NAME, Bundle, BundleManifest, FileEntry, open_bundle
-from prunella.device_runtime.errors import BundleError
-from prunella.device_runtime.files import sha256, whole_directory, write_text
-from prunella.device_runtime.gguf_engine import DECODER_PATTERN, MMPROJ_PATTERN, one_file
-from prunella.device_runtime.llama_library import llama_library
-from prunella.device_runtime.outputs import check_output
+from prunella.device_runtime.engines.gguf_engine import DECODER_PATTERN, MMPROJ_PATTERN, one_file
+from prunella.device_runtime.engines.llama_library import llama_library
 from prunella.quantize.gguf_recipes import BundleRecipe, GgufRecipe, find_bundle_recipe
 from prunella.quantize.onnx_drift import measure_drift
 from prunella.quantize.onnx_graphs import quantize_audio_encoder, quantize_graphs
@@ -67,8 +67,8 @@ def requantize(bundle: Bundle, recipe: str, out: str | Path) -> Bundle:
 def quantize_gguf(bundle: Bundle, recipe: GgufRecipe, out: Path) -> dict[str, Any]:
     """Write the `gguf/` files of a float bundle as `recipe` into folder `out`; what came of it, for the provenance."""
     from prunella.quantize.gguf_importance import IMPORTANCE_NAME, read_importance
-    from prunella.quantize.gguf_mmproj import quantize_mmproj
     from prunella.quantize.gguf_quantizer import quantize_decoder
+    from prunella.quantize.mmproj_storage import quantize_mmproj
 
     out.mkdir(parents=True)
     measured = f"gguf/{IMPORTANCE_NAME}"

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType, GGUFValueType
 
-from prunella.device_runtime.errors import BundleError
+from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.base.errors import BundleError
 
-Float32 = npt.NDArray[np.float32]
 Value = str | bool | int | float | list[str] | list[int] | list[float]
 FLOAT_TYPES = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 ARCHITECTURE = "general.architecture"

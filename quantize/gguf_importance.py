@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from gguf import GGMLQuantizationType
 
+from prunella.device_runtime.base.arrays import Float32
 from prunella.quantize.gguf_files import ARCHITECTURE, Value, read_gguf, write_gguf
 
-Float32 = npt.NDArray[np.float32]
 IMPORTANCE_NAME = "importance.gguf"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 

@@ -15,13 +15,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from prunella.device_runtime.errors import ExportError, PrunellaError
-from prunella.device_runtime.llama_decoder import LlamaDecoder
-from prunella.device_runtime.mtmd_encoder import MtmdEncoder
+from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.base.errors import ExportError, PrunellaError
+from prunella.device_runtime.engines.llama_decoder import LlamaDecoder
+from prunella.device_runtime.engines.mtmd_encoder import MtmdEncoder
 
-Float32 = npt.NDArray[np.float32]
 _SECONDS = 900
 
 

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from prunella.device_runtime.errors import ExportError
-from prunella.device_runtime.llama_library import last_error, llama_library
+from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.base.errors import ExportError
+from prunella.device_runtime.engines.llama_library import last_error, llama_library
 from prunella.quantize.gguf_files import FILE_TYPE, FLOAT_TYPES, GgufFile, read_gguf
 from prunella.quantize.gguf_probe import probe_logits
 from prunella.quantize.gguf_recipes import GgufRecipe
 
-Float32 = npt.NDArray[np.float32]
 _ADDED = "quantize.imatrix."  # keys that an importance matrix leaves behind
 # Share of a tensor's energy that its stored form may miss: 4 bits without a lucky scale miss about 1 %.
 _MAX_LOSS = 0.05

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.base.errors import UsageError
 from prunella.quantize.recipes import RECIPES, Recipe, WeightFormat
 
 SUPER_BLOCK = 256  # weights that K-quants and IQ4_XS store together: a row must be a multiple

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.base.errors import ExportError
 from prunella.device_runtime.bundle import Bundle, BundleManifest
-from prunella.device_runtime.errors import ExportError
 from prunella.quantize.gguf_recipes import BundleRecipe
-from prunella.quantize.onnx_probe import Float32, probe_graphs, too_large
+from prunella.quantize.onnx_probe import probe_graphs, too_large
 
 _LOG = logging.getLogger(__name__)
 # Of embeddings and letters, as `Recipe.drift` of logits. Audio encoders have 8 bits or floats in every recipe.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from prunella.device_runtime.errors import BundleError
+from prunella.device_runtime.base.errors import BundleError
 from prunella.quantize.graph_file import save_graph
 from prunella.quantize.onnx_passes import (
     ATTENTION,

@@ -17,16 +17,15 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.base.errors import ExportError, PrunellaError
 from prunella.device_runtime.bundle import Bundle, BundleManifest, FileEntry
-from prunella.device_runtime.engine import Engine
-from prunella.device_runtime.errors import ExportError, PrunellaError
-from prunella.device_runtime.onnx_audio_encoder import OnnxAudioEncoder
-from prunella.device_runtime.onnx_engine import DECODER, OnnxEngine
+from prunella.device_runtime.decoding.engine import Engine
+from prunella.device_runtime.engines.onnx_audio_encoder import OnnxAudioEncoder
+from prunella.device_runtime.engines.onnx_engine import DECODER, OnnxEngine
 from prunella.quantize.free_memory import free_memory
 
-Float32 = npt.NDArray[np.float32]
 TEXT_POSITIONS = 48
 SPOKEN_TOKENS = 32
 _SECONDS = 1_800

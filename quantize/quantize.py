@@ -10,9 +10,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.base.outputs import check_output
 from prunella.device_runtime.bundle import Bundle, open_bundle
-from prunella.device_runtime.errors import UsageError
-from prunella.device_runtime.outputs import check_output
 from prunella.evaluation.manifest import read_manifest
 from prunella.quantize.bundle_writer import requantize
 from prunella.quantize.gguf_recipes import GGUF_RECIPES

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from prunella.device_runtime.base.errors import BundleError, ExportError, TargetError, UsageError
+from prunella.device_runtime.base.files import hold, remove_abandoned, sha256, whole_directory
+from prunella.device_runtime.base.outputs import check_output, output_path
 from prunella.device_runtime.bundle import MANIFEST_NAME, Bundle, open_bundle
-from prunella.device_runtime.errors import BundleError, ExportError, TargetError, UsageError
-from prunella.device_runtime.files import hold, remove_abandoned, sha256, whole_directory
-from prunella.device_runtime.outputs import check_output, output_path
 from prunella.evaluation.evaluate import evaluate
 from prunella.evaluation.manifest import SpeechManifest
 from prunella.evaluation.report import EvaluationReport, compare_reports

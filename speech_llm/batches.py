@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from prunella.device_runtime.text_style import style_text
+from prunella.device_runtime.decoding.text_style import style_text
 from prunella.evaluation.manifest import Utterance
-from prunella.speech_llm.engine import model_features
 from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.torch_engine import model_features
 
 IGNORE = -100  # label of a position that is not scored
 

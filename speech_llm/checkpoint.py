@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from prunella.device_runtime.errors import CheckpointError
-from prunella.device_runtime.files import whole_directory
+from prunella.device_runtime.base.errors import CheckpointError
+from prunella.device_runtime.base.files import whole_directory
 from prunella.speech_llm.config import CONFIG_NAME, SpeechLLMConfig
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.model_folder import check_model_folder, full_disks_are_os_errors, why_unreadable

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from prunella.device_runtime.base.errors import CheckpointError
+from prunella.device_runtime.base.files import write_json
 from prunella.device_runtime.bundle import AudioSpec
-from prunella.device_runtime.errors import CheckpointError
-from prunella.device_runtime.files import write_json
 from prunella.device_runtime.transcript import DecodeOptions
 
 CONFIG_NAME = "config.json"
@@ -52,7 +52,7 @@ class SpeechLLMConfig:
     family: str = "ultravox"
     projector_norm_eps: float = 1e-6
     sampling_rate: int = 16_000
-    text_style: str = "as-is"  # how the model writes, see device_runtime/text_style.py
+    text_style: str = "as-is"  # how the model writes, see device_runtime/decoding/text_style.py
     extra_padding: int = 0  # samples of silence after the padding to whole stacks
     ctc_alphabet: str = ""  # letters of the CTC head (ctc_head.py); none: there is no head
     decode: DecodeOptions = field(default_factory=DecodeOptions)

@@ -2,7 +2,7 @@
 
 An LLM that has heard a few hours of speech writes words that it knows, near or not ("buffoon" for "buffalo"). Letters need
 no vocabulary: the same hours teach this small head to spell what it hears. At decoding both are weighed
-(`device_runtime/beam_search.py`).
+(`device_runtime/decoding/beam_search.py`).
 """
 
 from __future__ import annotations

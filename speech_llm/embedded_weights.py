@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from prunella.device_runtime.errors import CheckpointError
+from prunella.device_runtime.base.errors import CheckpointError
 
 _PACKAGE = "prunella_models"
 _CHECKOUT = Path(__file__).parents[1] / "embedded_models" / _PACKAGE

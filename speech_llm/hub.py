@@ -13,8 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import safe_open
 from transformers import AutoConfig, WhisperForConditionalGeneration
 
-from prunella.device_runtime.errors import CheckpointError
-from prunella.device_runtime.model_names import EMBEDDED
+from prunella.device_runtime.base.errors import CheckpointError
+from prunella.device_runtime.base.model_names import EMBEDDED
 from prunella.speech_llm.checkpoint import load_decoder, load_weights
 from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
 from prunella.speech_llm.model import SpeechLLM, decoder_layers

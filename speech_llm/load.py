@@ -7,9 +7,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunella.device_runtime.errors import CheckpointError
-from prunella.device_runtime.files import bring_back
-from prunella.device_runtime.model_names import EMBEDDED
+from prunella.device_runtime.base.errors import CheckpointError
+from prunella.device_runtime.base.files import bring_back
+from prunella.device_runtime.base.model_names import EMBEDDED
 from prunella.speech_llm import hub
 from prunella.speech_llm.checkpoint import is_checkpoint, load_checkpoint, load_decoder
 from prunella.speech_llm.model import SpeechLLM

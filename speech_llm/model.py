@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunella.device_runtime.base.errors import CheckpointError
 from prunella.device_runtime.bundle import PromptSpec
-from prunella.device_runtime.errors import CheckpointError
 from prunella.speech_llm.config import SpeechLLMConfig
 from prunella.speech_llm.ctc_head import CtcHead
 from prunella.speech_llm.ultravox import UltravoxProjector

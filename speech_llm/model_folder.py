@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from prunella.device_runtime.errors import CheckpointError
+from prunella.device_runtime.base.errors import CheckpointError
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 _POINTER_BYTES = 1_024  # the specification's limit

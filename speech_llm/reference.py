@@ -20,14 +20,15 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from prunella.device_runtime.errors import CheckpointError
-from prunella.device_runtime.files import sha256, whole_directory, write_json
+from prunella.device_runtime.base.cache import cache_folder, writable_cache
+from prunella.device_runtime.base.errors import CheckpointError
+from prunella.device_runtime.base.files import sha256, whole_directory, write_json
 from prunella.device_runtime.transcript import DecodeOptions
-from prunella.device_runtime.wheels import SMOLLM2_135M, cache_folder, writable_cache
 from prunella.speech_llm.checkpoint import is_checkpoint, load_weights, save_checkpoint
 from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
 from prunella.speech_llm.embedded_weights import embedded_weights, find_weights
 from prunella.speech_llm.model import SpeechLLM, decoder_layers
+from prunella.weights.wheels import SMOLLM2_135M
 
 _RECIPE = 7  # raise when the conversion below changes, so that caches made by the old one are not used
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from prunella.device_runtime.base.errors import EngineError
 from prunella.device_runtime.bundle import Bundle
-from prunella.device_runtime.errors import EngineError
-from prunella.device_runtime.llama_library import llama_library
-from prunella.device_runtime.providers import missing_offload
+from prunella.device_runtime.engines.llama_library import llama_library
+from prunella.device_runtime.engines.providers import missing_offload
 from prunella.targets.detect import match_target
 from prunella.targets.fit import fit_bundle
 from prunella.targets.machine import Machine

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from prunella.device_runtime.errors import TargetError
+from prunella.device_runtime.base.errors import TargetError
 from prunella.targets.machine import Machine
 from prunella.targets.profile import TargetProfile
 

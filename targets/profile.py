@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prunella.device_runtime.errors import TargetError
-from prunella.device_runtime.providers import OptionValue, Provider
+from prunella.device_runtime.base.errors import TargetError
+from prunella.device_runtime.bundle import OptionValue, Provider
 from prunella.targets.schema import read_merged, read_toml, typed_fields
 
 PROFILES = Path(__file__).parent

@@ -10,8 +10,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from prunella.device_runtime.errors import TargetError
-from prunella.device_runtime.provider_options import (
+from prunella.device_runtime.base.errors import TargetError
+from prunella.device_runtime.engines.provider_options import (
     check_llama_option,
     check_provider,
     check_provider_option,

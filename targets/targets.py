@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from prunella.device_runtime.base.install_lines import fill_in, wheel_name
 from prunella.device_runtime.bundle import open_bundle
-from prunella.device_runtime.install_lines import fill_in, wheel_name
 from prunella.targets.check import check_target
 from prunella.targets.detect import detect
 from prunella.targets.machine import read_machine

@@ -44,7 +44,7 @@ def example_folder(monkeypatch) -> Iterator[Callable[[str], None]]:
 @pytest.fixture(autouse=True)
 def nothing_was_announced(monkeypatch) -> None:
     """Missing hardware is announced once a process: for every test that is anew."""
-    from prunella.device_runtime import providers
+    from prunella.device_runtime.engines import providers
 
     monkeypatch.setattr(providers, "_said", set())
 

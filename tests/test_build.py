@@ -15,8 +15,8 @@ from prunella import targets
 from prunella.benchmark import compare
 from prunella.build import Build, BuildPlan, build, healed_blocks
 from prunella.cli import main
+from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.bundle import open_bundle
-from prunella.device_runtime.errors import UsageError
 from prunella.evaluation.manifest import read_manifest
 from prunella.pruning.blocks import Block
 from prunella.pruning.prune import prune

@@ -73,7 +73,7 @@ def test_a_full_standard_output_is_said_in_a_line(shell):
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8:strict"])
 def test_no_name_ends_a_run_and_json_stays_json(encoding):
     code = (
-        "import json, sys; from prunella.device_runtime.standard_streams import prepare_streams; prepare_streams();"
+        "import json, sys; from prunella.device_runtime.base.standard_streams import prepare_streams; prepare_streams();"
         "print(json.dumps({'file': 'ü 名 \\U0001f600 \\udce9'}, ensure_ascii=False))"
     )
     done = subprocess.run(

@@ -13,7 +13,7 @@ from prunella.speech_llm.checkpoint import save_checkpoint
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "examples" / "healing_curve" / "results"
+RESULTS = ROOT / "research" / "healing_curve" / "results"
 CLIPS = ROOT / "examples" / "clips"
 SOURCE = "librivox"
 CONDITIONS = {"model": "tiny", "model_weights": "c0ffee", "source": SOURCE, "clips": {"main": 4, "others": 4}, "minutes": 15, "calibration_clips": 4}  # fmt: skip

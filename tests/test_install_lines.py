@@ -21,8 +21,8 @@ from packaging.metadata import Metadata
 from test_wheels_built import NOT_SOURCES, ROOT, build_wheel
 
 from prunella.cli import main
-from prunella.device_runtime import install_lines
-from prunella.device_runtime.install_lines import fill_in, install_line, wheel_name
+from prunella.device_runtime.base import install_lines
+from prunella.device_runtime.base.install_lines import fill_in, install_line, wheel_name
 from prunella.targets.profile import list_targets, load_target
 
 FOREIGN = "99.0"
@@ -119,7 +119,7 @@ def test_the_lines_of_every_target_run_beside_the_wheel(shell, capsys):
     assert _installed(shell)["prunella"] != FOREIGN
     # What the installed one prints names the wheel, wherever it is run, and so do its extras of extras.
     printed = shell(
-        "python -c \"from prunella.device_runtime.install_lines import *; print(install_line('build', 'serve'))\"",
+        "python -c \"from prunella.device_runtime.base.install_lines import *; print(install_line('build', 'serve'))\"",
         cwd=Path("/"),
     )
     assert f"/dist/{wheel_name()}[build,serve]" in printed
@@ -131,7 +131,7 @@ def test_the_lines_of_every_target_run_beside_the_wheel(shell, capsys):
 @posix
 def test_the_line_of_a_checkout_runs_and_names_no_index(shell, made):
     checkout, _, _ = made
-    program = "from prunella.device_runtime.install_lines import *; print(install_line('build', 'serve')); print(fill_in('pip install {prunella[cpu]}'))"
+    program = "from prunella.device_runtime.base.install_lines import *; print(install_line('build', 'serve')); print(fill_in('pip install {prunella[cpu]}'))"
     printed = shell(f'PYTHONPATH="{checkout.parent}" python -c "{program}"', cwd=Path("/"))
     for line in printed.splitlines():
         assert f"-e '{checkout}[" in line

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from prunella.cli import main
+from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.base.outputs import check_output
 from prunella.device_runtime.bundle import AudioSpec, BundleManifest, DecoderSpec, PromptSpec
-from prunella.device_runtime.errors import UsageError
-from prunella.device_runtime.outputs import check_output
 from prunella.quantize.bundle_writer import seal_bundle
 from prunella.speech_llm import save_checkpoint
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from prunella.device_runtime.wheels import cache_folder
+from prunella.device_runtime.base.cache import cache_folder
 from prunella.speech_llm.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -144,7 +144,7 @@ def test_a_connection_would_be_seen(watched):
 
 
 @pytest.mark.parametrize(
-    "module", ["prunella", "prunella.benchmark.soak", "prunella.device_runtime.onnx_engine"]
+    "module", ["prunella", "prunella.benchmark.live.soak", "prunella.device_runtime.engines.onnx_engine"]
 )
 def test_the_switches_are_set_before_a_runtime_can_be_imported(module, watched):
     _, environment, _ = watched

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from prunella.device_runtime.audio import load_audio
-from prunella.device_runtime.errors import CheckpointError
-from prunella.device_runtime.log_mel import SAMPLE_RATE, log_mel
-from prunella.device_runtime.wheels import WHISPER_TINY_EN
+from prunella.device_runtime.base.errors import CheckpointError
+from prunella.device_runtime.sound.audio import load_audio
+from prunella.device_runtime.sound.log_mel import SAMPLE_RATE, log_mel
 from prunella.pruning.blocks import Block
 from prunella.pruning.prune import prune
 from prunella.speech_llm.checkpoint import save_checkpoint
 from prunella.speech_llm.load import load
+from prunella.weights.wheels import WHISPER_TINY_EN
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from prunella.device_runtime.phrase_grammar import read_phrases
+from prunella.device_runtime.decoding.phrase_grammar import read_phrases
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

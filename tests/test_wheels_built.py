@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prunella.device_runtime.errors import CheckpointError
+from prunella.device_runtime.base.errors import CheckpointError
 from prunella.speech_llm import embedded_weights as weights
 
 pytestmark = pytest.mark.slow
@@ -58,7 +58,7 @@ def test_the_runtimes_wheel_holds_no_training_weights(runtime_wheel):
     names = zipfile.ZipFile(runtime_wheel).namelist()
     assert runtime_wheel.stat().st_size <= 5_000_000
     assert not [name for name in names if name.endswith((".safetensors", ".gguf", ".bin"))]
-    for needed in ("cli.py", "targets/x86-cpu.toml", "device_runtime/silero_vad/silero_vad_16k.onnx"):
+    for needed in ("cli.py", "targets/x86-cpu.toml", "device_runtime/sound/silero_vad/silero_vad_16k.onnx"):
         assert f"prunella/{needed}" in names
 
 

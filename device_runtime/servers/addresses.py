@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from prunella.device_runtime.errors import PrunellaError, UsageError
+from prunella.device_runtime.base.errors import PrunellaError, UsageError
 
 # Interfaces of containers and virtual machines, which nothing but this machine reaches.
 _INNER = ("docker", "br-", "veth", "virbr", "vmnet", "vboxnet", "lxc", "cni", "flannel", "podman")

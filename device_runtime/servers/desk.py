@@ -13,22 +13,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
-from prunella.device_runtime.audio import Audio
-from prunella.device_runtime.decode_worker import Recognizer
-from prunella.device_runtime.errors import AudioError, PrunellaError
-from prunella.device_runtime.log_mel import SAMPLE_RATE
+from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.base.errors import AudioError, PrunellaError
+from prunella.device_runtime.live.decode_worker import Recognizer
 from prunella.device_runtime.servers.subtitles import quiet_spans
 from prunella.device_runtime.servers.turns import Turns
-from prunella.device_runtime.speech_gate import LevelMeter, doubts
+from prunella.device_runtime.sound.audio import Audio
+from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
+from prunella.device_runtime.sound.speech_gate import LevelMeter, doubts
+from prunella.device_runtime.sound.turn_detector import FRAME
+from prunella.device_runtime.sound.utterances import find_utterances
+from prunella.device_runtime.sound.vad import SileroVad, SpeechDetector
 from prunella.device_runtime.transcript import Timings, Transcript
-from prunella.device_runtime.turn_detector import FRAME
-from prunella.device_runtime.utterances import find_utterances
-from prunella.device_runtime.vad import SileroVad, SpeechDetector
-
-Float32 = npt.NDArray[np.float32]
 
 Result = TypeVar("Result")
 

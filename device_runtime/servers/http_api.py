@@ -23,8 +23,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from prunella.device_runtime.audio import open_audio
-from prunella.device_runtime.errors import AudioError, PrunellaError, TooLongError, UnreadableError
+from prunella.device_runtime.base.errors import AudioError, PrunellaError, TooLongError, UnreadableError
 from prunella.device_runtime.servers.asked import Asked, read_fields
 from prunella.device_runtime.servers.clients import Proxies
 from prunella.device_runtime.servers.desk import (
@@ -38,6 +37,7 @@ from prunella.device_runtime.servers.desk import (
 from prunella.device_runtime.servers.formats import FORMATS, render, summary
 from prunella.device_runtime.servers.gate import Access, Gate, KnownClients, problem
 from prunella.device_runtime.servers.live_socket import live_socket
+from prunella.device_runtime.sound.audio import open_audio
 
 UNREADABLE = "unreadable_audio"  # the page then lets the browser decode it
 _FIELD_BYTES = PHRASES_BYTES

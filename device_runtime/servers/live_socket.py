@@ -21,13 +21,13 @@ import numpy.typing as npt
 import soxr
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from prunella.device_runtime.errors import PrunellaError
-from prunella.device_runtime.live_event import LiveEvent
-from prunella.device_runtime.live_session import LiveSession
-from prunella.device_runtime.log_mel import SAMPLE_RATE
+from prunella.device_runtime.base.errors import PrunellaError
+from prunella.device_runtime.live.events import LiveEvent
+from prunella.device_runtime.live.session import LiveSession
 from prunella.device_runtime.servers.connections import ADMITTED
 from prunella.device_runtime.servers.desk import PHRASES_BYTES, BusyError, Desk
 from prunella.device_runtime.servers.gate import Access, bearer
+from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
 
 RATES = range(8_000, 192_001)
 _FIRST = PHRASES_BYTES + 4_096  # bytes of the first message: nobody has shown a key yet

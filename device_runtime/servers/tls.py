@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from prunella.device_runtime.errors import UsageError
-from prunella.device_runtime.files import whole_file
+from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.base.files import whole_file
 from prunella.device_runtime.servers.addresses import lan_addresses
 from prunella.device_runtime.servers.gate import own_names
 

@@ -23,12 +23,12 @@ from wyoming.ping import Ping, Pong
 from wyoming.server import AsyncEventHandler, AsyncTcpServer, HandlerFactory
 
 from prunella._version import __version__
-from prunella.device_runtime.audio import MAX_CHANNELS, open_audio
-from prunella.device_runtime.errors import AudioError, PrunellaError
+from prunella.device_runtime.base.errors import AudioError, PrunellaError
 from prunella.device_runtime.servers.addresses import listen_at
 from prunella.device_runtime.servers.clients import Proxies
 from prunella.device_runtime.servers.connections import Connection, Connections
 from prunella.device_runtime.servers.desk import Desk, Recognition
+from prunella.device_runtime.sound.audio import MAX_CHANNELS, open_audio
 
 _LARGEST = 1 << 20  # bytes of the audio of one event of a client that holds a place
 _SMALL = 1 << 16  # of anything else: JSON takes many times its bytes

@@ -18,8 +18,8 @@ import sys
 from pathlib import Path
 
 from prunella.device_runtime.listen import listen
-from prunella.device_runtime.live_event import LiveEvent
-from prunella.device_runtime.microphone import Microphone
+from prunella.device_runtime.live.events import LiveEvent
+from prunella.device_runtime.live.microphone import Microphone
 from prunella.device_runtime.transcriber import open_transcriber
 
 MARKS = {

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.decoding.phrase_grammar import NUMBERS, read_phrases
+from prunella.device_runtime.decoding.phrases import MIN_SCORE
 from prunella.device_runtime.listen import listen
-from prunella.device_runtime.live_event import LiveEvent
-from prunella.device_runtime.microphone import Microphone
-from prunella.device_runtime.phrase_grammar import NUMBERS, read_phrases
-from prunella.device_runtime.phrases import MIN_SCORE
+from prunella.device_runtime.live.events import LiveEvent
+from prunella.device_runtime.live.microphone import Microphone
+from prunella.device_runtime.sound.audio import load_audio
 from prunella.device_runtime.transcriber import open_transcriber
 
 COMMANDS = Path(__file__).with_name("commands.txt")

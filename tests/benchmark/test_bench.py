@@ -14,7 +14,7 @@ from prunella.benchmark.bench import render_comparison
 from prunella.benchmark.compare import Comparison
 from prunella.benchmark.record import BenchRecord, ClipTiming, bench_record, median_timings
 from prunella.cli import main
-from prunella.device_runtime.errors import EngineError, PrunellaError, UsageError
+from prunella.device_runtime.base.errors import EngineError, PrunellaError, UsageError
 from prunella.device_runtime.transcript import Segment, Timings, Transcript
 from prunella.evaluation.manifest import read_manifest
 from prunella.evaluation.systems import OpenedSystem

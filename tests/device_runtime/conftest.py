@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from prunella.device_runtime.base.files import sha256
 from prunella.device_runtime.bundle import (
     MANIFEST_NAME,
     AudioSpec,
@@ -18,8 +19,7 @@ from prunella.device_runtime.bundle import (
     FileEntry,
     PromptSpec,
 )
-from prunella.device_runtime.files import sha256
-from prunella.device_runtime.log_mel import pad_to_stacks
+from prunella.device_runtime.sound.log_mel import pad_to_stacks
 from prunella.device_runtime.transcriber import Transcriber
 from prunella.device_runtime.transcript import DecodeOptions
 

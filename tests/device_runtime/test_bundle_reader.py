@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prunella.cli import main
+from prunella.device_runtime.base.errors import BundleError
+from prunella.device_runtime.base.files import sha256
 from prunella.device_runtime.bundle import MANIFEST_NAME, BundleManifest, FileEntry, open_bundle
-from prunella.device_runtime.errors import BundleError
-from prunella.device_runtime.files import sha256
 
 SAME_FOLDER = settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -20,10 +20,10 @@ def _run(code: str) -> str:
 
 def test_no_module_of_the_runtime_brings_in_torch():
     names = [
-        f"prunella.device_runtime.{module.name}"
-        for module in pkgutil.iter_modules(prunella.device_runtime.__path__)
+        module.name
+        for module in pkgutil.walk_packages(prunella.device_runtime.__path__, "prunella.device_runtime.")
     ]
-    assert "prunella.device_runtime.transcriber" in names
+    assert {"prunella.device_runtime.transcriber", "prunella.device_runtime.servers.http_api"} <= set(names)
     code = f"import importlib, json, sys\nfor name in {names!r}: importlib.import_module(name)\nprint(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(_run(code))
     assert not [name for name in HEAVY if name in loaded]
@@ -50,3 +50,13 @@ def test_the_table_of_verbs_imports_no_room():
         and name.split(".")[1] in ("speech_llm", "pruning", "export", "quantize", "evaluation", "build")
     ]
     assert "numpy" not in loaded
+
+
+@pytest.mark.parametrize("name", prunella.device_runtime.__all__)
+def test_what_every_caller_meets_is_found_at_the_top(name):
+    assert getattr(prunella.device_runtime, name).__name__ == name
+
+
+def test_another_name_is_refused():
+    with pytest.raises(ImportError, match="nothing_here"):
+        from prunella.device_runtime import nothing_here  # noqa: F401

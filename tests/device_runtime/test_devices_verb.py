@@ -14,9 +14,9 @@ from fake_portaudio import FakePortAudio, FakeStream, PortAudioError
 
 from prunella.cli import main
 from prunella.device_runtime import devices as verb
+from prunella.device_runtime.base.errors import AudioError
 from prunella.device_runtime.devices import levels, survey
-from prunella.device_runtime.errors import AudioError
-from prunella.device_runtime.microphone import Microphone
+from prunella.device_runtime.live.microphone import Microphone
 
 
 @pytest.fixture

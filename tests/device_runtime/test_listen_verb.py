@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from prunella.cli import main
-from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.sound.audio import load_audio
 from prunella.device_runtime.transcriber import open_transcriber
 
 CLIPS = Path(__file__).parents[2] / "examples" / "clips"

@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from prunella.device_runtime.base.errors import AudioError, BundleError, EngineError, UsageError
 from prunella.device_runtime.bundle import open_bundle
-from prunella.device_runtime.errors import AudioError, BundleError, EngineError, UsageError
 from prunella.device_runtime.transcriber import open_transcriber
 from prunella.device_runtime.transcript import DecodeOptions
 
@@ -179,7 +179,7 @@ def fake_onnx(monkeypatch):
         def token_embeddings(self, tokens):
             return None
 
-    module = types.ModuleType("prunella.device_runtime.onnx_engine")
+    module = types.ModuleType("prunella.device_runtime.engines.onnx_engine")
     module.OnnxEngine = OnnxEngine
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return opened

@@ -6,7 +6,7 @@ import pytest
 import soundfile
 
 from prunella.cli import main
-from prunella.device_runtime.errors import AudioError, ManifestError, UsageError
+from prunella.device_runtime.base.errors import AudioError, ManifestError, UsageError
 from prunella.device_runtime.transcript import Segment, Timings, Transcript
 from prunella.evaluation import evaluate as module
 from prunella.evaluation.evaluate import evaluate

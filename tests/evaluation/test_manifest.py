@@ -8,7 +8,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunella.device_runtime.errors import AudioError, ManifestError, UsageError
+from prunella.device_runtime.base.errors import AudioError, ManifestError, UsageError
 from prunella.evaluation.manifest import SpeechManifest, Utterance, read_manifest
 
 CLIPS = Path(__file__).parents[2] / "examples" / "clips"

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prunella.device_runtime.audio import load_audio
-from prunella.device_runtime.cores import physical_cores
-from prunella.device_runtime.errors import AudioError, EngineError, UsageError
+from prunella.device_runtime.base.cores import physical_cores
+from prunella.device_runtime.base.errors import AudioError, EngineError, UsageError
+from prunella.device_runtime.sound.audio import load_audio
 from prunella.device_runtime.transcript import DecodeOptions
 from prunella.evaluation import systems
 from prunella.evaluation.manifest import read_manifest

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from prunella.device_runtime.bundle import open_bundle
-from prunella.device_runtime.onnx_engine import OnnxEngine
+from prunella.device_runtime.engines.onnx_engine import OnnxEngine
 from prunella.device_runtime.transcriber import open_transcriber
 from prunella.export.export import export_float
 from prunella.quantize.bundle_writer import requantize
 from prunella.speech_llm.checkpoint import load_checkpoint, save_checkpoint
 from prunella.speech_llm.ctc_head import ENGLISH
-from prunella.speech_llm.engine import TorchEngine, model_transcriber
+from prunella.speech_llm.torch_engine import TorchEngine, model_transcriber
 from prunella.targets.profile import load_target
 
 pytestmark = pytest.mark.slow

@@ -7,11 +7,11 @@ import pytest
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
-from prunella.device_runtime.errors import EngineError
-from prunella.device_runtime.gguf_engine import GgufEngine
-from prunella.device_runtime.onnx_engine import OnnxEngine
+from prunella.device_runtime.base.errors import EngineError
+from prunella.device_runtime.engines.gguf_engine import GgufEngine
+from prunella.device_runtime.engines.onnx_engine import OnnxEngine
 from prunella.export.export import export_float
-from prunella.speech_llm.engine import TorchEngine
+from prunella.speech_llm.torch_engine import TorchEngine
 from prunella.targets.profile import TargetProfile
 
 pytestmark = [pytest.mark.slow, pytest.mark.native]

@@ -7,8 +7,8 @@ import onnx
 import pytest
 
 from prunella.cli import main
+from prunella.device_runtime.base.errors import CheckpointError, TargetError, UsageError
 from prunella.device_runtime.bundle import open_bundle
-from prunella.device_runtime.errors import CheckpointError, TargetError, UsageError
 from prunella.export import export as module
 from prunella.export.decoder import export_decoder
 from prunella.export.export import export
@@ -102,7 +102,7 @@ def test_what_cannot_be_exported_is_said(tiny_model, tmp_path):
 def test_heads_that_onnxruntime_cannot_run_are_refused(tiny_model, tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from prunella.device_runtime.errors import CheckpointError
+    from prunella.device_runtime.base.errors import CheckpointError
     from prunella.pruning.surgery import with_decoder
 
     decoder = LlamaForCausalLM(

@@ -17,8 +17,8 @@ from transformers import (
     SmolLM3Config,
 )
 
-from prunella.device_runtime.errors import CheckpointError
-from prunella.device_runtime.llama_decoder import LlamaDecoder
+from prunella.device_runtime.base.errors import CheckpointError
+from prunella.device_runtime.engines.llama_decoder import LlamaDecoder
 from prunella.export.gguf_decoder import write_decoder
 from prunella.export.gguf_gate import check_decoder_file, compare_logits
 from prunella.quantize.gguf_files import read_gguf

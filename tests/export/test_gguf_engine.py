@@ -16,12 +16,12 @@ import torch
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
-from prunella.device_runtime.audio import load_audio
-from prunella.device_runtime.errors import BundleError, EngineError, UsageError
-from prunella.device_runtime.gguf_engine import GgufEngine
-from prunella.device_runtime.greedy import GreedyDecoder
-from prunella.device_runtime.install_lines import install_line
-from prunella.device_runtime.llama_decoder import _has_amx
+from prunella.device_runtime.base.errors import BundleError, EngineError, UsageError
+from prunella.device_runtime.base.install_lines import install_line
+from prunella.device_runtime.decoding.greedy import GreedyDecoder
+from prunella.device_runtime.engines.gguf_engine import GgufEngine
+from prunella.device_runtime.engines.llama_decoder import _has_amx
+from prunella.device_runtime.sound.audio import load_audio
 from prunella.device_runtime.transcriber import open_transcriber
 from prunella.evaluation.manifest import read_manifest
 from prunella.export.export import default_recipe, export, export_float
@@ -29,7 +29,7 @@ from prunella.quantize.bundle_writer import requantize
 from prunella.quantize.gguf_files import read_gguf
 from prunella.quantize.gguf_recipes import GGUF_RECIPES, find_bundle_recipe
 from prunella.speech_llm.ctc_head import ENGLISH
-from prunella.speech_llm.engine import TorchEngine, model_transcriber
+from prunella.speech_llm.torch_engine import TorchEngine, model_transcriber
 from prunella.targets.profile import TargetProfile, load_target
 
 pytestmark = pytest.mark.native
@@ -132,7 +132,7 @@ def test_scores_and_embeddings(engine, tiny_model, noise):
 
 
 def test_without_the_embedding_table_the_prompt_goes_in_as_tokens(exact_bundle, engine, noise, monkeypatch):
-    module = "prunella.device_runtime.gguf_engine.open_token_embeddings"
+    module = "prunella.device_runtime.engines.gguf_engine.open_token_embeddings"
     monkeypatch.setattr(module, lambda *given: None)
     plain = GgufEngine.open(exact_bundle)
     audio = engine.encode(noise)

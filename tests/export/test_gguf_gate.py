@@ -10,7 +10,7 @@ pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 import gguf
 from transformers import LlamaConfig, Qwen2Config
 
-from prunella.device_runtime.errors import CheckpointError, ExportError
+from prunella.device_runtime.base.errors import CheckpointError, ExportError
 from prunella.export import gguf_decoder, gguf_mmproj
 from prunella.export.gguf_decoder import write_decoder
 from prunella.export.gguf_gate import (
@@ -23,7 +23,7 @@ from prunella.export.gguf_gate import (
 )
 from prunella.export.gguf_mmproj import write_mmproj
 from prunella.quantize.gguf_files import read_gguf
-from prunella.quantize.gguf_mmproj import quantize_mmproj
+from prunella.quantize.mmproj_storage import quantize_mmproj
 from prunella.speech_llm.config import AudioEncoderConfig
 
 pytestmark = pytest.mark.native

@@ -14,8 +14,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from prunella.device_runtime.errors import CheckpointError
-from prunella.device_runtime.llama_decoder import LlamaDecoder
+from prunella.device_runtime.base.errors import CheckpointError
+from prunella.device_runtime.engines.llama_decoder import LlamaDecoder
 from prunella.export.chat_template import speech_chat_template
 from prunella.export.gguf_decoder import write_decoder
 from prunella.export.gguf_vocabulary import read_vocabulary

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from prunella.device_runtime.onnx_engine import OnnxEngine
+from prunella.device_runtime.engines.onnx_engine import OnnxEngine
 from prunella.device_runtime.transcriber import open_transcriber
-from prunella.speech_llm.engine import TorchEngine
+from prunella.speech_llm.torch_engine import TorchEngine
 
 pytestmark = pytest.mark.slow
 

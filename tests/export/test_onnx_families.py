@@ -6,7 +6,7 @@ import pytest
 from transformers import CONFIG_MAPPING, GraniteConfig, MistralConfig, Phi3Config, Qwen2Config
 
 from prunella.cli import main
-from prunella.device_runtime.errors import CheckpointError
+from prunella.device_runtime.base.errors import CheckpointError
 from prunella.export.decoder import export_decoder
 from prunella.export.export import export_float
 from prunella.export.onnx_families import FAMILIES, check_onnx_decoder

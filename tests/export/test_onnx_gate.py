@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from prunella.device_runtime.errors import ExportError
+from prunella.device_runtime.base.errors import ExportError
 from prunella.export import export as export_module
 from prunella.export import onnx_gate
 from prunella.export.export import export_float

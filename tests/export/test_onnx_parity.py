@@ -6,12 +6,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from prunella.device_runtime.base.cores import physical_cores
+from prunella.device_runtime.base.errors import BundleError, EngineError
 from prunella.device_runtime.bundle import open_bundle
-from prunella.device_runtime.cores import physical_cores
-from prunella.device_runtime.errors import BundleError, EngineError
-from prunella.device_runtime.onnx_engine import OnnxEngine
+from prunella.device_runtime.engines.onnx_engine import OnnxEngine
 from prunella.device_runtime.transcriber import open_transcriber
-from prunella.speech_llm.engine import TorchEngine
+from prunella.speech_llm.torch_engine import TorchEngine
 
 
 def greedy(engine, audio, steps=24):

@@ -18,7 +18,8 @@ from fuzz.variations import vary_bytes, vary_json, vary_text
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from prunella.device_runtime.audio import load_audio
+from prunella.device_runtime.base.errors import AudioError, BundleError, ManifestError, UsageError
+from prunella.device_runtime.base.files import sha256
 from prunella.device_runtime.bundle import (
     MANIFEST_NAME,
     AudioSpec,
@@ -28,12 +29,11 @@ from prunella.device_runtime.bundle import (
     PromptSpec,
     open_bundle,
 )
-from prunella.device_runtime.errors import AudioError, BundleError, ManifestError, UsageError
-from prunella.device_runtime.files import sha256
+from prunella.device_runtime.decoding.phrase_grammar import MAX_PHRASES, parse_phrases
+from prunella.device_runtime.decoding.phrases import PhraseTrie
 from prunella.device_runtime.info import describe, to_json
-from prunella.device_runtime.pcm_stream import PcmStream
-from prunella.device_runtime.phrase_grammar import MAX_PHRASES, parse_phrases
-from prunella.device_runtime.phrases import PhraseTrie
+from prunella.device_runtime.live.pcm_stream import PcmStream
+from prunella.device_runtime.sound.audio import load_audio
 from prunella.evaluation.manifest import read_manifest
 
 pytestmark = pytest.mark.slow

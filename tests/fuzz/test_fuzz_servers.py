@@ -15,7 +15,7 @@ from fuzz.harness import fuzz
 from fuzz.strategies import CONVERSATIONS, WYOMING
 from fuzz.variations import vary_bytes, vary_conversation
 
-from prunella.device_runtime.phrase_grammar import parse_phrases
+from prunella.device_runtime.decoding.phrase_grammar import parse_phrases
 from prunella.device_runtime.servers.desk import Desk, Limits
 from prunella.device_runtime.servers.http_api import create_app
 from prunella.device_runtime.servers.wyoming_server import start_wyoming

@@ -9,13 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunella.device_runtime.log_mel import SAMPLE_RATE
-from prunella.healing.augment import Variation, coloured_noise, noise_clip, variation, vary
+from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
+from prunella.healing.augment import Variation, noise_clip, variation, vary
 from prunella.healing.clips import open_speech, tokenise
 from prunella.healing.features import CLEAN, FeatureStore
 from prunella.healing.feeder import Feeder
 from prunella.healing.order import epoch_steps, split_step
 from prunella.healing.plan import Augmentation, HealingPlan
+from prunella.synth.noise import coloured_noise
 
 LENGTHS = st.lists(st.integers(10, 300), min_size=1, max_size=60).map(np.array)
 

@@ -13,24 +13,25 @@ import pytest
 import torch
 from peft import PeftModel
 
-from prunella.device_runtime.errors import ManifestError, UsageError
+from prunella.device_runtime.base.errors import ManifestError, UsageError
 from prunella.evaluation.manifest import read_manifest
 from prunella.evaluation.word_errors import count_errors
 from prunella.healing import heal as verb
-from prunella.healing import machine
+from prunella.healing import training_speed as machine
 from prunella.healing.adapters import TrainableDecoder, lora_layers
 from prunella.healing.clips import open_speech, tokenise
 from prunella.healing.dev_set import DevScore, DevSet
 from prunella.healing.features import FeatureStore
 from prunella.healing.heal import heal
-from prunella.healing.learner import Learner, pass_inputs
-from prunella.healing.machine import choose_compile
+from prunella.healing.learner import Learner
+from prunella.healing.pass_inputs import pass_inputs
 from prunella.healing.plan import Augmentation, HealingError, HealingPlan
 from prunella.healing.run_state import read_state
+from prunella.healing.training_speed import choose_compile
 from prunella.speech_llm.batches import batch_loss, speech_batch, speech_example
 from prunella.speech_llm.checkpoint import load_checkpoint, save_checkpoint
 from prunella.speech_llm.ctc_head import ENGLISH
-from prunella.speech_llm.engine import model_transcriber
+from prunella.speech_llm.torch_engine import model_transcriber
 
 pytestmark = pytest.mark.slow
 
@@ -299,7 +300,7 @@ def test_a_compiler_that_fails_is_told_and_not_used(compiler, tmp_path):
         "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
     }
     env.pop("CXX", None)
-    code = "from prunella.healing.machine import compiler_works; print(compiler_works())"
+    code = "from prunella.healing.training_speed import compiler_works; print(compiler_works())"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]
     assert ("torch.compile fails here" in done.stderr) == (compiler == "broken")

@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.base.errors import UsageError
 from prunella.healing.clips import open_speech, tokenise
 from prunella.healing.features import FeatureStore
 from prunella.healing.heal import heal
 from prunella.healing.hidden_matching import HiddenMatching
-from prunella.healing.learner import Learner, pass_inputs
+from prunella.healing.learner import Learner
+from prunella.healing.pass_inputs import pass_inputs
 from prunella.healing.plan import Augmentation, HealingPlan
 from prunella.pruning.blocks import Block
 from prunella.pruning.prune import prune

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.base.errors import UsageError
 from prunella.healing.adapters import TrainableDecoder
 from prunella.healing.clips import open_speech
 from prunella.healing.heal import heal

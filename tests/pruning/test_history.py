@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny_models import byte_level_tokenizer, tiny_speech_llm
 
 from prunella.build import healed_blocks
-from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.base.errors import UsageError
 from prunella.evaluation.manifest import read_manifest
 from prunella.healing.adapters import lora_layers
 from prunella.pruning.blocks import Block, blocks_of

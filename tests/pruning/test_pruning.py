@@ -17,7 +17,7 @@ from transformers import (
     SmolLM3ForCausalLM,
 )  # fmt: skip
 
-from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.base.errors import UsageError
 from prunella.evaluation.manifest import read_manifest
 from prunella.pruning.blocks import Block, blocks_of, check_blocks
 from prunella.pruning.bridge import (
@@ -284,7 +284,7 @@ def test_a_checkpoint_that_reads_back_otherwise_never_appears(small_speech_llm, 
     pruned, report = prune(small_speech_llm, [Block(2, 4)])
     other = drop_layers(small_speech_llm.decoder, [Block(1, 3)])
     monkeypatch.setattr("prunella.pruning.surgery.load_decoder", lambda _folder: (other, None))
-    from prunella.device_runtime.errors import CheckpointError
+    from prunella.device_runtime.base.errors import CheckpointError
 
     with pytest.raises(CheckpointError, match="read back differs"):
         save_pruned(pruned, report, tmp_path / "pruned")

@@ -5,7 +5,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.base.errors import UsageError
 from prunella.quantize.blockwise import quantize_blocks
 from prunella.quantize.onnx_passes import quantize_embeddings, quantize_matmuls
 from prunella.quantize.recipes import RECIPES, WeightFormat, find_recipe

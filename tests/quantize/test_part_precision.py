@@ -2,7 +2,7 @@
 
 import pytest
 
-from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.base.errors import UsageError
 from prunella.quantize.gguf_recipes import find_bundle_recipe
 from prunella.quantize.part_precision import with_precision
 

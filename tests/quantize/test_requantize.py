@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from prunella.cli import main
+from prunella.device_runtime.base.errors import BundleError
 from prunella.device_runtime.bundle import (
     MANIFEST_NAME,
     AudioSpec,
@@ -13,7 +14,6 @@ from prunella.device_runtime.bundle import (
     PromptSpec,
     open_bundle,
 )
-from prunella.device_runtime.errors import BundleError
 from prunella.quantize import bundle_writer
 from prunella.quantize.bundle_writer import requantize, seal_bundle
 from prunella.quantize.onnx_drift import Drift

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from prunella.cli import main
+from prunella.device_runtime.base.errors import ExportError, UsageError
 from prunella.device_runtime.bundle import (
     AudioSpec,
     BundleManifest,
@@ -13,7 +14,6 @@ from prunella.device_runtime.bundle import (
     PromptSpec,
     open_bundle,
 )
-from prunella.device_runtime.errors import ExportError, UsageError
 from prunella.device_runtime.transcript import Transcript
 from prunella.evaluation.manifest import read_manifest
 from prunella.evaluation.systems import OpenedSystem

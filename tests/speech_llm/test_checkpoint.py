@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, WhisperConfig, WhisperForConditionalGeneration
 
-from prunella.device_runtime.errors import CheckpointError
+from prunella.device_runtime.base.errors import CheckpointError
 from prunella.speech_llm import TextLLM, load, load_any, save_checkpoint
 from prunella.speech_llm.batches import IGNORE, PositionClass, speech_batch, speech_example
 from prunella.speech_llm.config import Prompt
 from prunella.speech_llm.embedded_weights import embedded_weights
-from prunella.speech_llm.engine import TorchEngine, model_transcriber
 from prunella.speech_llm.model import SpeechLLM, tokenize_prompt
+from prunella.speech_llm.torch_engine import TorchEngine, model_transcriber
 
 
 def _mel(frames: int, seed: int = 0) -> torch.Tensor:
@@ -204,7 +204,7 @@ def test_an_ultravox_checkpoint_of_the_hub_layout_loads(small_speech_llm, tmp_pa
 
 
 def test_the_reference_writes_what_it_wrote_when_it_was_made(reference):
-    from prunella.device_runtime.audio import load_audio
+    from prunella.device_runtime.sound.audio import load_audio
 
     transcriber = model_transcriber(reference, replace(reference.config.decode, guards=False))
     folder = Path(__file__).parents[2]

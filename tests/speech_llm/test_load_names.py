@@ -1,6 +1,6 @@
 import pytest
 
-from prunella.device_runtime.errors import CheckpointError
+from prunella.device_runtime.base.errors import CheckpointError
 from prunella.speech_llm import hub
 
 

@@ -13,7 +13,7 @@ from tiny_models import byte_level_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from prunella.cli import main
-from prunella.device_runtime.errors import CheckpointError
+from prunella.device_runtime.base.errors import CheckpointError
 from prunella.pruning.blocks import Block
 from prunella.pruning.surgery import drop_layers
 from prunella.speech_llm import load_any, save_checkpoint

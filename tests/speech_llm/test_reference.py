@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunella.device_runtime.errors import CheckpointError
+from prunella.device_runtime.base.errors import CheckpointError
 from prunella.evaluation.evaluate import evaluate
 from prunella.evaluation.manifest import read_manifest
 from prunella.pruning.blocks import Block
 from prunella.pruning.prune import prune
 from prunella.speech_llm.embedded_weights import embedded_weights
-from prunella.speech_llm.engine import model_transcriber
 from prunella.speech_llm.load import load
 from prunella.speech_llm.reference import (
     convert_reference,
@@ -22,6 +21,7 @@ from prunella.speech_llm.reference import (
     wheel_decoder,
 )
 from prunella.speech_llm.reference_prompt import INSTRUCTION, instruct_before_audio
+from prunella.speech_llm.torch_engine import model_transcriber
 
 pytestmark = pytest.mark.model
 

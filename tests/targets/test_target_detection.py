@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prunella.cli import main
-from prunella.device_runtime import provider_options
+from prunella.device_runtime.base.errors import EngineError, TargetError
 from prunella.device_runtime.bundle import (
     AudioSpec,
     Bundle,
@@ -16,7 +16,7 @@ from prunella.device_runtime.bundle import (
     FileEntry,
     PromptSpec,
 )
-from prunella.device_runtime.errors import EngineError, TargetError
+from prunella.device_runtime.engines import provider_options
 from prunella.targets import targets as verb
 from prunella.targets.check import check_target
 from prunella.targets.detect import detect, match_target

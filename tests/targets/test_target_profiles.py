@@ -3,7 +3,7 @@ import json
 import pytest
 
 from prunella.cli import main
-from prunella.device_runtime.errors import TargetError
+from prunella.device_runtime.base.errors import TargetError
 from prunella.targets.profile import PROFILES, list_targets, load_target
 
 GOOD = (PROFILES / "x86-cpu.toml").read_text()

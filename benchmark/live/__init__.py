@@ -1,0 +1,1 @@
+"""Live speech, measured: latency, hallucinations, endurance."""

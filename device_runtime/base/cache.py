@@ -1,0 +1,47 @@
+"""Where what was fetched or compiled is kept."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from prunella.device_runtime.base.errors import UsageError
+
+
+def cache_folder() -> Path:
+    """Where fetched files live: `$PRUNELLA_CACHE`, else `$XDG_CACHE_HOME/prunella`, else `~/.cache/prunella`.
+
+    Raises:
+        UsageError: none is named, and this user has no home, as a service's or a container's may not.
+    """
+    chosen = os.environ.get("PRUNELLA_CACHE")
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        what = f"PRUNELLA_CACHE is {chosen}, and" if chosen else "no HOME is set, and"
+        raise UsageError(
+            f"{what} there is no such home: set PRUNELLA_CACHE to a folder's whole path"
+        ) from error
+    return Path(base) / "prunella"
+
+
+def writable_cache(*below: str, mode: int = 0o777) -> Path:
+    """A folder in the cache, made where it is missing, the last of them with `mode` less the umask.
+
+    Raises:
+        UsageError: no home, or the folder cannot be made or written.
+    """
+    folder = cache_folder().joinpath(*below)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=mode, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    except OSError as error:
+        raise UsageError(
+            f"the cache {folder} cannot be written ({error.strerror or error}): set PRUNELLA_CACHE to a folder that can"
+        ) from error
+    return folder

@@ -1,0 +1,174 @@
+"""What an output may replace: nothing, an empty folder, or what prunella made itself. Everything else is refused in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatch
+from pathlib import Path
+
+from prunella.device_runtime.base.errors import UsageError
+
+HIDDEN = ".prunella-"  # begins the names of our own unfinished things inside a folder
+_SYSTEM = ("lost+found", ".DS_Store", "Thumbs.db", "desktop.ini")  # put there by nobody
+_BUNDLE = "bundle.json"
+_BUNDLE_FILES = (
+    "onnx/*.onnx",
+    "onnx/*.onnx.data",
+    "onnx/*.onnx_data",
+    "gguf/*.gguf",
+    "tokenizer.json",
+    _BUNDLE,
+)
+# A folder that has all the names of one line was written by prunella: checkpoints, training states, reference weights.
+_MADE = (
+    ("pruning.json", "config.json"),
+    ("projector.safetensors", "config.json"),
+    ("projector.safetensors", "reference.json"),
+    ("trainable.safetensors", "state.json"),
+)
+_CHECKPOINT_FILES = (
+    *("config.json", "generation_config.json", "adapter_config.json", "pruning.json", "state.json"),
+    *("reference.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("vocab.txt", "tokenizer*.json", "tokenizer.model", "spiece.model", "*preprocessor_config.json"),
+    *("processor_config.json", "chat_template.*", "*.safetensors", "*.safetensors.index.json"),
+)
+
+
+def output_path(path: str | Path) -> Path:
+    """Where an output really lies: absolute, links followed.
+
+    Raises:
+        UsageError: no name at all.
+    """
+    if not str(path).strip():
+        raise UsageError("the output has no name: name a folder with -o")
+    return Path(os.path.realpath(path))
+
+
+def check_output(
+    path: str | Path, *, inputs: Iterable[str | Path | None] = (), replaces: bool = True
+) -> Path:
+    """See before the work whether a folder may be written; nothing is changed.
+
+    Args:
+        path: of the output folder, as the user gave it.
+        inputs: files and folders that are read; names that are no local path are passed over.
+        replaces: the folder is written anew; otherwise files are added to it.
+
+    Returns:
+        The same place, absolute and with links followed.
+
+    Raises:
+        UsageError: a file, an input, a folder with things that prunella did not make, or one that cannot be written.
+    """
+    target = output_path(path)
+    for given in inputs:
+        source = Path(os.path.realpath(given)) if given is not None and Path(given).exists() else None
+        if source is None:
+            continue
+        if source == target or _same(source, target):
+            raise UsageError(f"the output {path} is the input {given} itself: choose another folder with -o")
+        if replaces and target in source.parents:
+            raise UsageError(
+                f"the output {path} would replace the input {given}: choose another folder with -o"
+            )
+    if _is_no_folder(target):
+        raise UsageError(f"{path} is a file, and the output is a folder: choose another name with -o")
+    there = next(folder for folder in (target, *target.parents) if folder.exists())
+    if _is_no_folder(there):
+        raise UsageError(f"{there} is a file: {path} cannot be made below it; choose another folder with -o")
+    if _denied(there):
+        raise UsageError(
+            f"{there} cannot be written: choose another folder with -o, or change its permissions"
+        )
+    if replaces and target.is_dir():
+        found = foreign(target)
+        if found is not None:
+            raise UsageError(
+                f"{path} holds {found}, which prunella did not make: choose another folder with -o, or empty that one"
+            )
+    return target
+
+
+def _is_no_folder(path: Path) -> bool:
+    # One look, not `exists` and `is_dir`: another writer may be replacing it.
+    try:
+        return not stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _denied(folder: Path) -> bool:
+    try:
+        seen = folder.stat()
+        return not os.access(folder, os.W_OK) and os.path.samestat(seen, folder.stat())
+    except FileNotFoundError:  # another writer is replacing it at this moment
+        return False
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except FileNotFoundError:
+        return False
+
+
+def contents(folder: Path) -> list[Path]:
+    """What lies in a folder, but for what the system and our own unfinished work put there."""
+    return sorted(
+        entry for entry in folder.iterdir() if entry.name not in _SYSTEM and not entry.name.startswith(HIDDEN)
+    )
+
+
+def foreign(folder: Path) -> str | None:
+    """The first thing in a folder that prunella did not write there; None: all of it may be replaced."""
+    while True:
+        try:
+            seen = folder.stat()
+            found = _foreign(folder)
+            if found is None or os.path.samestat(seen, folder.stat()):
+                return found
+        except FileNotFoundError:  # another writer is replacing it at this moment: look again
+            if not folder.exists():
+                return None
+
+
+def _foreign(folder: Path) -> str | None:
+    entries = contents(folder)
+    names = {entry.name for entry in entries}
+    if _BUNDLE in names:
+        known = _listed(folder / _BUNDLE)
+        if known is None:
+            return _BUNDLE
+        listed = known
+        return _first(folder, lambda name: name in listed or _any(name, _BUNDLE_FILES))
+    if any(names.issuperset(made) for made in _MADE):
+        return _first(folder, lambda name: _any(name.rpartition("/")[2], _CHECKPOINT_FILES))
+    return entries[0].name if entries else None
+
+
+def _first(folder: Path, known: Callable[[str], bool]) -> str | None:
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if not path.is_dir())
+    return next((name for name in names if not (known(name) or _ours(name))), None)
+
+
+def _ours(name: str) -> bool:
+    return name.startswith(HIDDEN) or name.rpartition("/")[2] in _SYSTEM
+
+
+def _any(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
+
+
+def _listed(manifest: Path) -> set[str] | None:
+    """The files that a bundle's manifest names; None: it is none of ours, or too damaged to say."""
+    try:
+        body = json.loads(manifest.read_bytes())
+        return set(body["files"]) if "manifest_sha256" in body and isinstance(body["files"], dict) else None
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None

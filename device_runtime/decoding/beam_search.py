@@ -1,0 +1,233 @@
+"""Beam search over several transcripts at once, in which letters that a CTC head hears have a say.
+
+A decoder that has heard little speech writes words that it knows ("buffoon" for "buffalo"), and one wrong word leads to the
+next. Following the best few transcripts, each judged by the decoder and by how well its letters fit what a CTC head hears,
+finds words that greedy decoding has passed (one-pass hybrid CTC/attention decoding, Watanabe et al. 2017, section IV-B).
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.decoding.ctc_prefix import Prefix, PrefixScorer
+
+# Nats that each letter counts for where transcripts that go on are compared: of equally many tokens they have spelled
+# differently much of the audio, and who is behind has paid for fewer letters. Which one wins in the end is the score's alone.
+PER_LETTER = 0.8
+MAX_BEAMS = 16  # on every engine: llama.cpp keeps no more caches, and more have never found a better text
+_HALF = "\N{REPLACEMENT CHARACTER}"  # what some of the bytes of a character are decoded to
+CANDIDATES = 32  # of a transcript's most likely next tokens; the search chooses among them
+
+
+def check_beams(beams: int | None) -> None:
+    """Refuse a number of beams that no engine follows; None and 0 leave it to the system.
+
+    Raises:
+        UsageError: fewer than 0, or more than `MAX_BEAMS`.
+    """
+    if beams is not None and not 0 <= beams <= MAX_BEAMS:
+        raise UsageError(f"{beams} beams are not possible: give 1 to {MAX_BEAMS}, or 0 for as many as pay")
+
+
+class Spelling:
+    """How tokens are spelled in the letters of a CTC head.
+
+    Args:
+        alphabet: the head's letters; class i + 1 is letter i.
+        text_of: a token's text.
+    """
+
+    def __init__(self, alphabet: str, text_of: Callable[[int], str]) -> None:
+        self._classes = {letter: place + 1 for place, letter in enumerate(alphabet)}
+        self._space = self._classes.get(" ", -1)
+        self._text_of = text_of
+        self._known: dict[int, tuple[int, ...] | None] = {}
+
+    def letters(self, token: int, last: int) -> tuple[int, ...] | None:
+        """Classes of the letters of a token behind a text whose last letter is of class `last` (0: no text yet).
+
+        Punctuation is left out, and a text neither begins with a space nor has two in a row. None: the token has a letter
+        or a digit that is not in the alphabet, or is half of one; nobody can have heard it.
+        """
+        if token not in self._known:
+            text = self._text_of(token).lower()
+            foreign = any(
+                letter not in self._classes and (letter.isalnum() or letter == _HALF) for letter in text
+            )
+            spelled = tuple(self._classes[letter] for letter in text if letter in self._classes)
+            self._known[token] = None if foreign else spelled
+        letters = self._known[token]
+        if letters is None or letters[:1] != (self._space,) or last not in (0, self._space):
+            return letters
+        return letters[1:]
+
+
+class Hearing:
+    """How well transcripts fit the letters that are heard in one utterance.
+
+    Args:
+        log_probabilities: (frames, 1 + letters) of the CTC head.
+        spelling: of the decoder's tokens.
+        end: tokens that end a transcript.
+    """
+
+    def __init__(self, log_probabilities: Float32, spelling: Spelling, end: Collection[int]) -> None:
+        self._scorer = PrefixScorer(log_probabilities)
+        self._spelling, self._end = spelling, frozenset(end)
+        self._known: dict[tuple[int, ...], Prefix] = {(): self._scorer.empty()}
+        self._spelled: dict[tuple[int, ...], tuple[int, ...] | None] = {(): ()}
+
+    def fit(self, tokens: tuple[int, ...]) -> float:
+        """Log-probability of the letters of these tokens, and of nothing behind them where an end token is the last."""
+        ended = bool(tokens) and tokens[-1] in self._end
+        letters = self._letters(tokens[:-1] if ended else tokens)
+        if letters is None:
+            return -math.inf
+        prefix = self._known[letters]
+        return prefix.log_probability_whole if ended else prefix.log_probability
+
+    def length(self, tokens: tuple[int, ...], token: int) -> int | None:
+        """How many letters these tokens have with one more; None: they cannot be spelled."""
+        letters = self._letters(tokens)
+        more = self._spelling.letters(token, letters[-1] if letters else 0)
+        return None if letters is None or more is None else len(letters) + len(more)
+
+    def keep(self, texts: Iterable[tuple[int, ...]]) -> None:
+        """Forget what other texts are worth, which would fill the memory; it is found again when asked for."""
+        self._spelled = {tokens: self._letters(tokens) for tokens in ((), *texts)}
+        self._known = {
+            letters: self._known[letters] for letters in self._spelled.values() if letters is not None
+        }
+
+    def _letters(self, tokens: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Their letters, whose prefix is known from then on. Transcripts and candidates share beginnings."""
+        if tokens not in self._spelled:
+            letters = self._letters(tokens[:-1])
+            more = self._spelling.letters(tokens[-1], letters[-1] if letters else 0)
+            if letters is not None and more is not None:
+                for letter in more:
+                    longer = (*letters, letter)
+                    if longer not in self._known:
+                        self._known[longer] = self._scorer.extend(self._known[letters], letter)
+                    letters = longer
+            self._spelled[tokens] = None if more is None else letters
+        return self._spelled[tokens]
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A transcript. `score`: log-probability by the decoder, plus what its letters are worth. `rank`: see `PER_LETTER`."""
+
+    tokens: tuple[int, ...] = ()
+    decoder_score: float = 0.0
+    score: float = 0.0
+    rank: float = 0.0
+
+
+class _Candidate(NamedTuple):
+    """A transcript and one more token. `score` and `rank` are the most that they can be; infinite rank: it ends there."""
+
+    rank: float
+    score: float
+    parent: int
+    token: int
+    decoder_score: float
+    reward: float
+
+
+@dataclass
+class BeamSearch:
+    """The best transcripts so far. A pure state machine: `advance` takes the decoder's logits and says what to run next.
+
+    Args:
+        beams: transcripts that are followed.
+        end: tokens that end one.
+        hearing: the letters of the utterance; none: the decoder alone judges.
+        weight: of their log-probability; the decoder's has 1.
+    """
+
+    beams: int
+    end: Collection[int]
+    hearing: Hearing | None = None
+    weight: float = 0.0
+    alive: list[Hypothesis] = field(default_factory=lambda: [Hypothesis()])
+    ended: Hypothesis | None = None
+
+    def advance(self, rows: Float32) -> tuple[list[int], list[int]]:
+        """(len(alive), vocab) logits → the tokens and parents of the next pass; none: the search is over.
+
+        Both log-probabilities only fall as a text grows, so an ended transcript that leads has won.
+        """
+        going: list[tuple[Hypothesis, int]] = []
+        for candidate in self._candidates(rows):
+            # What comes now is behind all that are followed.
+            if len(going) == self.beams and candidate.rank <= going[-1][0].rank:
+                break
+            if self.ended is not None and candidate.score <= self.ended.score:
+                continue
+            tokens = (*self.alive[candidate.parent].tokens, candidate.token)
+            score = candidate.decoder_score + self._heard(tokens)
+            if not score > -math.inf:
+                continue
+            longer = Hypothesis(tokens, candidate.decoder_score, score, score + candidate.reward)
+            if candidate.token not in self.end:
+                bisect.insort(going, (longer, candidate.parent), key=lambda pair: -pair[0].rank)
+                del going[self.beams :]
+            elif self.ended is None or score > self.ended.score:
+                self.ended = longer
+        least = self.ended.score if self.ended is not None else -math.inf
+        going = [pair for pair in going if pair[0].score > least]
+        self.alive = [longer for longer, _ in going]
+        if self.hearing is not None:
+            self.hearing.keep(hypothesis.tokens for hypothesis in self.alive)
+        return [longer.tokens[-1] for longer, _ in going], [parent for _, parent in going]
+
+    @property
+    def best(self) -> Hypothesis:
+        """The transcript that leads now."""
+        known = [*self.alive[:1], *([self.ended] if self.ended is not None else [])]
+        return max(known, key=lambda hypothesis: hypothesis.score, default=Hypothesis())
+
+    @property
+    def settled(self) -> tuple[int, ...]:
+        """The tokens with which every transcript begins that can still win: none of them will be taken back."""
+        known = [one.tokens for one in (*self.alive, self.ended) if one is not None]
+        if not known:
+            return ()
+        both = zip(min(known), max(known), strict=False)  # what these two share, all between them do
+        return tuple(first for first, last in itertools.takewhile(lambda pair: pair[0] == pair[1], both))
+
+    def _candidates(self, rows: Float32) -> list[_Candidate]:
+        """Every candidate, first those that end, then the best first.
+
+        Letters cost time. A longer text's fit worse, so that its parent's say for which candidates they need not be compared.
+        """
+        found: list[_Candidate] = []
+        for parent, (hypothesis, row) in enumerate(zip(self.alive, rows, strict=True)):
+            count = min(CANDIDATES, len(row))
+            likely = np.argpartition(row, -count)[-count:]
+            top = float(row.max())
+            total = top + float(np.log(np.exp(row - top).sum(dtype=np.float64)))
+            heard = self._heard(hypothesis.tokens)
+            for token in likely.tolist():
+                decoder = hypothesis.decoder_score + float(row[token]) - total
+                score, reward = decoder + heard, math.inf
+                if token not in self.end:
+                    letters = self.hearing.length(hypothesis.tokens, token) if self.hearing is not None else 0
+                    if letters is None:
+                        continue
+                    reward = PER_LETTER * letters
+                found.append(_Candidate(score + reward, score, parent, token, decoder, reward))
+        return sorted(found, key=lambda candidate: -candidate.rank)
+
+    def _heard(self, tokens: tuple[int, ...]) -> float:
+        return self.weight * self.hearing.fit(tokens) if self.hearing is not None else 0.0

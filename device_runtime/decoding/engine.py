@@ -1,0 +1,92 @@
+"""What every engine offers: ONNX Runtime and llama.cpp on the device, PyTorch on the build machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.base.errors import EngineError
+
+# `Engine.tie`. Where ONNX Runtime rounds activations to 8 bits, that amplifies the last bit in which attention over one row
+# differs from attention over several: of 1,275 gaps between the two most likely tokens half change by less than 0.1, 99 %
+# by less than 0.5, none by more than 0.73. llama.cpp, with earlier weights: none with 4 and 8 bits, 0.019 with F16.
+# (`research/reference_model/tie.py`, 11 clips: int4 and int8 of `reference` and `reference-pruned`.)
+ROUNDED_TIE = 1.0
+GGUF_TIE = 0.1
+PAYING_BEAMS = 4  # where a CTC head hears letters
+
+
+def check_rewind(count: int, appended: int) -> None:
+    """What every `Engine.rewind` asks first.
+
+    Raises:
+        EngineError: `count` tokens were not appended since `start`.
+    """
+    if not 0 <= count <= appended:
+        raise EngineError(f"cannot forget {count} tokens: {appended} were appended")
+
+
+class Engine(Protocol):
+    """One loaded speech LLM that decodes one utterance at a time. Not thread-safe."""
+
+    name: str  # for example "onnx-int4", "torch-float32"
+    letters: (
+        Float32 | None
+    )  # (frames, 1 + letters) a CTC head's log-probabilities for the last audio; None: no head
+    tie: float  # logits nearer than this may come in another order when `extend` gives them; 0: never
+
+    def encode(self, samples: Float32) -> Float32:
+        """Audio half: (n,) mono float32 at 16 kHz in [-1, 1] → (audio_tokens, hidden) in the decoder's space.
+
+        The engine pads to whole stacks itself; the length is the audio's own, never 30 s.
+        """
+        ...
+
+    def start(self, audio_embeddings: Float32) -> Float32:
+        """Prefill prompt and audio, forgetting the utterance before → (vocab,) logits of the first token."""
+        ...
+
+    def step(self, token: int) -> Float32:
+        """Append one token → (vocab,) logits of the next. The array is valid until the next call."""
+        ...
+
+    def extend(self, tokens: Sequence[int]) -> Float32:
+        """Append several tokens in one pass → (len(tokens), vocab), row i what follows tokens[i]; valid as in `step`."""
+        ...
+
+    def rewind(self, count: int) -> None:
+        """Forget the last `count` tokens that `step` or `extend` appended.
+
+        Raises:
+            EngineError: so many were not appended since `start`.
+        """
+        ...
+
+    def token_embeddings(self, tokens: Sequence[int]) -> Float32 | None:
+        """(len(tokens), hidden) the decoder's input embeddings, to compare audio with; None: no drafts from audio."""
+        ...
+
+    def score(self, audio_embeddings: Float32, tokens: list[int]) -> Float32:
+        """Negative log-likelihood (nats) of every token of a given transcript, teacher-forced → (len(tokens),)."""
+        ...
+
+
+@runtime_checkable
+class BeamEngine(Protocol):
+    """An `Engine` that goes on with several transcripts in one pass.
+
+    `spells`: its `letters` will be there, which is what makes several transcripts pay. `most_beams`: that it can follow;
+    None: as many as memory holds.
+    """
+
+    spells: bool
+    most_beams: int | None
+
+    def step_beams(self, tokens: Sequence[int], parents: Sequence[int]) -> Float32:
+        """Transcript i becomes transcript `parents[i]` of the last call with `tokens[i]` appended → (len(tokens), vocab).
+
+        The first call after `start` has parents 0 only; `step` is for utterances without beams. Rows are valid until the
+        next call.
+        """
+        ...

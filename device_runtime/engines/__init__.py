@@ -1,0 +1,1 @@
+"""What runs a bundle: ONNX Runtime, llama.cpp, and the hardware they find."""

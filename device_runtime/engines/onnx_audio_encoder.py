@@ -1,0 +1,48 @@
+"""The audio half of a bundle on ONNX Runtime, for engines whose decoder runs elsewhere."""
+
+from __future__ import annotations
+
+from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.base.onnx_errors import run_errors
+from prunella.device_runtime.bundle import Bundle
+from prunella.device_runtime.engines.providers import open_session
+from prunella.device_runtime.sound.log_mel import log_mel, pad_to_stacks
+
+AUDIO_ENCODER = "onnx/audio_encoder.onnx"
+
+
+class OnnxAudioEncoder:
+    """Samples to embeddings in the decoder's space, over the audio's true length.
+
+    Attributes:
+        missing: hardware that the bundle asks for and that is not used.
+        letters: see `Engine.letters`.
+
+    Raises:
+        ModuleNotFoundError: onnxruntime is not installed.
+        BundleError: the bundle has no such graph.
+        EngineError: onnxruntime cannot load it.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session, self.missing = open_session(
+            onnxruntime, bundle.file(AUDIO_ENCODER), options, bundle.manifest.providers
+        )
+        self._audio = bundle.manifest.audio
+        self.letters: Float32 | None = None
+        self.spells = bool(bundle.manifest.audio.ctc_alphabet)
+
+    def encode(self, samples: Float32) -> Float32:
+        """(n,) mono float32 at the bundle's rate → (audio_tokens, hidden) float32."""
+        padded = pad_to_stacks(samples, self._audio.samples_per_token, self._audio.extra_padding)
+        features = log_mel(padded, self._audio.num_mel_bins)
+        with run_errors("the audio encoder"):
+            embeddings, *letters = self._session.run(None, {"log_mel": features[None]})
+        self.letters = letters[0][0] if letters else None
+        return embeddings[0]

@@ -1,0 +1,326 @@
+"""A bundle on ONNX Runtime: audio encoder, token embeddings and decoder, the caches bound in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.base.cores import physical_cores
+from prunella.device_runtime.base.errors import BundleError, EngineError
+from prunella.device_runtime.base.extras import explained
+from prunella.device_runtime.base.onnx_errors import run_errors
+from prunella.device_runtime.bundle import Bundle, Provider
+from prunella.device_runtime.decoding.engine import ROUNDED_TIE, check_rewind
+from prunella.device_runtime.engines.likelihood import negative_log_likelihood
+from prunella.device_runtime.engines.providers import Missing, announce, for_decoder, open_session
+from prunella.device_runtime.sound.log_mel import log_mel, pad_to_stacks
+
+AUDIO_ENCODER = "onnx/audio_encoder.onnx"
+EMBED_TOKENS = "onnx/embed_tokens.onnx"
+DECODER = "onnx/decoder_model_merged.onnx"
+_SCORE_CHUNK = 64  # positions of logits held at once while scoring
+
+
+@dataclass
+class _Beams:
+    """Caches of several transcripts of one utterance; their first `shared` positions, prompt and audio, are the same."""
+
+    utterance: int
+    shared: int
+    position: int
+    rows: int
+    capacity: int = 0
+    caches: list[npt.NDArray[np.float32]] = field(default_factory=list)
+
+
+class OnnxEngine:
+    """`device_runtime.engine.Engine` over a bundle's `onnx/` graphs. Not thread-safe.
+
+    Past and present of every layer are one buffer, so that a token costs no copy of the cache, and what stands
+    before the audio is prefilled once: an utterance starts by winding the cache back to its end.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
+        self._runtime = _import_onnxruntime()
+        manifest = bundle.manifest
+        self.name = f"onnx-{manifest.recipe}"
+        self.tie = 0.0 if manifest.recipe == "fp32" else ROUNDED_TIE
+        self.threads = threads or physical_cores()
+        self.letters: Float32 | None = None
+        self.spells = bool(manifest.audio.ctc_alphabet)
+        self.most_beams: int | None = None
+        self._audio = manifest.audio
+        self._spec = manifest.decoder
+        self._missing: list[Missing] = []
+        # Spinning between two operators gives the decoder's many small ones a third more tokens a second where each
+        # thread has a core, and costs half of them where other work wants that core; the encoder gains nothing.
+        self._encoder = self._session(bundle.file(AUDIO_ENCODER), manifest.providers, spin=False)
+        self._embedder = self._session(bundle.file(EMBED_TOKENS), (), threads=1, spin=False)
+        self._decoder = self._session(bundle.file(DECODER), for_decoder(manifest.providers), spin=True)
+        self.missing = announce(self._missing)
+        self._check_shapes(bundle.path)
+
+        self._before = self._embed(manifest.prompt.before_ids)
+        self._after = self._embed(manifest.prompt.after_ids)
+        self._position = 0  # positions of the cache that are filled
+        self._start = 0  # of them by prompt and audio
+        self._prefix_filled = False
+        self._utterance = 0  # how many were started
+        self._beams: _Beams | None = None
+        self._logits = np.empty((1, 1, self._spec.vocab_size), np.float32)
+        seconds = self._audio.max_seconds
+        audio_tokens = int(seconds * self._audio.sampling_rate / self._audio.samples_per_token) + 2
+        self._allocate(
+            len(self._before) + audio_tokens + len(self._after) + manifest.decode.token_cap(seconds)
+        )
+
+    @classmethod
+    def open(cls, bundle: Bundle, *, threads: int | None = None) -> OnnxEngine:
+        """Load the graphs of a verified bundle.
+
+        Args:
+            bundle: from `open_bundle`.
+            threads: of the CPU; 0 for one per physical core, None for what the bundle says.
+
+        Raises:
+            BundleError: a graph is missing, or is not what the manifest says.
+            EngineError: onnxruntime is not installed, or cannot run the graphs.
+        """
+        return cls(bundle, threads=bundle.manifest.threads if threads is None else threads)
+
+    def encode(self, samples: Float32) -> Float32:
+        """See `Engine.encode`."""
+        padded = pad_to_stacks(samples, self._audio.samples_per_token, self._audio.extra_padding)
+        features = log_mel(padded, self._audio.num_mel_bins)
+        with run_errors("the audio encoder"):
+            embeddings, *letters = self._encoder.run(None, {"log_mel": features[None]})
+        self.letters = letters[0][0] if letters else None
+        return embeddings[0]
+
+    def start(self, audio_embeddings: Float32) -> Float32:
+        """See `Engine.start`.
+
+        Raises:
+            EngineError: prompt and audio are longer than the context.
+        """
+        self._rewind()
+        self._utterance += 1
+        self._forward(np.concatenate([audio_embeddings, self._after]), keep=1)
+        self._start = self._position
+        return self._logits[0, 0]
+
+    def step(self, token: int) -> Float32:
+        """See `Engine.step`.
+
+        Raises:
+            EngineError: the context is full.
+        """
+        self._forward(self._embed((token,)), keep=1)
+        return self._logits[0, 0]
+
+    def extend(self, tokens: Sequence[int]) -> Float32:
+        """See `Engine.extend`.
+
+        Raises:
+            EngineError: the context is full.
+        """
+        if not tokens:
+            return np.empty((0, self._spec.vocab_size), np.float32)
+        return self._forward(self._embed(tuple(tokens)), keep=len(tokens))[0]
+
+    def step_beams(self, tokens: Sequence[int], parents: Sequence[int]) -> Float32:
+        """See `BeamEngine.step_beams`.
+
+        Raises:
+            EngineError: the context is full.
+        """
+        if self._beams is None or self._beams.utterance != self._utterance:
+            self._beams = _Beams(self._utterance, self._position, self._position, 1)
+        beams, count = self._beams, len(tokens)
+        end = beams.position + 1
+        if not beams.caches or count > beams.rows or end > beams.capacity:
+            self._room_for_beams(beams, max(count, beams.rows), end)
+        chosen = np.asarray(parents)
+        if not np.array_equal(chosen, np.arange(count)):
+            for cache in beams.caches:
+                # What they share, prompt and audio, stays where it is.
+                cache[:count, :, beams.shared : beams.position] = cache[
+                    chosen, :, beams.shared : beams.position
+                ]
+        inputs = {
+            "inputs_embeds": np.ascontiguousarray(self._embed(tuple(tokens))[:, None]),
+            "attention_mask": np.ones((count, end), np.int64),
+            "num_logits_to_keep": np.array(1, np.int64),
+        }
+        logits = np.empty((count, 1, self._spec.vocab_size), np.float32)
+        binding = self._decoder.io_binding()
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, array)
+        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        # The first rows of a buffer are a buffer: fewer transcripts go on than there is room for.
+        kept = [cache[:count] for cache in beams.caches]
+        self._bind_cache(binding, kept)
+        with run_errors("the decoder"):
+            self._decoder.run_with_iobinding(binding)
+        beams.position = end
+        return logits[:, 0]
+
+    def _room_for_beams(self, beams: _Beams, rows: int, positions: int) -> None:
+        """Buffers for so many transcripts: what the utterance has so far, in each row."""
+        self._check_context(positions)
+        before = beams.caches or self._cache
+        filled = beams.position
+        beams.rows, beams.capacity = rows, min(max(self._capacity, 2 * positions), self._spec.max_context)
+        shape = (rows, self._spec.num_kv_heads, beams.capacity, self._spec.head_dim)
+        caches = [np.zeros(shape, np.float32) for _ in before]
+        for old, new in zip(before, caches, strict=True):
+            new[: len(old), :, :filled] = old[:, :, :filled]
+            new[len(old) :, :, :filled] = old[:1, :, :filled]
+        beams.caches = caches
+
+    def rewind(self, count: int) -> None:
+        """See `Engine.rewind`: what lies behind the new end is overwritten by what comes next.
+
+        Raises:
+            EngineError: so many were not appended since `start`.
+        """
+        check_rewind(count, self._position - self._start)
+        self._position -= count
+
+    def token_embeddings(self, tokens: Sequence[int]) -> Float32:
+        """See `Engine.token_embeddings`."""
+        return self._embed(tuple(tokens))
+
+    def score(self, audio_embeddings: Float32, tokens: list[int]) -> Float32:
+        """See `Engine.score`.
+
+        Raises:
+            EngineError: prompt, audio and text are longer than the context.
+        """
+        if not tokens:
+            return np.zeros(0, np.float32)
+        self._require(len(self._before) + len(audio_embeddings) + len(self._after) + len(tokens))
+        first = self.start(audio_embeddings)[None].copy()
+        losses = []
+        for at in range(0, len(tokens), _SCORE_CHUNK):
+            chunk = tokens[at : at + _SCORE_CHUNK]
+            # The logits of a chunk's first token are the last of what was before it.
+            following = self._forward(self._embed(tuple(chunk)), keep=len(chunk))[0]
+            losses.append(negative_log_likelihood(np.concatenate([first, following[:-1]]), chunk))
+            first = following[-1:].copy()
+        return np.concatenate(losses)
+
+    def _rewind(self) -> None:
+        """Forget everything behind the prompt's first part; what lies beyond `_position` is overwritten."""
+        if not self._prefix_filled:
+            self._position = 0
+            if len(self._before):
+                self._forward(self._before, keep=1)
+            self._prefix_filled = True
+        self._position = len(self._before)
+
+    def _forward(self, embeddings: Float32, *, keep: int) -> Float32:
+        """Append (n, hidden) to the cache → (1, keep, vocab) logits; with `keep=1` they are in `self._logits`."""
+        end = self._position + len(embeddings)
+        self._require(end)
+        # Bound by address: these names keep the arrays alive until the run is over.
+        inputs = {
+            "inputs_embeds": np.ascontiguousarray(embeddings[None]),
+            "attention_mask": self._ones[:, :end],
+            "num_logits_to_keep": np.array(keep, np.int64),
+        }
+        for name, array in inputs.items():
+            self._binding.bind_cpu_input(name, array)
+        logits = self._logits if keep == 1 else np.empty((1, keep, self._spec.vocab_size), np.float32)
+        self._binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        with run_errors("the decoder"):
+            self._decoder.run_with_iobinding(self._binding)
+        self._position = end
+        return logits
+
+    def _embed(self, ids: tuple[int, ...]) -> Float32:
+        """(n,) token ids → (n, hidden)."""
+        if not ids:
+            return np.empty((0, self._spec.hidden_size), np.float32)
+        return self._run(self._embedder, {"input_ids": np.array([ids], np.int64)})[0]
+
+    def _require(self, positions: int) -> None:
+        """Make room for so many positions."""
+        if positions <= self._capacity:
+            return
+        self._check_context(positions)
+        before = self._cache
+        self._allocate(2 * positions)
+        for old, new in zip(before, self._cache, strict=True):
+            new[:, :, : self._position] = old[:, :, : self._position]
+
+    def _check_context(self, positions: int) -> None:
+        if positions > self._spec.max_context:
+            raise EngineError(
+                f"prompt, audio and text need {positions} positions, the bundle has {self._spec.max_context}: "
+                "cut the audio into shorter pieces"
+            )
+
+    def _allocate(self, positions: int) -> None:
+        """One buffer for the keys and one for the values of each layer, bound as past and as present."""
+        self._capacity = min(positions, self._spec.max_context)
+        shape = (1, self._spec.num_kv_heads, self._capacity, self._spec.head_dim)
+        self._ones = np.ones((1, self._capacity), np.int64)
+        self._cache = [np.zeros(shape, np.float32) for _ in range(2 * self._spec.num_layers)]
+        self._binding = self._decoder.io_binding()
+        self._bind_cache(self._binding, self._cache)
+
+    def _bind_cache(self, binding: Any, arrays: list[npt.NDArray[np.float32]]) -> None:
+        """Past and present of every layer in the same memory."""
+        for index, array in enumerate(arrays):
+            name = f"{index // 2}.{'value' if index % 2 else 'key'}"
+            buffer = self._runtime.OrtValue.ortvalue_from_numpy(array)
+            binding.bind_ortvalue_input(f"past_key_values.{name}", buffer)
+            binding.bind_ortvalue_output(f"present.{name}", buffer)
+
+    def _session(
+        self, path: Path, providers: tuple[Provider, ...], *, spin: bool, threads: int | None = None
+    ) -> Any:
+        options = self._runtime.SessionOptions()
+        options.intra_op_num_threads = threads or self.threads
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # not between two runs
+        session, missing = open_session(self._runtime, path, options, providers)
+        self._missing += missing
+        return session
+
+    def _run(self, session: Any, inputs: dict[str, npt.NDArray[Any]]) -> Float32:
+        with run_errors("the token embeddings"):
+            return session.run(None, inputs)[0]
+
+    def _check_shapes(self, where: Path) -> None:
+        """The manifest sizes the buffers that native code writes into: it must agree with the graph."""
+        spec = self._spec
+        shapes = {value.name: value.shape for value in self._decoder.get_inputs()}
+        logits = next(
+            (value.shape for value in self._decoder.get_outputs() if value.name == "logits"), [None]
+        )
+        layers = sum(name.startswith("past_key_values.") and name.endswith(".key") for name in shapes)
+        cache = shapes.get("past_key_values.0.key", [None] * 4)
+        found = (layers, shapes.get("inputs_embeds", [None])[-1], cache[1], logits[-1])
+        expected = (spec.num_layers, spec.hidden_size, spec.num_kv_heads, spec.vocab_size)
+        if found != expected or "num_logits_to_keep" not in shapes:
+            raise BundleError(
+                f"{where}: the decoder's graph has (layers, hidden, kv heads, vocabulary) {found}, "
+                f"the manifest says {expected}: export the bundle again"
+            )
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise explained(error, "the engine onnx") from error
+    return onnxruntime

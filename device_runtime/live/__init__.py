@@ -1,0 +1,1 @@
+"""A microphone, and what comes of it while somebody speaks."""

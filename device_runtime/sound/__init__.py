@@ -1,0 +1,1 @@
+"""From files and samples to speech: decoding, resampling, features, pauses, turns."""

@@ -1,0 +1,141 @@
+"""The PyTorch engine: what the exported engines are compared with, and what evaluates a model before it is exported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from transformers import DynamicCache
+
+from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.decoding.engine import check_rewind
+from prunella.device_runtime.sound.log_mel import log_mel, pad_to_stacks
+from prunella.device_runtime.transcript import DecodeOptions
+from prunella.speech_llm.load import load
+from prunella.speech_llm.model import SpeechLLM
+
+if TYPE_CHECKING:
+    from prunella.device_runtime.transcriber import Transcriber
+
+
+class TorchEngine:
+    """`device_runtime.engine.Engine` over a `SpeechLLM`, eager float32, one utterance at a time."""
+
+    def __init__(self, model: SpeechLLM) -> None:
+        self.name = "torch-float32"
+        self.tie = 0.0
+        self.letters: Float32 | None = None
+        self.spells = model.ctc_head is not None
+        self.most_beams: int | None = None
+        self._model = model
+        self._cache = DynamicCache()
+        self._start = 0  # positions of the cache that prompt and audio fill
+        prompt = model.prompt
+        with torch.inference_mode():
+            self._before = model.embed_tokens(torch.tensor([prompt.before_ids]))
+            self._after = model.embed_tokens(torch.tensor([prompt.after_ids]))
+
+    @torch.inference_mode()
+    def encode(self, samples: Float32) -> Float32:
+        """See `Engine.encode`."""
+        model = self._model
+        encoded = model.audio_encoder(model_features(model, samples)[None])
+        self.letters = model.ctc_head(encoded)[0].numpy() if model.ctc_head is not None else None
+        return model.projector(encoded)[0].numpy()
+
+    @torch.inference_mode()
+    def start(self, audio_embeddings: Float32) -> Float32:
+        """See `Engine.start`."""
+        self._cache = DynamicCache()
+        embeddings = torch.cat([self._before, torch.from_numpy(audio_embeddings)[None], self._after], dim=1)
+        self._start = embeddings.shape[1]
+        return self._forward(inputs_embeds=embeddings)
+
+    @torch.inference_mode()
+    def step(self, token: int) -> Float32:
+        """See `Engine.step`."""
+        return self._forward(input_ids=torch.tensor([[token]]))
+
+    @torch.inference_mode()
+    def extend(self, tokens: Sequence[int]) -> Float32:
+        """See `Engine.extend`."""
+        if not tokens:
+            return np.empty((0, self._model.decoder.config.vocab_size), np.float32)
+        output = self._model.decoder(
+            input_ids=torch.tensor([list(tokens)]), past_key_values=self._cache, use_cache=True
+        )
+        return output.logits[0].float().numpy()
+
+    @torch.inference_mode()
+    def step_beams(self, tokens: Sequence[int], parents: Sequence[int]) -> Float32:
+        """See `BeamEngine.step_beams`."""
+        self._cache.batch_select_indices(torch.tensor(list(parents)))
+        output = self._model.decoder(
+            input_ids=torch.tensor([[token] for token in tokens]), past_key_values=self._cache, use_cache=True
+        )
+        return output.logits[:, -1].float().numpy()
+
+    def rewind(self, count: int) -> None:
+        """See `Engine.rewind`.
+
+        Raises:
+            EngineError: so many were not appended since `start`.
+        """
+        check_rewind(count, self._cache.get_seq_length() - self._start)
+        if count:
+            self._cache.crop(-count)
+
+    def token_embeddings(self, tokens: Sequence[int]) -> None:
+        """See `Engine.token_embeddings`: none, since this engine is the plain one that others are compared with."""
+
+    @torch.inference_mode()
+    def score(self, audio_embeddings: Float32, tokens: list[int]) -> Float32:
+        """See `Engine.score`."""
+        target = torch.tensor(tokens)
+        parts = [self._before, torch.from_numpy(audio_embeddings)[None], self._after]
+        if len(tokens) > 1:
+            parts.append(self._model.embed_tokens(target[None, :-1]))
+        output = self._model.decoder(
+            inputs_embeds=torch.cat(parts, dim=1), use_cache=False, logits_to_keep=len(tokens)
+        )
+        return torch.nn.functional.cross_entropy(output.logits[0].float(), target, reduction="none").numpy()
+
+    def _forward(self, **inputs: torch.Tensor) -> Float32:
+        output = self._model.decoder(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        return output.logits[0, -1].float().numpy()
+
+
+def model_features(model: SpeechLLM, samples: np.ndarray) -> torch.Tensor:
+    """(n,) samples at 16 kHz → (num_mel_bins, frames), padded as the model was trained."""
+    audio = model.config.audio
+    padded = pad_to_stacks(samples, audio.samples_per_token, audio.extra_padding)
+    return torch.from_numpy(log_mel(padded, audio.num_mel_bins))
+
+
+def model_transcriber(model: SpeechLLM, options: DecodeOptions | None = None) -> Transcriber:
+    """A transcriber around a model in memory."""
+    from prunella.device_runtime.sound.speech_gate import open_speech_gate
+    from prunella.device_runtime.transcriber import Transcriber
+
+    tokenizer: Tokenizer = model.tokenizer.backend_tokenizer
+    return Transcriber(
+        TorchEngine(model),
+        tokenizer,
+        model.config.audio,
+        model.prompt,
+        options or model.config.decode,
+        open_speech_gate(),
+    )
+
+
+def open_model_transcriber(
+    name: str | Path, *, options: DecodeOptions | None = None, threads: int | None = None
+) -> Transcriber:
+    """A transcriber for an embedded name, a checkpoint folder or a Hugging Face id, on `threads` CPU threads."""
+    if threads:
+        torch.set_num_threads(threads)
+    return model_transcriber(load(name), options)

@@ -1,0 +1,71 @@
+"""Silero on real speech and on what is not speech, behind its gate."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prunella.benchmark.live.stream import not_speech
+from prunella.device_runtime.sound.audio import load_audio
+from prunella.device_runtime.sound.vad import SileroVad
+
+CLIP = Path(__file__).parents[3] / "examples" / "clips" / "evaluation" / "librivox_0880.flac"
+
+
+def judge(vad, samples):
+    return np.array([vad(samples[begin : begin + 512]) for begin in range(0, len(samples) - 511, 512)])
+
+
+def test_speech_is_found_between_silences():
+    hush = 0.0005 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    probabilities = judge(SileroVad(), np.concatenate([hush, load_audio(CLIP), hush]))
+    assert np.mean(probabilities[35:120] > 0.5) > 0.8
+    assert probabilities[:28].max() < 0.3
+    assert probabilities[-20:].max() < 0.3
+
+
+def test_noise_tones_and_clicks_are_not_speech():
+    vad = SileroVad()
+    for kind, blocks in groupby(not_speech(48.0, seed=5), key=lambda pair: pair[0]):
+        vad.reset()
+        assert judge(vad, np.concatenate([block for _, block in blocks])).max() < 0.5, kind
+
+
+def test_what_lies_below_the_gate_is_silence_and_forgets_the_stream():
+    samples = load_audio(CLIP)
+    assert judge(SileroVad(gate_dbfs=0.0), samples).max() == 0
+    vad = SileroVad()
+    judge(vad, samples[:20_000])
+    assert vad(np.full(512, 1e-4, np.float32)) == 0
+    fresh = SileroVad()
+    loud = samples[int(np.argmax(np.abs(samples) > 0.25)) :]  # no gain in either from the first frame on
+    np.testing.assert_array_equal(judge(vad, loud), judge(fresh, loud))
+
+
+@pytest.mark.parametrize("peak_dbfs", [-45, -50])
+def test_quiet_speech_is_found_as_loud_speech_is(peak_dbfs):
+    loud = load_audio(CLIP)
+    quiet = (loud * 10 ** (peak_dbfs / 20) / np.abs(loud).max()).astype(np.float32)
+    expected = judge(SileroVad(), loud) > 0.5
+    assert np.mean((judge(SileroVad(), quiet) > 0.5) == expected) > 0.9
+
+
+def test_quiet_noise_tones_and_clicks_are_not_speech():
+    vad = SileroVad()
+    for kind, blocks in groupby(not_speech(48.0, seed=5), key=lambda pair: pair[0]):
+        vad.reset()
+        assert judge(vad, 0.01 * np.concatenate([block for _, block in blocks])).max() < 0.5, kind
+
+
+def test_streams_do_not_share_memory():
+    samples = load_audio(CLIP)
+    expected = judge(SileroVad(), samples)
+    one, other = SileroVad(), SileroVad()
+    got = []
+    for begin in range(0, len(samples) - 511, 512):
+        got.append(one(samples[begin : begin + 512]))
+        other(np.full(512, 0.1, np.float32))
+    assert got == pytest.approx(expected)
