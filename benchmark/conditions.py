@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from prunella._version import __version__
 
 _PACKAGES = (
@@ -31,16 +33,16 @@ def conditions() -> dict[str, Any]:
     """
     found = {
         "cpu": _cpu_model(),
-        "cpu_cores": _physical_cores(),
-        "cpu_threads": _usable_threads(),
+        "cpu_cores": psutil.cpu_count(logical=False),
+        "cpu_threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "platform": platform.platform(),
         "machine": platform.machine(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": psutil.virtual_memory().total,
         "python": platform.python_version(),
         "prunella": __version__,
         "versions": _versions(),
         "thread_variables": {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ},
-        "load_average": _load_average(),
+        "load_average": [round(load, 2) for load in psutil.getloadavg()],
         "governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         "temperature_celsius": _hottest(),
         "throttle_count": _number(Path("/sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count")),
@@ -85,35 +87,6 @@ def _cpu_model() -> str:
             if name.strip() == key and value.strip():
                 return value.strip()
     return platform.processor() or platform.machine()
-
-
-def _physical_cores() -> int | None:
-    """Cores without their hyper-threads; None where Linux' sysfs is missing."""
-    cores = {
-        path.read_text().strip()
-        for path in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
-    }
-    return len(cores) or None
-
-
-def _usable_threads() -> int | None:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-def _load_average() -> list[float] | None:
-    try:
-        return [round(value, 2) for value in os.getloadavg()]
-    except (AttributeError, OSError):
-        return None
 
 
 def _hottest() -> float | None:

@@ -8,6 +8,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 _TIMEOUT = 10  # seconds for a driver's tool
 
 
@@ -84,9 +86,8 @@ def _gpus(root: Path) -> tuple[str, ...]:
 
 
 def _memory_mb(root: Path, system: str) -> int:
-    if system == "Darwin":
-        text = _run("sysctl", "-n", "hw.memsize")
-        return int(text) // 10**6 if text.isdigit() else 0
+    if system != "Linux":
+        return int(psutil.virtual_memory().total // 10**6)
     for line in _read(root / "proc/meminfo").splitlines():
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024 // 10**6

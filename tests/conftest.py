@@ -27,12 +27,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def example_folder(monkeypatch) -> Iterator[Callable[[str], None]]:
-    """Lets a test import the scripts of `examples/NAME` as they import each other, and forgets them afterwards."""
+def research_folder(monkeypatch) -> Iterator[Callable[[str], None]]:
+    """Lets a test import the scripts of `research/NAME` as they import each other, and forgets them afterwards."""
     folders = []
 
     def put_on_path(name: str) -> None:
-        folders.append(ROOT / "examples" / name)
+        folders.append(ROOT / "research" / name)
         monkeypatch.syspath_prepend(folders[-1])
 
     yield put_on_path

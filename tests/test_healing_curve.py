@@ -20,8 +20,8 @@ CONDITIONS = {"model": "tiny", "model_weights": "c0ffee", "source": SOURCE, "cli
 
 
 @pytest.fixture(autouse=True)
-def curve_scripts(example_folder):
-    example_folder("healing_curve")
+def curve_scripts(research_folder):
+    research_folder("healing_curve")
 
 
 def point(name, drop, errors, train=("projector",), strategy="bridged", blocks=()):

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy.typing as npt
+import psutil
 
 from prunella.benchmark.live.judge import compare, tiled
 from prunella.benchmark.live.stream import PacedSource, SpeechAtKnownTimes
@@ -194,12 +193,8 @@ def overloaded(
 
 
 def resident_mb() -> float:
-    """Memory of this process in MB, 0 where /proc is missing."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0.0
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    """Memory of this process in MB."""
+    return float(psutil.Process().memory_info().rss) / 1e6
 
 
 def _recovery(

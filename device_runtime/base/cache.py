@@ -6,11 +6,16 @@ import errno
 import os
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 from prunella.device_runtime.base.errors import UsageError
 
 
 def cache_folder() -> Path:
-    """Where fetched files live: `$PRUNELLA_CACHE`, else `$XDG_CACHE_HOME/prunella`, else `~/.cache/prunella`.
+    """Where fetched files live: `$PRUNELLA_CACHE`, else `$XDG_CACHE_HOME/prunella`, else where this system keeps caches.
+
+    Linux: `~/.cache/prunella`; macOS: `~/Library/Caches/prunella`; Windows: `%LOCALAPPDATA%\\prunella\\Cache`. Where an
+    earlier prunella filled `~/.cache/prunella` on one of these, that stays in use.
 
     Raises:
         UsageError: none is named, and this user has no home, as a service's or a container's may not.
@@ -19,13 +24,15 @@ def cache_folder() -> Path:
     try:
         if chosen:
             return Path(chosen).expanduser()
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        if base := os.environ.get("XDG_CACHE_HOME"):
+            return Path(base) / "prunella"
+        earlier = Path.home() / ".cache" / "prunella"
     except RuntimeError as error:
         what = f"PRUNELLA_CACHE is {chosen}, and" if chosen else "no HOME is set, and"
         raise UsageError(
             f"{what} there is no such home: set PRUNELLA_CACHE to a folder's whole path"
         ) from error
-    return Path(base) / "prunella"
+    return earlier if earlier.is_dir() else user_cache_path("prunella", appauthor=False)
 
 
 def writable_cache(*below: str, mode: int = 0o777) -> Path:

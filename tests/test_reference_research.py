@@ -27,8 +27,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def recipe(example_folder):
-    example_folder("reference_model")
+def recipe(research_folder):
+    research_folder("reference_model")
 
 
 def test_an_encoder_read_from_ctranslate2_computes_what_ctranslate2_does():

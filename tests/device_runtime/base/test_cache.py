@@ -1,0 +1,35 @@
+"""Where the cache is, on every system."""
+
+import pytest
+
+from prunella.device_runtime.base import cache
+from prunella.device_runtime.base.errors import UsageError
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    for name in ("PRUNELLA_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_the_systems_own_place_is_taken(home, monkeypatch):
+    monkeypatch.setattr(cache, "user_cache_path", lambda name, appauthor: home / "Library" / "Caches" / name)
+    assert cache.cache_folder() == home / "Library" / "Caches" / "prunella"
+
+
+def test_a_cache_that_an_earlier_prunella_filled_stays_in_use(home, monkeypatch):
+    monkeypatch.setattr(cache, "user_cache_path", lambda name, appauthor: home / "Library" / "Caches" / name)
+    (home / ".cache" / "prunella").mkdir(parents=True)
+    assert cache.cache_folder() == home / ".cache" / "prunella"
+
+
+def test_linux_keeps_it_where_it_was(home):
+    assert cache.cache_folder() == home / ".cache" / "prunella"
+
+
+def test_an_unknown_home_is_said(home, monkeypatch):
+    monkeypatch.setenv("PRUNELLA_CACHE", "~nobody-here/cache")
+    with pytest.raises(UsageError, match="PRUNELLA_CACHE"):
+        cache.cache_folder()
