@@ -17,7 +17,8 @@ from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.cores import check_threads
 from prunella.device_runtime.base.errors import AudioError, BundleError, EngineError, UsageError
 from prunella.device_runtime.bundle import AudioSpec, Bundle, PromptSpec, open_bundle
-from prunella.device_runtime.decoding.beam_search import BeamSearch, Hearing, Spelling, check_beams
+from prunella.device_runtime.decoding.beam_search import BeamSearch, check_beams
+from prunella.device_runtime.decoding.ctc_rescorer import CtcPrefixRescorer, TokenSpeller
 from prunella.device_runtime.decoding.draft import (
     LONGEST_BELIEVED,
     Draft,
@@ -83,7 +84,7 @@ class Transcriber:
         self.phrases: PhraseTrie | None = None
         self._speech_gate = speech_gate
         self._drafter = open_drafter(engine, tokenizer, prompt.text_style, self.options)
-        self._spelling = Spelling(audio.ctc_alphabet, lambda token: tokenizer.decode([token]))
+        self._speller = TokenSpeller(audio.ctc_alphabet, lambda token: tokenizer.decode([token]))
 
     def transcribe(self, samples: npt.ArrayLike | Audio, *, draft: Sequence[int] = ()) -> Transcript:
         """Transcribe a recording of any length: cut in its pauses (`cut_in_pauses`), the texts joined with a space.
@@ -187,7 +188,7 @@ class Transcriber:
         check_beams(beams)
         engine = self.engine
         if beams == 0 and isinstance(engine, BeamEngine):
-            beams = max(PAYING_BEAMS if engine.spells else 1, self.options.beams)
+            beams = max(PAYING_BEAMS if engine.has_ctc_head else 1, self.options.beams)
         beams = beams or 1
         most = engine.most_beams if isinstance(engine, BeamEngine) else 1
         if beams > (most or beams):
@@ -342,11 +343,11 @@ class Transcriber:
         self, engine: BeamEngine, logits: Float32, cap: int, guard: RepeatStop
     ) -> Generator[str, None, tuple[list[int], str, FinishReason, int]]:
         """Beam search → tokens, text, why it ended, and passes. It yields the text in which all transcripts agree."""
-        options, end, letters = self.options, self.prompt.eos_ids, self.engine.letters
-        hearing = None
+        options, end, letters = self.options, self.prompt.eos_ids, self.engine.ctc_log_probs
+        rescorer = None
         if letters is not None and options.ctc_weight > 0:
-            hearing = Hearing(letters, self._spelling, end)
-        search = BeamSearch(options.beams, end, hearing, options.ctc_weight)
+            rescorer = CtcPrefixRescorer(letters, self._speller, end)
+        search = BeamSearch(options.beams, end, rescorer, options.ctc_weight)
         passes = shown = 0
         pieces, agreed = DecodeStream(skip_special_tokens=True), ""
         tokens, parents = search.advance(logits[None])

@@ -63,8 +63,8 @@ def gate_onnx(model: SpeechLLM, folder: Path, manifest: BundleManifest) -> OnnxG
         TorchEngine(model), manifest.decoder.vocab_size, manifest.audio.sampling_rate, found.tokens
     )
     embedding_error = _compare(expected.embeddings, found.embeddings, "audio embeddings")
-    if expected.letters is not None:
-        _compare(expected.letters, found.letters, "letters")
+    if expected.ctc_log_probs is not None:
+        _compare(expected.ctc_log_probs, found.ctc_log_probs, "letters")
     if found.logits is None:
         return OnnxGateReport(embedding_error)
     assert expected.logits is not None  # TorchEngine has a decoder

@@ -40,14 +40,14 @@ class Answers:
 
     Attributes:
         embeddings: (audio_tokens, hidden) float32.
-        letters: (ctc_frames, classes) float32 log-probabilities; None without a CTC head.
+        ctc_log_probs: (ctc_frames, classes) float32 log-probabilities; None without a CTC head.
         logits: (TEXT_POSITIONS + SPOKEN_TOKENS, vocab) float32: behind the audio and each token of a given text,
             then those that the spoken tokens were chosen from; None of an audio half alone.
         tokens: the spoken ones, SPOKEN_TOKENS of them, most likely first.
     """
 
     embeddings: Float32
-    letters: Float32 | None = None
+    ctc_log_probs: Float32 | None = None
     logits: Float32 | None = None
     tokens: tuple[int, ...] = ()
 
@@ -74,7 +74,7 @@ def answer(engine: Engine, vocab: int, rate: int, spoken: Sequence[int] = ()) ->
     """
     text = np.random.default_rng(0).integers(0, vocab, TEXT_POSITIONS - 1).tolist()
     audio = engine.encode(probe_sound(rate))
-    letters = engine.letters
+    log_probs = engine.ctc_log_probs
     first = engine.start(audio).copy()
     rows = [first[None], engine.extend(text).copy()]
     engine.rewind(len(text))
@@ -85,7 +85,7 @@ def answer(engine: Engine, vocab: int, rate: int, spoken: Sequence[int] = ()) ->
     while len(tokens) < SPOKEN_TOKENS:
         rows.append(engine.step(tokens[-1])[None].copy())
         tokens.append(int(rows[-1].argmax()))
-    return Answers(audio, letters, np.concatenate(rows), tuple(tokens))
+    return Answers(audio, log_probs, np.concatenate(rows), tuple(tokens))
 
 
 def probe_graphs(folder: Path, manifest: BundleManifest, spoken: Sequence[int] = ()) -> Answers:
@@ -152,7 +152,7 @@ def main(arguments: list[str]) -> int:
         else:
             encoder = OnnxAudioEncoder(bundle, threads=1)
             embeddings = encoder.encode(probe_sound(rate))
-            found = Answers(embeddings, encoder.letters)
+            found = Answers(embeddings, encoder.ctc_log_probs)
     except PrunellaError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -27,9 +27,9 @@ class TorchEngine:
 
     def __init__(self, model: SpeechLLM) -> None:
         self.name = "torch-float32"
-        self.tie = 0.0
-        self.letters: Float32 | None = None
-        self.spells = model.ctc_head is not None
+        self.near_tie_margin = 0.0
+        self.ctc_log_probs: Float32 | None = None
+        self.has_ctc_head = model.ctc_head is not None
         self.most_beams: int | None = None
         self._model = model
         self._cache = DynamicCache()
@@ -44,7 +44,7 @@ class TorchEngine:
         """See `Engine.encode`."""
         model = self._model
         encoded = model.audio_encoder(model_features(model, samples)[None])
-        self.letters = model.ctc_head(encoded)[0].numpy() if model.ctc_head is not None else None
+        self.ctc_log_probs = model.ctc_head(encoded)[0].numpy() if model.ctc_head is not None else None
         return model.projector(encoded)[0].numpy()
 
     @torch.inference_mode()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,13 +18,12 @@ import numpy as np
 
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import UsageError
-from prunella.device_runtime.decoding.ctc_prefix import Prefix, PrefixScorer
+from prunella.device_runtime.decoding.ctc_rescorer import CtcPrefixRescorer
 
 # Nats that each letter counts for where transcripts that go on are compared: of equally many tokens they have spelled
 # differently much of the audio, and who is behind has paid for fewer letters. Which one wins in the end is the score's alone.
 PER_LETTER = 0.8
 MAX_BEAMS = 16  # on every engine: llama.cpp keeps no more caches, and more have never found a better text
-_HALF = "\N{REPLACEMENT CHARACTER}"  # what some of the bytes of a character are decoded to
 CANDIDATES = 32  # of a transcript's most likely next tokens; the search chooses among them
 
 
@@ -36,91 +35,6 @@ def check_beams(beams: int | None) -> None:
     """
     if beams is not None and not 0 <= beams <= MAX_BEAMS:
         raise UsageError(f"{beams} beams are not possible: give 1 to {MAX_BEAMS}, or 0 for as many as pay")
-
-
-class Spelling:
-    """How tokens are spelled in the letters of a CTC head.
-
-    Args:
-        alphabet: the head's letters; class i + 1 is letter i.
-        text_of: a token's text.
-    """
-
-    def __init__(self, alphabet: str, text_of: Callable[[int], str]) -> None:
-        self._classes = {letter: place + 1 for place, letter in enumerate(alphabet)}
-        self._space = self._classes.get(" ", -1)
-        self._text_of = text_of
-        self._known: dict[int, tuple[int, ...] | None] = {}
-
-    def letters(self, token: int, last: int) -> tuple[int, ...] | None:
-        """Classes of the letters of a token behind a text whose last letter is of class `last` (0: no text yet).
-
-        Punctuation is left out, and a text neither begins with a space nor has two in a row. None: the token has a letter
-        or a digit that is not in the alphabet, or is half of one; nobody can have heard it.
-        """
-        if token not in self._known:
-            text = self._text_of(token).lower()
-            foreign = any(
-                letter not in self._classes and (letter.isalnum() or letter == _HALF) for letter in text
-            )
-            spelled = tuple(self._classes[letter] for letter in text if letter in self._classes)
-            self._known[token] = None if foreign else spelled
-        letters = self._known[token]
-        if letters is None or letters[:1] != (self._space,) or last not in (0, self._space):
-            return letters
-        return letters[1:]
-
-
-class Hearing:
-    """How well transcripts fit the letters that are heard in one utterance.
-
-    Args:
-        log_probabilities: (frames, 1 + letters) of the CTC head.
-        spelling: of the decoder's tokens.
-        end: tokens that end a transcript.
-    """
-
-    def __init__(self, log_probabilities: Float32, spelling: Spelling, end: Collection[int]) -> None:
-        self._scorer = PrefixScorer(log_probabilities)
-        self._spelling, self._end = spelling, frozenset(end)
-        self._known: dict[tuple[int, ...], Prefix] = {(): self._scorer.empty()}
-        self._spelled: dict[tuple[int, ...], tuple[int, ...] | None] = {(): ()}
-
-    def fit(self, tokens: tuple[int, ...]) -> float:
-        """Log-probability of the letters of these tokens, and of nothing behind them where an end token is the last."""
-        ended = bool(tokens) and tokens[-1] in self._end
-        letters = self._letters(tokens[:-1] if ended else tokens)
-        if letters is None:
-            return -math.inf
-        prefix = self._known[letters]
-        return prefix.log_probability_whole if ended else prefix.log_probability
-
-    def length(self, tokens: tuple[int, ...], token: int) -> int | None:
-        """How many letters these tokens have with one more; None: they cannot be spelled."""
-        letters = self._letters(tokens)
-        more = self._spelling.letters(token, letters[-1] if letters else 0)
-        return None if letters is None or more is None else len(letters) + len(more)
-
-    def keep(self, texts: Iterable[tuple[int, ...]]) -> None:
-        """Forget what other texts are worth, which would fill the memory; it is found again when asked for."""
-        self._spelled = {tokens: self._letters(tokens) for tokens in ((), *texts)}
-        self._known = {
-            letters: self._known[letters] for letters in self._spelled.values() if letters is not None
-        }
-
-    def _letters(self, tokens: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Their letters, whose prefix is known from then on. Transcripts and candidates share beginnings."""
-        if tokens not in self._spelled:
-            letters = self._letters(tokens[:-1])
-            more = self._spelling.letters(tokens[-1], letters[-1] if letters else 0)
-            if letters is not None and more is not None:
-                for letter in more:
-                    longer = (*letters, letter)
-                    if longer not in self._known:
-                        self._known[longer] = self._scorer.extend(self._known[letters], letter)
-                    letters = longer
-            self._spelled[tokens] = None if more is None else letters
-        return self._spelled[tokens]
 
 
 @dataclass(frozen=True)
@@ -151,13 +65,13 @@ class BeamSearch:
     Args:
         beams: transcripts that are followed.
         end: tokens that end one.
-        hearing: the letters of the utterance; none: the decoder alone judges.
+        rescorer: the letters of the utterance; none: the decoder alone judges.
         weight: of their log-probability; the decoder's has 1.
     """
 
     beams: int
     end: Collection[int]
-    hearing: Hearing | None = None
+    rescorer: CtcPrefixRescorer | None = None
     weight: float = 0.0
     alive: list[Hypothesis] = field(default_factory=lambda: [Hypothesis()])
     ended: Hypothesis | None = None
@@ -187,8 +101,8 @@ class BeamSearch:
         least = self.ended.score if self.ended is not None else -math.inf
         going = [pair for pair in going if pair[0].score > least]
         self.alive = [longer for longer, _ in going]
-        if self.hearing is not None:
-            self.hearing.keep(hypothesis.tokens for hypothesis in self.alive)
+        if self.rescorer is not None:
+            self.rescorer.prune(hypothesis.tokens for hypothesis in self.alive)
         return [longer.tokens[-1] for longer, _ in going], [parent for _, parent in going]
 
     @property
@@ -222,7 +136,9 @@ class BeamSearch:
                 decoder = hypothesis.decoder_score + float(row[token]) - total
                 score, reward = decoder + heard, math.inf
                 if token not in self.end:
-                    letters = self.hearing.length(hypothesis.tokens, token) if self.hearing is not None else 0
+                    letters = (
+                        self.rescorer.length(hypothesis.tokens, token) if self.rescorer is not None else 0
+                    )
                     if letters is None:
                         continue
                     reward = PER_LETTER * letters
@@ -230,4 +146,4 @@ class BeamSearch:
         return sorted(found, key=lambda candidate: -candidate.rank)
 
     def _heard(self, tokens: tuple[int, ...]) -> float:
-        return self.weight * self.hearing.fit(tokens) if self.hearing is not None else 0.0
+        return self.weight * self.rescorer.score(tokens) if self.rescorer is not None else 0.0

@@ -8,12 +8,12 @@ from typing import Protocol, runtime_checkable
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import EngineError
 
-# `Engine.tie`. Where ONNX Runtime rounds activations to 8 bits, that amplifies the last bit in which attention over one row
+# `Engine.near_tie_margin`. Where ONNX Runtime rounds activations to 8 bits, that amplifies the last bit in which attention over one row
 # differs from attention over several: of 1,275 gaps between the two most likely tokens half change by less than 0.1, 99 %
 # by less than 0.5, none by more than 0.73. llama.cpp, with earlier weights: none with 4 and 8 bits, 0.019 with F16.
 # (`research/reference_model/tie.py`, 11 clips: int4 and int8 of `reference` and `reference-pruned`.)
-ROUNDED_TIE = 1.0
-GGUF_TIE = 0.1
+ROUNDED_NEAR_TIE = 1.0
+GGUF_NEAR_TIE = 0.1
 PAYING_BEAMS = 4  # where a CTC head hears letters
 
 
@@ -31,10 +31,12 @@ class Engine(Protocol):
     """One loaded speech LLM that decodes one utterance at a time. Not thread-safe."""
 
     name: str  # for example "onnx-int4", "torch-float32"
-    letters: (
+    ctc_log_probs: (
         Float32 | None
     )  # (frames, 1 + letters) a CTC head's log-probabilities for the last audio; None: no head
-    tie: float  # logits nearer than this may come in another order when `extend` gives them; 0: never
+    near_tie_margin: (
+        float  # logits nearer than this may come in another order when `extend` gives them; 0: never
+    )
 
     def encode(self, samples: Float32) -> Float32:
         """Audio half: (n,) mono float32 at 16 kHz in [-1, 1] → (audio_tokens, hidden) in the decoder's space.
@@ -76,11 +78,11 @@ class Engine(Protocol):
 class BeamEngine(Protocol):
     """An `Engine` that goes on with several transcripts in one pass.
 
-    `spells`: its `letters` will be there, which is what makes several transcripts pay. `most_beams`: that it can follow;
+    `has_ctc_head`: its `ctc_log_probs` will be there, which is what makes several transcripts pay. `most_beams`: that it can follow;
     None: as many as memory holds.
     """
 
-    spells: bool
+    has_ctc_head: bool
     most_beams: int | None
 
     def step_beams(self, tokens: Sequence[int], parents: Sequence[int]) -> Float32:

@@ -4,7 +4,7 @@ On a device a pass costs the reading of the weights, nearly the same for one tok
 (`draft.py`) are appended together, and as many as the decoder itself would have said are kept (speculative decoding,
 Leviathan et al. 2023, arXiv 2211.17192, with greedy acceptance). The tokens are those of plain decoding: where activations
 are rounded to 8 bits, a pass over several tokens rounds differently from a pass over one, so what it decides by less than
-`Engine.tie` is decided again by plain steps.
+`Engine.near_tie_margin` is decided again by plain steps.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class GreedyDecoder:
         return int(np.argmax(row)) == token and not self._is_tie(row)
 
     def _is_tie(self, row: Float32) -> bool:
-        tie = self._engine.tie
+        tie = self._engine.near_tie_margin
         return tie > 0 and int(np.count_nonzero(row > row.max() - tie)) > 1
 
     def _decide(self, row: Float32) -> int:

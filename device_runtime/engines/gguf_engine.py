@@ -17,7 +17,7 @@ from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import BundleError
 from prunella.device_runtime.base.extras import explained
 from prunella.device_runtime.bundle import Bundle
-from prunella.device_runtime.decoding.engine import GGUF_TIE, PAYING_BEAMS, check_rewind
+from prunella.device_runtime.decoding.engine import GGUF_NEAR_TIE, PAYING_BEAMS, check_rewind
 from prunella.device_runtime.engines.gguf_embeddings import open_token_embeddings
 from prunella.device_runtime.engines.likelihood import negative_log_likelihood
 from prunella.device_runtime.engines.llama_decoder import MAX_BRANCHES, LlamaDecoder
@@ -33,8 +33,8 @@ AudioHalf = Literal["onnx", "mtmd"]
 class AudioEncoder(Protocol):
     """The audio half of a speech LLM."""
 
-    letters: Float32 | None  # see `Engine.letters`
-    spells: bool  # see `BeamEngine.spells`
+    ctc_log_probs: Float32 | None  # see `Engine.ctc_log_probs`
+    has_ctc_head: bool  # see `BeamEngine.has_ctc_head`
 
     def encode(self, samples: Float32) -> Float32:
         """(n,) mono float32 at the bundle's rate → (audio_tokens, hidden) float32."""
@@ -51,17 +51,17 @@ class GgufEngine:
         manifest = bundle.manifest
         spec, audio = manifest.decoder, manifest.audio
         self.name = name
-        self.tie = GGUF_TIE
+        self.near_tie_margin = GGUF_NEAR_TIE
         self.threads = threads
         self._encoder = encoder
-        self.letters: Float32 | None = None
+        self.ctc_log_probs: Float32 | None = None
         self.most_beams: int | None = MAX_BRANCHES
         self._prompt = manifest.prompt
         longest = int(30 * audio.sampling_rate / audio.samples_per_token) + 2  # libmtmd pads to 30 s
         prompt = len(self._prompt.before_ids) + len(self._prompt.after_ids)
-        self.spells = bool(audio.ctc_alphabet) and encoder.spells
+        self.has_ctc_head = bool(audio.ctc_alphabet) and encoder.has_ctc_head
         # Scored transcripts may be longer than decoded ones, and beams need not share a word.
-        text = (PAYING_BEAMS if self.spells else 2) * manifest.decode.token_cap(audio.max_seconds)
+        text = (PAYING_BEAMS if self.has_ctc_head else 2) * manifest.decode.token_cap(audio.max_seconds)
         path = one_file(bundle, DECODER_PATTERN)
         self._decoder = LlamaDecoder(
             path,
@@ -119,7 +119,7 @@ class GgufEngine:
     def encode(self, samples: Float32) -> Float32:
         """See `Engine.encode`; libmtmd's audio half is the exception and hears 30 s."""
         embeddings = self._encoder.encode(samples)
-        self.letters = self._encoder.letters
+        self.ctc_log_probs = self._encoder.ctc_log_probs
         return embeddings
 
     def start(self, audio_embeddings: Float32) -> Float32:

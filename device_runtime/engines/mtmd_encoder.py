@@ -52,8 +52,8 @@ class MtmdEncoder:
             raise EngineError(
                 f"libmtmd takes audio at {rate} Hz with {mmproj}, the bundle at {sampling_rate} Hz"
             )
-        self.letters: Float32 | None = None  # llama.cpp's audio half has no CTC head
-        self.spells = False
+        self.ctc_log_probs: Float32 | None = None  # llama.cpp's audio half has no CTC head
+        self.has_ctc_head = False
         self._limit = int(_MAX_SECONDS * sampling_rate)
 
     def encode(self, samples: Float32) -> Float32:

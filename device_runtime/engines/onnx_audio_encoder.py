@@ -16,7 +16,7 @@ class OnnxAudioEncoder:
 
     Attributes:
         missing: hardware that the bundle asks for and that is not used.
-        letters: see `Engine.letters`.
+        ctc_log_probs: see `Engine.ctc_log_probs`.
 
     Raises:
         ModuleNotFoundError: onnxruntime is not installed.
@@ -35,14 +35,14 @@ class OnnxAudioEncoder:
             onnxruntime, bundle.file(AUDIO_ENCODER), options, bundle.manifest.providers
         )
         self._audio = bundle.manifest.audio
-        self.letters: Float32 | None = None
-        self.spells = bool(bundle.manifest.audio.ctc_alphabet)
+        self.ctc_log_probs: Float32 | None = None
+        self.has_ctc_head = bool(bundle.manifest.audio.ctc_alphabet)
 
     def encode(self, samples: Float32) -> Float32:
         """(n,) mono float32 at the bundle's rate → (audio_tokens, hidden) float32."""
         padded = pad_to_stacks(samples, self._audio.samples_per_token, self._audio.extra_padding)
         features = log_mel(padded, self._audio.num_mel_bins)
         with run_errors("the audio encoder"):
-            embeddings, *letters = self._session.run(None, {"log_mel": features[None]})
-        self.letters = letters[0][0] if letters else None
+            embeddings, *log_probs = self._session.run(None, {"log_mel": features[None]})
+        self.ctc_log_probs = log_probs[0][0] if log_probs else None
         return embeddings[0]

@@ -16,7 +16,7 @@ from prunella.device_runtime.base.errors import BundleError, EngineError
 from prunella.device_runtime.base.extras import explained
 from prunella.device_runtime.base.onnx_errors import run_errors
 from prunella.device_runtime.bundle import Bundle, Provider
-from prunella.device_runtime.decoding.engine import ROUNDED_TIE, check_rewind
+from prunella.device_runtime.decoding.engine import ROUNDED_NEAR_TIE, check_rewind
 from prunella.device_runtime.engines.likelihood import negative_log_likelihood
 from prunella.device_runtime.engines.providers import Missing, announce, for_decoder, open_session
 from prunella.device_runtime.sound.log_mel import log_mel, pad_to_stacks
@@ -50,10 +50,10 @@ class OnnxEngine:
         self._runtime = _import_onnxruntime()
         manifest = bundle.manifest
         self.name = f"onnx-{manifest.recipe}"
-        self.tie = 0.0 if manifest.recipe == "fp32" else ROUNDED_TIE
+        self.near_tie_margin = 0.0 if manifest.recipe == "fp32" else ROUNDED_NEAR_TIE
         self.threads = threads or physical_cores()
-        self.letters: Float32 | None = None
-        self.spells = bool(manifest.audio.ctc_alphabet)
+        self.ctc_log_probs: Float32 | None = None
+        self.has_ctc_head = bool(manifest.audio.ctc_alphabet)
         self.most_beams: int | None = None
         self._audio = manifest.audio
         self._spec = manifest.decoder
@@ -99,8 +99,8 @@ class OnnxEngine:
         padded = pad_to_stacks(samples, self._audio.samples_per_token, self._audio.extra_padding)
         features = log_mel(padded, self._audio.num_mel_bins)
         with run_errors("the audio encoder"):
-            embeddings, *letters = self._encoder.run(None, {"log_mel": features[None]})
-        self.letters = letters[0][0] if letters else None
+            embeddings, *log_probs = self._encoder.run(None, {"log_mel": features[None]})
+        self.ctc_log_probs = log_probs[0][0] if log_probs else None
         return embeddings[0]
 
     def start(self, audio_embeddings: Float32) -> Float32:

@@ -1,4 +1,4 @@
-"""How far a pass over several tokens can differ from passes over one: `Engine.tie` in `device_runtime/decoding/engine.py`.
+"""How far a pass over several tokens can differ from passes over one: `Engine.near_tie_margin` in `device_runtime/decoding/engine.py`.
 
     python research/reference_model/tie.py BUNDLE [CLIP ...]
 
@@ -65,7 +65,7 @@ def main() -> None:
                 "tokens": len(gap),
                 "compared": len(change),
                 "change": quantiles,
-                "gaps_below_tie": round(float((gap < engine.tie).mean()), 3),
+                "gaps_below_tie": round(float((gap < engine.near_tie_margin).mean()), 3),
                 "turned": turned,
             }
         )

@@ -51,8 +51,8 @@ class ScriptedEngine:
     scripts: list[list[int]]
     vocab_size: int
     name: str = "scripted"
-    tie: float = 0.0
-    letters: None = None
+    near_tie_margin: float = 0.0
+    ctc_log_probs: None = None
     heard: list[int] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     scored: list[int] = field(default_factory=list)

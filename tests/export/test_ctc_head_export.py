@@ -41,9 +41,9 @@ def test_letters_of_any_length(samples, lettered, bundle) -> None:
     audio = np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32)
     plain, exported = TorchEngine(lettered), OnnxEngine.open(bundle, threads=1)
     np.testing.assert_allclose(exported.encode(audio), plain.encode(audio), atol=1e-3)
-    assert exported.letters.shape[1] == 1 + len(ENGLISH)
-    assert plain.letters.std() > 0.5
-    np.testing.assert_allclose(exported.letters, plain.letters, atol=1e-3)
+    assert exported.ctc_log_probs.shape[1] == 1 + len(ENGLISH)
+    assert plain.ctc_log_probs.std() > 0.5
+    np.testing.assert_allclose(exported.ctc_log_probs, plain.ctc_log_probs, atol=1e-3)
 
 
 def test_int4_hears_nearly_the_same(bundle, tmp_path, noise) -> None:
@@ -51,7 +51,7 @@ def test_int4_hears_nearly_the_same(bundle, tmp_path, noise) -> None:
         OnnxEngine.open(which, threads=1) for which in (bundle, requantize(bundle, "int4", tmp_path / "int4"))
     )
     plain.encode(noise), small.encode(noise)
-    assert np.abs(np.exp(small.letters) - np.exp(plain.letters)).mean() < 0.01
+    assert np.abs(np.exp(small.ctc_log_probs) - np.exp(plain.ctc_log_probs)).mean() < 0.01
 
 
 def test_beams_say_the_same_in_pytorch_and_in_the_bundle(lettered, bundle, noise) -> None:
@@ -71,7 +71,7 @@ def test_a_checkpoint_keeps_its_head(lettered, tmp_path, noise) -> None:
     again = TorchEngine(load_checkpoint(save_checkpoint(lettered, tmp_path / "model")))
     plain = TorchEngine(lettered)
     again.encode(noise), plain.encode(noise)
-    np.testing.assert_array_equal(again.letters, plain.letters)
+    np.testing.assert_array_equal(again.ctc_log_probs, plain.ctc_log_probs)
 
 
 def test_padding_changes_no_letter(lettered) -> None:
@@ -87,4 +87,4 @@ def test_padding_changes_no_letter(lettered) -> None:
 def test_a_bundle_without_a_head_still_opens(float_bundle, noise) -> None:
     engine = OnnxEngine.open(open_bundle(float_bundle.path), threads=1)
     engine.encode(noise)
-    assert engine.letters is None
+    assert engine.ctc_log_probs is None

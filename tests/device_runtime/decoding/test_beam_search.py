@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunella.device_runtime.base.errors import EngineError, UsageError
-from prunella.device_runtime.decoding.beam_search import PER_LETTER, BeamSearch, Hearing, Spelling
+from prunella.device_runtime.decoding.beam_search import PER_LETTER, BeamSearch
+from prunella.device_runtime.decoding.ctc_rescorer import CtcPrefixRescorer, TokenSpeller
 from prunella.device_runtime.transcript import DecodeOptions
 
 END = 0
 WORDS = {1: " a", 2: "b", 3: "c", 4: " ab"}
-SPELLING = Spelling(" abc", lambda token: WORDS[token])
+SPELLER = TokenSpeller(" abc", lambda token: WORDS[token])
 
 
 def log_softmax(rows: np.ndarray) -> np.ndarray:
@@ -29,8 +30,8 @@ def row_after(seed: int, tokens: tuple[int, ...]) -> np.ndarray:
     return row.astype(np.float32)
 
 
-def searched(seed: int, beams: int, hearing: Hearing | None, weight: float) -> BeamSearch:
-    search = BeamSearch(beams, (END,), hearing, weight)
+def searched(seed: int, beams: int, rescorer: CtcPrefixRescorer | None, weight: float) -> BeamSearch:
+    search = BeamSearch(beams, (END,), rescorer, weight)
     tokens, parents = search.advance(row_after(seed, ())[None])
     texts: list[tuple[int, ...]] = [()]
     while tokens:
@@ -65,23 +66,23 @@ def test_what_a_sure_decoder_says_is_settled_at_once() -> None:
     assert search.settled == search.best.tokens == (1, 2, 3, 4, END)
 
 
-def judged(seed: int, tokens: tuple[int, ...], hearing: Hearing | None, weight: float) -> float:
+def judged(seed: int, tokens: tuple[int, ...], rescorer: CtcPrefixRescorer | None, weight: float) -> float:
     scores = [log_softmax(row_after(seed, tokens[:place]))[token] for place, token in enumerate(tokens)]
-    if hearing is not None:
+    if rescorer is not None:
         for place in range(len(tokens) + 1):
-            hearing.fit(tokens[:place])
-    return float(sum(scores)) + (weight * hearing.fit(tokens) if hearing is not None else 0.0)
+            rescorer.score(tokens[:place])
+    return float(sum(scores)) + (weight * rescorer.score(tokens) if rescorer is not None else 0.0)
 
 
 @given(st.integers(0, 10_000), st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_enough_beams_find_the_best_of_all_texts(seed: int, with_letters: bool) -> None:
     table = log_softmax(2 * np.random.default_rng(seed).standard_normal((7, 5)))
-    hearing = Hearing(table, SPELLING, (END,)) if with_letters else None
+    rescorer = CtcPrefixRescorer(table, SPELLER, (END,)) if with_letters else None
     weight = 0.5 if with_letters else 0.0
-    best = searched(seed, 200, hearing, weight).best
+    best = searched(seed, 200, rescorer, weight).best
     texts = [(*text, END) for count in range(5) for text in itertools.product((1, 2, 3, 4), repeat=count)]
-    scores = {text: judged(seed, text, hearing, weight) for text in texts}
+    scores = {text: judged(seed, text, rescorer, weight) for text in texts}
     assert best.score == pytest.approx(max(scores.values()), abs=1e-4)
     assert best.tokens == max(scores, key=scores.__getitem__)
 
@@ -90,8 +91,8 @@ def test_enough_beams_find_the_best_of_all_texts(seed: int, with_letters: bool) 
 @settings(max_examples=40, deadline=None)
 def test_candidates_that_are_passed_over_could_not_have_won(seed: int, beams: int) -> None:
     table = log_softmax(2 * np.random.default_rng(seed).standard_normal((7, 5)))
-    hearing, plain = (Hearing(table, SPELLING, (END,)) for _ in range(2))
-    search = BeamSearch(beams, (END,), hearing, 0.5)
+    rescorer, plain = (CtcPrefixRescorer(table, SPELLER, (END,)) for _ in range(2))
+    search = BeamSearch(beams, (END,), rescorer, 0.5)
     alive: list[tuple[int, ...]] = [()]
     ended: dict[tuple[int, ...], float] = {}
     while alive:
@@ -127,8 +128,8 @@ def test_letters_overrule_a_decoder_that_is_not_sure() -> None:
     frames[0, 2] = frames[1, 0] = frames[2, 4] = frames[3, 0] = 0.0
     rows = {(): [-9, 3, 0, 0, -9], (1,): [-9, -9, 2.0, 1.5, -9]}
 
-    def said(hearing: Hearing | None) -> tuple[int, ...]:
-        search = BeamSearch(4, (END,), hearing, 0.2)
+    def said(rescorer: CtcPrefixRescorer | None) -> tuple[int, ...]:
+        search = BeamSearch(4, (END,), rescorer, 0.2)
         tokens, parents = search.advance(np.array([rows[()]], np.float32))
         texts: list[tuple[int, ...]] = [()]
         while tokens:
@@ -138,38 +139,38 @@ def test_letters_overrule_a_decoder_that_is_not_sure() -> None:
         return search.best.tokens
 
     assert said(None) == (1, 2, END)
-    assert said(Hearing(log_softmax(frames), SPELLING, (END,))) == (1, 3, END)
+    assert said(CtcPrefixRescorer(log_softmax(frames), SPELLER, (END,))) == (1, 3, END)
 
 
 def test_who_has_spelled_more_of_the_audio_is_not_behind() -> None:
     """ "ab" is heard. One token of it costs the decoder more than the first of two, which has not paid for its "b" yet."""
     frames = np.full((4, 5), -3.0)
     frames[0, 2] = frames[1, 0] = frames[2, 3] = frames[3, 0] = 0.0
-    hearing = Hearing(log_softmax(frames), SPELLING, (END,))
-    search = BeamSearch(1, (END,), hearing, 0.5)
+    rescorer = CtcPrefixRescorer(log_softmax(frames), SPELLER, (END,))
+    search = BeamSearch(1, (END,), rescorer, 0.5)
     row = np.array([[-9.0, 1.0, -9, -9, 0.9]], np.float32)
-    assert judged_row(row, (1,), hearing) > judged_row(row, (4,), hearing)
+    assert judged_row(row, (1,), rescorer) > judged_row(row, (4,), rescorer)
     assert search.advance(row)[0] == [4]
 
 
-def judged_row(row: np.ndarray, tokens: tuple[int, ...], hearing: Hearing) -> float:
-    return float(log_softmax(row)[0, tokens[0]]) + 0.5 * hearing.fit(tokens)
+def judged_row(row: np.ndarray, tokens: tuple[int, ...], rescorer: CtcPrefixRescorer) -> float:
+    return float(log_softmax(row)[0, tokens[0]]) + 0.5 * rescorer.score(tokens)
 
 
 def test_spelling_has_one_space_between_words() -> None:
-    assert SPELLING.letters(1, 0) == (2,)
-    assert SPELLING.letters(1, 1) == (2,)
-    assert SPELLING.letters(1, 3) == (1, 2)
-    assert Spelling("ab", lambda token: "A, b!").letters(7, 1) == (1, 2)
+    assert SPELLER.spell(1, 0) == (2,)
+    assert SPELLER.spell(1, 1) == (2,)
+    assert SPELLER.spell(1, 3) == (1, 2)
+    assert TokenSpeller("ab", lambda token: "A, b!").spell(7, 1) == (1, 2)
 
 
 @pytest.mark.parametrize("text", ["a7", "\N{REPLACEMENT CHARACTER}", "c"])
 def test_what_cannot_be_spelled_is_not_said(text: str) -> None:
     """It would cost nothing, and win over every word that has letters."""
-    spelling = Spelling("ab", lambda token: text if token == 1 else "b")
-    assert spelling.letters(1, 0) is None
-    hearing = Hearing(np.log(np.full((4, 3), 1 / 3)), spelling, (END,))
-    search = BeamSearch(2, (END,), hearing, 0.2)
+    speller = TokenSpeller("ab", lambda token: text if token == 1 else "b")
+    assert speller.spell(1, 0) is None
+    rescorer = CtcPrefixRescorer(np.log(np.full((4, 3), 1 / 3)), speller, (END,))
+    search = BeamSearch(2, (END,), rescorer, 0.2)
     assert search.advance(np.array([[-9.0, 5.0, 0.0]], np.float32))[0] == [2]
 
 

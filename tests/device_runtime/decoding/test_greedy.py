@@ -13,7 +13,7 @@ VOCABULARY = 97
 class HistoryEngine:
     """Logits are a fixed pseudo-random function of everything said so far, as a decoder's are."""
 
-    tie = 0.0
+    near_tie_margin = 0.0
 
     def __init__(self, seed):
         self.seed, self.said, self.calls = seed, [], 0
@@ -65,7 +65,7 @@ def test_any_draft_gives_the_tokens_of_plain_decoding(seed, guessed, most):
 class RoundingEngine(HistoryEngine):
     """What a pass over several appends is off by a little, and so is everything behind it."""
 
-    tie = 0.75
+    near_tie_margin = 0.75
 
     def __init__(self, seed):
         super().__init__(seed)
@@ -101,7 +101,7 @@ def test_without_a_tie_rounding_would_be_heard():
     for seed in range(40):
         plain, _ = decoded(seed, None, 20)
         engine = RoundingEngine(seed)
-        engine.tie = 0.0
+        engine.near_tie_margin = 0.0
         decoder = GreedyDecoder(engine, engine.first(), draft_of_tokens(plain))
         different += list(decoder.tokens(20)) != plain
     assert different > 5
