@@ -27,8 +27,9 @@ from prunella.device_runtime.decoding.draft import (
 )
 from prunella.device_runtime.decoding.engine import PAYING_BEAMS, BeamEngine, Engine
 from prunella.device_runtime.decoding.greedy import GreedyDecoder
-from prunella.device_runtime.decoding.guards import RepeatStop, strip_template
 from prunella.device_runtime.decoding.phrases import MIN_SCORE, PhraseTrie, find_phrase
+from prunella.device_runtime.decoding.repeat_stop import RepeatStop
+from prunella.device_runtime.decoding.template_text import strip_template
 from prunella.device_runtime.decoding.text_style import style_text
 from prunella.device_runtime.sound.audio import Audio, check_samples, is_silent, split_at_quiet_points
 from prunella.device_runtime.sound.speech_gate import (

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import soxr
 
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
+from prunella.device_runtime.sound.resampling import resample
 from prunella.healing.plan import Augmentation
 from prunella.synth.noise import NOISES, coloured_noise
 
@@ -68,7 +68,7 @@ def vary(samples: Float32, change: Variation) -> Float32:
     """(n,) samples at 16 kHz → (m,) the same clip, varied, within [-1, 1]."""
     rng = np.random.default_rng(change.seed)
     if change.speed != 1.0:
-        samples = soxr.resample(samples, SAMPLE_RATE * change.speed, SAMPLE_RATE)
+        samples = resample(samples, SAMPLE_RATE * change.speed)
     if change.snr_db is not None:
         power = float(np.mean(np.square(samples))) + 1e-10
         level = np.sqrt(power / 10 ** (change.snr_db / 10))

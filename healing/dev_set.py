@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from prunella.device_runtime.decoding.guards import RepeatStop, strip_template
+from prunella.device_runtime.decoding.repeat_stop import RepeatStop
+from prunella.device_runtime.decoding.template_text import strip_template
 from prunella.evaluation.word_errors import ErrorCounts, count_errors
 from prunella.healing.features import CLEAN, FeatureStore
 from prunella.healing.learner import Learner

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import soundfile
-import soxr
 import tqdm
 
 from prunella.device_runtime.base.arrays import Float32
@@ -26,6 +25,7 @@ from prunella.device_runtime.base.errors import ManifestError, UsageError
 from prunella.device_runtime.base.files import whole_file, write_json
 from prunella.device_runtime.base.outputs import check_output
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
+from prunella.device_runtime.sound.resampling import resample
 from prunella.synth.noise import NOISES, coloured_noise
 from prunella.synth.voices import Voice, open_voices
 
@@ -116,7 +116,7 @@ def speak(text: str, number: int, plan: SynthesisPlan, voices: Sequence[Voice]) 
     samples = voice.speak(text, rate / pitch, int(rng.integers(2**31)))
     if not len(samples) or np.abs(samples).max() < _SILENT:
         return np.zeros(0, np.float32), voice.name
-    samples = soxr.resample(samples, SAMPLE_RATE * pitch, SAMPLE_RATE)
+    samples = resample(samples, SAMPLE_RATE * pitch)
     samples *= 10 ** (rng.uniform(-20, -3) / 20) / np.abs(samples).max()
     before, behind = (round(rng.uniform(*plan.edges) * SAMPLE_RATE) for _ in range(2))
     samples = np.pad(samples, (before, behind))

@@ -13,14 +13,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import soundfile
-import soxr
 
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import EngineError, UsageError
 from prunella.device_runtime.base.extras import explained
 from prunella.device_runtime.base.install_lines import install_line
 from prunella.device_runtime.sound.audio import check_samples
-from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
+from prunella.device_runtime.sound.resampling import resample
 
 FLITE_VOICES = ("kal", "awb", "rms", "slt")
 ESPEAK_VOICES = ("en-us", "en-gb", "en-gb-scotland", "en-us+f3", "en-us+m3", "en-gb+f2")
@@ -61,7 +60,7 @@ class HibariVoice:
             self._engine = _hibari().Hibari(voice=self.voice)
         speed = float(np.clip(rate, 0.5, 2.0))
         samples = self._as_anybody(text, speed, seed) if self.anybody else self._engine(text, speed, seed)
-        return soxr.resample(samples, self._engine.sample_rate, SAMPLE_RATE) if len(samples) else samples
+        return resample(samples, self._engine.sample_rate) if len(samples) else samples
 
     def _as_anybody(self, text: str, speed: float, seed: int) -> Float32:
         # Here, because only these voices need scipy.

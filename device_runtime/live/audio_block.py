@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import soxr
 
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.sound.downmix import Downmix
-from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
+from prunella.device_runtime.sound.resampling import StreamResampler
 
 
 @dataclass(frozen=True)
@@ -33,17 +32,13 @@ class LiveResampler:
 
     def __init__(self, rate: float) -> None:
         self._downmix = Downmix()
-        self._stream = None
-        if rate != SAMPLE_RATE:
-            self._stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+        self._resampler = StreamResampler(rate)
 
     def __call__(self, block: Float32) -> Float32:
         """(n,) or (n, channels) float32 → (m,) float32; the resampler holds a few milliseconds back."""
         mono = block if block.ndim == 1 else self._downmix.live(block).astype(np.float32, copy=False)
-        return mono if self._stream is None else self._stream.resample_chunk(mono)
+        return self._resampler(mono)
 
     def finish(self) -> Float32:
         """What was held back."""
-        if self._stream is None:
-            return np.zeros(0, np.float32)
-        return self._stream.resample_chunk(np.zeros(0, np.float32), last=True)
+        return self._resampler.finish()

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import soxr
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from prunella.device_runtime.base.errors import PrunellaError
@@ -28,6 +27,7 @@ from prunella.device_runtime.servers.connections import ADMITTED
 from prunella.device_runtime.servers.desk import PHRASES_BYTES, BusyError, Desk
 from prunella.device_runtime.servers.gate import Access, bearer
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
+from prunella.device_runtime.sound.resampling import StreamResampler
 
 RATES = range(8_000, 192_001)
 _FIRST = PHRASES_BYTES + 4_096  # bytes of the first message: nobody has shown a key yet
@@ -119,10 +119,10 @@ async def _feed(
 
     A session that is behind holds the client back; nothing is lost.
     """
-    resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32") if rate != SAMPLE_RATE else None
+    resampler = StreamResampler(rate)
 
     def feed(samples: npt.NDArray[np.float32], last: bool) -> None:
-        session.feed(resampler.resample_chunk(samples, last=last) if resampler else samples)
+        session.feed(resampler(samples, last=last))
 
     while True:
         message = await messages.next(unless=lambda: desk.closing)

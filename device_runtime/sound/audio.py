@@ -12,13 +12,13 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import soxr
 
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import AudioError, TooLongError, UnreadableError
 from prunella.device_runtime.sound.downmix import Downmix
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
 from prunella.device_runtime.sound.recording import CONVERT, Recording, check_rate, open_recording
+from prunella.device_runtime.sound.resampling import StreamResampler, resample
 
 MAX_CHANNELS = 32
 HELD_SECONDS = 600.0
@@ -141,7 +141,7 @@ def check_samples(samples: npt.ArrayLike, rate: int | float, *, name: str = "the
     if scale != 1:
         array = array * scale
     if rate != SAMPLE_RATE:
-        array = soxr.resample(array, rate, SAMPLE_RATE)
+        array = resample(array, rate)
         if not len(array):
             raise AudioError(f"{name} is too short: it has less than one sample at {SAMPLE_RATE} Hz")
     return array
@@ -214,19 +214,17 @@ def _decode(
     downmix: Callable[[Float32], npt.NDArray[np.floating]],
 ) -> Iterator[Float32]:
     """Read, downmix and resample block by block → (n,) float32 at 16 kHz."""
-    rate = recording.rate
-    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32") if rate != SAMPLE_RATE else None
+    resampler = StreamResampler(recording.rate)
     frames = 0
     for block in recording.blocks():
         frames += len(block)
-        if max_seconds is not None and frames > max_seconds * rate:
+        if max_seconds is not None and frames > max_seconds * recording.rate:
             raise TooLongError(
                 f"{recording.name} is longer than {max_seconds:g} s: cut it into shorter recordings"
             )
-        mono = downmix(block).astype(np.float32, copy=False)
-        yield stream.resample_chunk(mono) if stream else mono
-    if stream:
-        yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+        yield resampler(downmix(block).astype(np.float32, copy=False))
+    if len(rest := resampler.finish()):
+        yield rest
 
 
 class _FirstReading:

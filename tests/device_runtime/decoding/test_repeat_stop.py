@@ -1,4 +1,4 @@
-"""The repeat stop against its definition, and the removal of template text."""
+"""The repeat stop against its definition."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunella.device_runtime.decoding.guards import RepeatStop, strip_template
+from prunella.device_runtime.decoding.repeat_stop import RepeatStop
 
 
 def _said(text: str, **options) -> RepeatStop:
@@ -117,19 +117,3 @@ def test_any_words_in_any_pieces_follow_the_definition(words, max_words, times, 
     expected = _first_loop(words, max_words, times, min_words)
     assert stop.looped == (expected is not None)
     assert stop.text.split() == (words if expected is None else expected)
-
-
-@pytest.mark.parametrize(
-    ("text", "clean"),
-    [
-        ("hello<|im_end|>", "hello"),
-        ("<|im_start|>hello <|im_end|> there", "hello there"),
-        ("hello <|im_e", "hello"),
-        ("hello <|im_end|", "hello"),
-        ("  hello  ", "hello"),
-        ("<|endoftext|>", ""),
-        ("a < b and a | b", "a < b and a | b"),
-    ],
-)
-def test_template_text_is_stripped(text, clean):
-    assert strip_template(text) == clean

@@ -1,4 +1,4 @@
-"""Guards on what a decoder says: a stop for loops, and the removal of template text. Pure, and cheap per token."""
+"""A stop for loops: what sees that a decoder says the same over and over. Pure, and cheap per token."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import re
 import string
 
 _WORD = re.compile(r"\S+")
-_TEMPLATE = re.compile(r"\s*<\|[^<>|]*\|>\s*")
-_UNCLOSED_TEMPLATE = re.compile(r"<(\|[^<>|]*\|?)?$")
 
 LONG_PHRASE = 8  # words; a phrase as long as this is a loop when it is said twice
 
@@ -21,7 +19,7 @@ class RepeatStop:
     "no no nowhere" is no loop; case and punctuation around a word do not matter.
 
     Args:
-        max_words: longest phrase that is seen (on dev clips over 15 s, loops of up to 26 words were). The work per word grows with it.
+        max_words: longest phrase that is seen. The work per word grows with it.
         times: how many copies of a shorter phrase make a loop; below 2 nothing is ever a loop.
         min_words: words that all copies together must have. "no no no" and "five five five" are ordinary speech.
     """
@@ -83,9 +81,3 @@ class RepeatStop:
         if size >= LONG_PHRASE:
             return 2
         return max(self._times, -(-self._min_words // size))
-
-
-def strip_template(text: str) -> str:
-    """Text without what is left of a chat template (`<|im_end|>` spelled out, even half of it at the end) or of space
-    around it."""
-    return _UNCLOSED_TEMPLATE.sub("", _TEMPLATE.sub(" ", text)).strip()
