@@ -7,7 +7,6 @@ from typing import Any
 
 from onnx import TensorProto, helper, numpy_helper
 
-from prunella.device_runtime.base.errors import CheckpointError
 from prunella.quantize.graph_file import save_graph
 from prunella.speech_llm.model import SpeechLLM
 
@@ -23,16 +22,10 @@ def export_embed_tokens(model: SpeechLLM, out: Path) -> Path:
     Raises:
         CheckpointError: the embedding layer is of a kind that may do more than look up.
     """
-    layer = model.decoder.get_input_embeddings()
-    weight: Any = layer.weight
+    view = model.view
+    scale = view.lookup_scale  # goes into the table
+    weight: Any = view.embeddings.weight
     table = weight.detach().float().cpu().numpy()
-    # Gemma's layer multiplies by sqrt(hidden); the factor goes into the table.
-    scale = float(getattr(layer, "scalar_embed_scale", 1.0))
-    if scale == 1.0 and type(layer).__name__ != "Embedding":
-        raise CheckpointError(
-            f"the decoder's embedding layer is a {type(layer).__name__}, whose factor is not known: "
-            "add it to export/embed_tokens.py"
-        )
     graph = helper.make_graph(
         [
             helper.make_node(

@@ -47,7 +47,7 @@ def measure_importance(
         if source.endswith(".weight") and isinstance(module, torch.nn.Linear):
             watch(name, module)
     if decoder.config.tie_word_embeddings:  # the table is multiplied as the head
-        watch("token_embd.weight", decoder.get_output_embeddings())
+        watch("token_embd.weight", model.view.head)
     positions = 0
     try:
         for batch in batches:

@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 from transformers import PretrainedConfig
 
 from prunella.device_runtime.base.errors import CheckpointError
+from prunella.speech_llm.decoder_view import input_scale
 
 # By Hugging Face's `model_type`: families of the model builder whose layers all keep keys and values.
 FAMILIES = (
@@ -85,9 +86,9 @@ def complete_graph(model: onnx.ModelProto, config: dict[str, Any], max_context: 
         config: of the decoder, as its `config.json` says.
         max_context: positions that will be used.
     """
-    scale = config.get("embedding_multiplier") or config.get("mup_embedding_multiplier") or 1.0
+    scale = input_scale(config)
     if scale != 1.0:
-        _scale_inputs(model.graph, float(scale))
+        _scale_inputs(model.graph, scale)
     window = config.get("sliding_window")
     if window and not config.get("layer_types") and window < max_context:
         _slide_everywhere(model.graph, int(window))

@@ -20,7 +20,8 @@ from prunella.healing.plan import HealingPlan
 from prunella.healing.quantization_aware import RoundedWeights
 from prunella.pruning.blocks import Block
 from prunella.pruning.history import pruned_blocks
-from prunella.speech_llm.model import SpeechLLM, decoder_layers
+from prunella.speech_llm.decoder_view import decoder_view
+from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.model_folder import full_disks_are_os_errors
 
 _ADAPTER = "default"
@@ -79,7 +80,7 @@ class TrainableDecoder:
         decoder.requires_grad_(False)
         decoder.config.use_cache = False
         self._attention = decoder.config._attn_implementation
-        stack = decoder_layers(decoder)
+        stack = decoder_view(decoder).layers
         chosen = [f".{name}" for name in _linear_names(decoder, [stack[index] for index in layers])]
         if plan.base_bits == 4:
             self._quantise(_linear_names(decoder, list(stack)))

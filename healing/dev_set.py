@@ -15,6 +15,7 @@ from prunella.healing.features import CLEAN, FeatureStore
 from prunella.healing.learner import Learner
 from prunella.healing.order import pack
 from prunella.healing.pass_inputs import PassInputs, pass_inputs
+from prunella.speech_llm.decoder_view import decoder_view
 from prunella.speech_llm.model import SpeechLLM
 
 _LONGEST_LOOP = 32  # tokens
@@ -84,7 +85,7 @@ class DevSet:
     def _generate(self, learner: Learner, audio: torch.Tensor, steps: torch.Tensor) -> list[list[int]]:
         model, decoder = self._model, learner.decoder
         eos = list(model.prompt.eos_ids)
-        embed = decoder.get_input_embeddings()
+        embed = decoder_view(decoder).embeddings
         before, after = (
             embed(torch.tensor(ids, device=audio.device))
             for ids in (model.prompt.before_ids, model.prompt.after_ids)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import partial
 
 import torch
-from torch.utils.hooks import RemovableHandle
 
 from prunella.device_runtime.base.errors import UsageError
 from prunella.healing.pass_inputs import PassInputs
@@ -36,14 +35,17 @@ class HiddenMatching:
                 "was cut from: give that one, or leave --hidden-weight out"
             )
         removed = 0
-        self._layers: list[tuple[torch.nn.Module, torch.nn.Module]] = []
+        self._layers: list[
+            tuple[int, int]
+        ] = []  # a layer of the student, and the teacher's that it stands for
+        self._views = student.view, teacher.view
         self._student: dict[int, torch.Tensor] = {}
         self._teacher: dict[int, torch.Tensor] = {}
         for block in blocks:
             before = block.start - removed - 1
             removed += len(block)
             if before >= 0:
-                self._layers.append((student.layers[before], teacher.layers[block.stop - 1]))
+                self._layers.append((before, block.stop - 1))
         if not self._layers:
             raise UsageError(
                 "--hidden-weight compares hidden states behind a cut, and this model has none: "
@@ -56,9 +58,10 @@ class HiddenMatching:
         with ExitStack() as stack:
             stack.callback(self._student.clear)
             stack.callback(self._teacher.clear)
+            student, teacher = self._views
             for place, (mine, its) in enumerate(self._layers):
-                stack.callback(_keep_output(mine, self._student, place).remove)
-                stack.callback(_keep_output(its, self._teacher, place).remove)
+                stack.callback(student.watch_output(mine, partial(self._student.__setitem__, place)).remove)
+                stack.callback(teacher.watch_output(its, partial(self._teacher.__setitem__, place)).remove)
             yield
 
     def distance(self, inputs: PassInputs) -> torch.Tensor:
@@ -76,10 +79,3 @@ class HiddenMatching:
             off = (mine - its).square().sum(-1) / (its.square().sum(-1) + 1e-6)
             total = total + ((off * inside).sum(1) * per_clip).sum()
         return total / len(self._layers)
-
-
-def _keep_output(layer: torch.nn.Module, into: dict[int, torch.Tensor], place: int) -> RemovableHandle:
-    def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
-        into[place] = output[0] if isinstance(output, tuple) else output
-
-    return layer.register_forward_hook(keep)

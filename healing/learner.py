@@ -16,6 +16,7 @@ from prunella.healing.plan import HealingPlan
 from prunella.healing.training_speed import CompiledLayers
 from prunella.speech_llm.batches import IGNORE, scored_logits
 from prunella.speech_llm.ctc_head import ctc_frames, read_letters
+from prunella.speech_llm.decoder_view import decoder_view
 from prunella.speech_llm.model import SpeechLLM
 
 _PLACEHOLDER = 0  # token id where audio goes; its embedding is overwritten
@@ -49,7 +50,7 @@ class Learner(nn.Module):
         self.stack_factor = model.config.stack_factor
         self.projector = model.projector
         self.encoder = model.audio_encoder if "encoder" in plan.parts else None
-        embeddings = model.decoder.get_input_embeddings().weight.detach().float()  # type: ignore[operator]
+        embeddings = model.view.token_table()
         self.embedding_rms = float(embeddings.square().mean().sqrt())
         # In tuples, so that they are not parameters of this module.
         self._teacher = (teacher,)
@@ -205,7 +206,7 @@ class LetterHead(nn.Module):
 
 
 def _fill(decoder: Any, audio: torch.Tensor, steps: torch.Tensor, inputs: PassInputs) -> torch.Tensor:
-    embedded = decoder.get_input_embeddings()(inputs.input_ids)
+    embedded = decoder_view(decoder).embeddings(inputs.input_ids)
     inside = torch.arange(audio.shape[1], device=audio.device) < steps[:, None]
     return embedded.masked_scatter(inputs.is_audio[..., None], audio[inside].to(embedded.dtype))
 

@@ -12,20 +12,21 @@ shrinks D towards 0, that is T towards the identity.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from functools import partial
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from prunella.device_runtime.base.errors import CheckpointError
 from prunella.pruning.blocks import Block
 from prunella.pruning.calibration import Calibration
 from prunella.pruning.surgery import drop_layers, share_weights
 from prunella.speech_llm.batches import DecoderBatch, cross_entropy
-from prunella.speech_llm.model import decoder_layers
+from prunella.speech_llm.decoder_view import DecoderView, decoder_view
 
 RIDGES = (0.01, 0.1, 1.0)  # shares of the mean diagonal of the activations' second moments
 DEFAULT_RIDGE = 0.1
@@ -119,11 +120,13 @@ def why_no_bridge(decoder: PreTrainedModel, block: Block) -> str:
     """Why a block cannot be bridged, or an empty string."""
     if block.start == 0:
         return "the block starts at layer 0: no layer stands before it to carry the bridge"
-    layer = decoder_layers(decoder)[block.start - 1]
-    if any("post_feedforward" in name or "post_mlp" in name for name, _ in layer.named_children()):
+    view = decoder_view(decoder)
+    if view.has_norm_behind_mlp(block.start - 1):
         return f"{decoder.config.model_type} has a norm between the MLP and the residual stream"
-    if not isinstance(getattr(getattr(layer, "mlp", None), "down_proj", None), nn.Linear):
-        return f"layer {block.start - 1} has no MLP with a plain down projection"
+    try:
+        view.down_projection(block.start - 1)
+    except CheckpointError as error:
+        return str(error)
     return ""
 
 
@@ -139,16 +142,22 @@ def collect_sums(
 
     Give `full` as the student when no layer before the gap was cut: one forward pass then serves both.
     """
-    sums = BridgeSums(_down_projection(student, receiving), _residual_scale(full))
+    view, before = decoder_view(full), decoder_view(student)
+    sums = BridgeSums(before.down_projection(receiving), view.residual_scale)
     for batch in batches:
         with (
-            _recording(full, [block.stop]) as targets,
-            _recording(student, [receiving + 1], receiving) as seen,
+            _recording(view, [block.stop]) as wanted,
+            _recording(before, [receiving + 1], [receiving]) as seen,
         ):
-            for decoder in dict.fromkeys((full, student)):
-                run_until(decoder, batch, block.stop if decoder is full else receiving + 1)
+            view.run_until(block.stop, batch.inputs_embeds, batch.attention_mask)
+            if student is not full:
+                before.run_until(receiving + 1, batch.inputs_embeds, batch.attention_mask)
         token = batch.is_token
-        sums.add(seen["activations"][token], seen[receiving + 1][token], targets[block.stop][token])
+        sums.add(
+            seen.activations[receiving][token],
+            seen.states[receiving + 1][token],
+            wanted.states[block.stop][token],
+        )
     return sums
 
 
@@ -157,97 +166,47 @@ def collect_candidates(
     full: PreTrainedModel, blocks: Sequence[Block], batches: Iterable[DecoderBatch]
 ) -> list[BridgeSums]:
     """Sums of several blocks that are alternatives to each other, in one forward pass a batch."""
-    sums = [BridgeSums(_down_projection(full, block.start - 1), _residual_scale(full)) for block in blocks]
-    last = max(block.stop for block in blocks)
+    view = decoder_view(full)
+    sums = [BridgeSums(view.down_projection(block.start - 1), view.residual_scale) for block in blocks]
+    starts, stops = ({getattr(block, end) for block in blocks} for end in ("start", "stop"))
     for batch in batches:
         token = batch.is_token
-        states = {block.start for block in blocks} | {block.stop for block in blocks}
-        recordings: dict[int, torch.Tensor] = {}
-        handles = [
-            _down_projection(full, start - 1).register_forward_pre_hook(_keep(recordings, start - 1))
-            for start in {block.start for block in blocks}
-        ]
-        try:
-            with _recording(full, sorted(states)) as seen:
-                run_until(full, batch, last)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with _recording(view, starts | stops, {start - 1 for start in starts}) as seen:
+            view.run_until(max(stops), batch.inputs_embeds, batch.attention_mask)
         for one, block in zip(sums, blocks, strict=True):
-            one.add(recordings[block.start - 1][token], seen[block.start][token], seen[block.stop][token])
+            one.add(
+                seen.activations[block.start - 1][token],
+                seen.states[block.start][token],
+                seen.states[block.stop][token],
+            )
     return sums
 
 
 def with_down_projection(decoder: PreTrainedModel, layer: int, weight: torch.Tensor) -> PreTrainedModel:
     """A copy of `decoder` (weights shared) whose layer has another down projection (hidden, F)."""
     changed = share_weights(decoder)
-    _down_projection(changed, layer).weight = nn.Parameter(weight, requires_grad=False)
+    decoder_view(changed).down_projection(layer).weight = nn.Parameter(weight, requires_grad=False)
     return changed
 
 
-class _Reached(Exception):
-    """The forward pass got as far as it is needed."""
+@dataclass(frozen=True)
+class _Seen:
+    """Of the last pass, by number: hidden states (before a layer) and what down projections got."""
 
-
-def run_until(decoder: PreTrainedModel, batch: DecoderBatch, state: int) -> None:
-    """Run the decoder up to its hidden state number `state` (before layer `state`), no further."""
-    layers = decoder_layers(decoder)
-
-    def stop(*_: Any) -> None:
-        raise _Reached
-
-    handle = layers[state].register_forward_pre_hook(stop) if state < len(layers) else None
-    try:
-        decoder.base_model(
-            inputs_embeds=batch.inputs_embeds, attention_mask=batch.attention_mask, use_cache=False
-        )
-    except _Reached:
-        pass
-    finally:
-        if handle is not None:
-            handle.remove()
+    states: dict[int, torch.Tensor] = field(default_factory=dict)
+    activations: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 @contextmanager
-def _recording(
-    decoder: PreTrainedModel, states: Sequence[int], activations_of: int | None = None
-) -> Iterator[dict[Any, torch.Tensor]]:
-    """Keep the hidden states before the given layers (from the output of the layer before), and a layer's a."""
-    layers = decoder_layers(decoder)
-    seen: dict[Any, torch.Tensor] = {}
-
-    def keep_output(state: int) -> Any:
-        def hook(_module: Any, _args: Any, output: Any) -> None:
-            seen[state] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    handles = [layers[state - 1].register_forward_hook(keep_output(state)) for state in states]
-    if activations_of is not None:
-        down = _down_projection(decoder, activations_of)
-        handles.append(down.register_forward_pre_hook(_keep(seen, "activations")))
-    try:
+def _recording(view: DecoderView, states: Iterable[int], activations: Iterable[int] = ()) -> Iterator[_Seen]:
+    seen = _Seen()
+    with ExitStack() as stack:
+        for state in states:
+            stack.callback(view.watch_output(state - 1, partial(seen.states.__setitem__, state)).remove)
+        for layer in activations:
+            keep = partial(seen.activations.__setitem__, layer)
+            stack.callback(view.watch_activations(layer, keep).remove)
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _keep(seen: dict[Any, torch.Tensor], key: Any) -> Any:
-    def hook(_module: Any, args: tuple[Any, ...]) -> None:
-        seen[key] = args[0]
-
-    return hook
-
-
-def _down_projection(decoder: PreTrainedModel, layer: int) -> nn.Linear:
-    found: Any = decoder_layers(decoder)[layer]
-    return found.mlp.down_proj
-
-
-def _residual_scale(decoder: PreTrainedModel) -> float:
-    scale: Any = getattr(decoder.config.get_text_config(), "residual_multiplier", None)
-    return float(scale) if scale else 1.0
 
 
 def _ridge_solve(moments: torch.Tensor, right: torch.Tensor, ridge: float) -> torch.Tensor:

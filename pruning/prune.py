@@ -26,7 +26,7 @@ from prunella.pruning.surgery import check_reload, drop_layers, with_decoder
 from prunella.speech_llm import SpeechLLM, TextLLM, load_any, save_checkpoint
 from prunella.speech_llm.batches import cross_entropy
 from prunella.speech_llm.checkpoint import DECODER_NAME, save_decoder
-from prunella.speech_llm.model import decoder_layers
+from prunella.speech_llm.decoder_view import decoder_view
 
 REPORT_NAME = "pruning.json"
 Model = TypeVar("Model", SpeechLLM, TextLLM)
@@ -85,7 +85,7 @@ def prune(
         UsageError: blocks that do not exist or cannot be cut.
     """
     decoder = model.decoder
-    merged = check_blocks(blocks, len(decoder_layers(decoder)))
+    merged = check_blocks(blocks, len(decoder_view(decoder)))
     pruned = drop_layers(decoder, merged)
     losses: dict[str, float] = {}
     reports: list[BridgeReport] = []
@@ -98,8 +98,8 @@ def prune(
     report = PruneReport(
         strategy=strategy,
         blocks=tuple(map(str, merged)),
-        layers_before=len(decoder_layers(decoder)),
-        layers_after=len(decoder_layers(pruned)),
+        layers_before=len(decoder_view(decoder)),
+        layers_after=len(decoder_view(pruned)),
         bridges=tuple(reports),
         **losses,
     )
@@ -184,7 +184,7 @@ def run(args: argparse.Namespace) -> int:
     """`prunella prune`."""
     check_output(args.output, inputs=[args.model, args.speech, args.text, args.map])
     model = load_any(args.model)
-    count = len(decoder_layers(model.decoder))
+    count = len(decoder_view(model.decoder))
     blocks = tuple(Block.parse(text) for text in args.block or ())
     size = (
         len(check_blocks(blocks, count)) if blocks else layers_to_drop(count, drop=args.drop, keep=args.keep)

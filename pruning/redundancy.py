@@ -23,7 +23,7 @@ from prunella.device_runtime.base.errors import CheckpointError, UsageError
 from prunella.device_runtime.base.files import write_json
 from prunella.pruning.blocks import Block
 from prunella.speech_llm.batches import DecoderBatch, PositionClass
-from prunella.speech_llm.model import decoder_layers
+from prunella.speech_llm.decoder_view import decoder_view
 
 CLASSES = tuple(kind.name.lower() for kind in PositionClass)
 _POSITIONS_AT_ONCE = 512  # bounds the memory of the pairwise cosines, whatever the batch
@@ -164,22 +164,14 @@ def hidden_states(decoder: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
 
     Hugging Face's own `hidden_states[-1]` is taken after the final norm; the last state here is before it.
     """
-    layers = decoder_layers(decoder)
+    view = decoder_view(decoder)
     states: list[torch.Tensor] = []
 
-    def before(index: int) -> Any:
-        def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if index == 0:
-                states.clear()
-            states.append(args[0] if args else kwargs["hidden_states"])
+    def begin(first: torch.Tensor) -> None:
+        states[:] = [first]
 
-        return hook
-
-    def after(_module: Any, _args: Any, output: Any) -> None:
-        states.append(output[0] if isinstance(output, tuple) else output)
-
-    handles = [layer.register_forward_pre_hook(before(i), with_kwargs=True) for i, layer in enumerate(layers)]
-    handles.append(layers[-1].register_forward_hook(after))
+    handles = [view.watch_input(0, begin)]
+    handles += [view.watch_output(layer, states.append) for layer in range(len(view))]
     try:
         yield states
     finally:
@@ -195,12 +187,11 @@ def measure_redundancy(decoder: PreTrainedModel, batches: Iterable[DecoderBatch]
         UsageError: no batch.
         CheckpointError: the decoder yields NaN.
     """
-    meter = RedundancyMeter(len(decoder_layers(decoder)))
+    view = decoder_view(decoder)
+    meter = RedundancyMeter(len(view))
     with hidden_states(decoder) as states:
         for batch in batches:
-            decoder.base_model(
-                inputs_embeds=batch.inputs_embeds, attention_mask=batch.attention_mask, use_cache=False
-            )
+            view.run(batch.inputs_embeds, batch.attention_mask)
             meter.add(states, batch.position_class)
     result = meter.result()
     if not sum(result.counts.values()):

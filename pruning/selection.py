@@ -22,7 +22,7 @@ from prunella.pruning.calibration import Calibration
 from prunella.pruning.redundancy import RedundancyMap
 from prunella.pruning.surgery import drop_layers
 from prunella.speech_llm.batches import cross_entropy
-from prunella.speech_llm.model import decoder_layers
+from prunella.speech_llm.decoder_view import decoder_view
 
 CANDIDATES = 6  # blocks of the least angle that `bridged` tries
 
@@ -67,7 +67,7 @@ def block_influence(evidence: Evidence, size: int) -> tuple[Block, ...]:
 
 def deepest(evidence: Evidence, size: int) -> tuple[Block, ...]:
     """The control of Gromov et al. (arXiv 2403.17887): the deepest layers, but keep the last."""
-    last = len(decoder_layers(evidence.decoder)) - 1
+    last = len(decoder_view(evidence.decoder)) - 1
     if size > last:
         raise UsageError(f"'deepest' keeps the last layer: it can drop at most {last}")
     return (Block(last - size, last),)
@@ -76,7 +76,7 @@ def deepest(evidence: Evidence, size: int) -> tuple[Block, ...]:
 def greedy(evidence: Evidence, size: int) -> tuple[Block, ...]:
     """One layer at a time, the one whose loss hurts least on the calibration speech, measured anew after each."""
     calibration = _calibration(evidence, "greedy")
-    count = len(decoder_layers(evidence.decoder))
+    count = len(decoder_view(evidence.decoder))
     removed: set[int] = set()
     with tqdm(total=sum(count - i for i in range(size)), desc="greedy", file=sys.stderr, disable=None) as bar:
         for _ in range(size):
@@ -107,7 +107,7 @@ def choose_blocks(evidence: Evidence, size: int, strategy: str = "bridged") -> t
     """
     if strategy not in STRATEGIES:
         raise UsageError(f"no strategy '{strategy}': choose one of {', '.join(STRATEGIES)}")
-    count = len(decoder_layers(evidence.decoder))
+    count = len(decoder_view(evidence.decoder))
     if not 0 < size < count:
         raise UsageError(f"cannot drop {size} of {count} layers: drop 1 to {count - 1}")
     return STRATEGIES[strategy](evidence, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,29 +15,53 @@ from transformers import PreTrainedModel
 from prunella.device_runtime.base.errors import CheckpointError, UsageError
 from prunella.pruning.blocks import Block, check_blocks
 from prunella.speech_llm.checkpoint import load_decoder
-from prunella.speech_llm.model import SpeechLLM, decoder_layers
+from prunella.speech_llm.decoder_view import decoder_view
+from prunella.speech_llm.model import SpeechLLM
 
-# Of configurations: lists of the numbers of layers, not of one value for each.
+# Of configurations: lists with one value for every layer.
+_LAYER_VALUES = frozenset(
+    {
+        "layer_types",
+        "layers_block_type",
+        "mlp_layer_types",
+        "indexer_types",
+        "no_rope_layers",
+        "layer_rope_theta",
+        "sliding_windows",
+        "num_attention_heads_per_layer",
+        "num_key_value_heads_per_layer",
+        "intermediate_size",
+        "activation_sparsity_pattern",
+        "layers_num_experts",
+        "moe_topk",
+        "swiglu_limits",
+        "swiglu_limits_shared",
+    }
+)
+# Lists of the numbers of layers, not of one value for each.
 _LAYER_NUMBERS = ("mlp_only_layers", "full_attn_idxs", "attn_layer_indices")
+# Lists that have nothing to do with layers, whatever their length.
+_NO_LAYERS = re.compile(r".*_token_ids?|.*_tokens|architectures|.*rope.*_(factor|section)s?|mrope_section")
 RELOAD_TOLERANCE = 1e-4  # of logits between the model in memory and the one read back, both float32
 
 
 def drop_layers(decoder: PreTrainedModel, blocks: Sequence[Block]) -> PreTrainedModel:
     """A decoder without the layers of `blocks`. It shares its weights with `decoder`, which is left as it was.
 
-    Cache slots (`layer_idx`) are renumbered and every per-layer list of the configuration is cut alike.
+    Cache slots (`layer_idx`) are renumbered and the per-layer lists of the configuration are cut alike.
 
     Raises:
         UsageError: blocks that do not exist, or that shift a pattern which runtimes derive from a layer's number.
+        CheckpointError: a configuration with something per layer that is not known here.
     """
-    count = len(decoder_layers(decoder))
+    count = len(decoder_view(decoder))
     removed = {layer for block in check_blocks(blocks, count) for layer in block.layers}
     kept = [layer for layer in range(count) if layer not in removed]
     _refuse_shifted_pattern(decoder, kept)
     pruned = share_weights(decoder)
-    layers = decoder_layers(pruned)
-    pruned.base_model.layers = nn.ModuleList([layers[index] for index in kept])
-    for index, layer in enumerate(pruned.base_model.layers):
+    view = decoder_view(pruned)
+    view.body.layers = nn.ModuleList([view.layers[index] for index in kept])
+    for index, layer in enumerate(view.body.layers):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 setattr(module, "layer_idx", index)  # noqa: B010 - unknown to nn.Module's types
@@ -89,7 +114,12 @@ def _slice_config(decoder: PreTrainedModel, kept: Sequence[int], count: int) -> 
     for name, value in list(vars(config).items()):
         if name in _LAYER_NUMBERS:
             setattr(config, name, [kept.index(layer) for layer in value or () if layer in kept])
-        elif isinstance(value, list | tuple) and len(value) == count:
+        elif isinstance(value, list | tuple) and len(value) == count and not _NO_LAYERS.fullmatch(name):
+            if name not in _LAYER_VALUES:
+                raise CheckpointError(
+                    f"{config.model_type}'s configuration has '{name}', as many values as layers, and prunella does not know "
+                    "whether a cut should cut it: this family cannot be cut yet (add it to pruning/surgery.py)"
+                )
             setattr(config, name, [value[index] for index in kept])
         elif isinstance(value, dict) and value and "layer" in name:
             raise CheckpointError(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from prunella.device_runtime.decoding.text_style import style_text
 from prunella.evaluation.manifest import Utterance
+from prunella.speech_llm.decoder_view import decoder_view
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.torch_engine import model_features
 
@@ -134,7 +134,7 @@ def text_batch(decoder: PreTrainedModel, tokens: Sequence[Sequence[int]]) -> Dec
     labels = pad([torch.cat([row[1:], torch.tensor([IGNORE])]) for row in rows], True, IGNORE)
     classes = pad([torch.full_like(row, PositionClass.TEXT) for row in rows], True, -1)
     ids = pad(rows, True, 0)
-    return DecoderBatch(decoder.get_input_embeddings()(ids), (classes >= 0).long(), labels, classes)
+    return DecoderBatch(decoder_view(decoder).embeddings(ids), (classes >= 0).long(), labels, classes)
 
 
 def scored_logits(
@@ -145,28 +145,14 @@ def scored_logits(
 ) -> torch.Tensor:
     """(scored positions, vocabulary) float32 logits of the model's own head, which runs on those positions alone.
 
-    Its own, because families scale logits behind the matrix (Granite, Cohere) or cap them (Gemma 2).
-
     Args:
         decoder: any causal LM whose head looks at one position at a time.
         inputs_embeds: (batch, length, hidden).
         scored: (batch, length) bool.
         attention_mask: (batch, length) int64; none needed where padding is on the right, which causal positions never see.
     """
-
-    def keep_scored(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
-        output.last_hidden_state = output.last_hidden_state[scored][None]
-        return output
-
-    handle = decoder.base_model.register_forward_hook(keep_scored)
-    try:
-        return (
-            decoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False)
-            .logits[0]
-            .float()
-        )
-    finally:
-        handle.remove()
+    view = decoder_view(decoder)
+    return view.logits(view.run(inputs_embeds, attention_mask)[scored]).float()
 
 
 def batch_loss(decoder: PreTrainedModel, batch: DecoderBatch) -> tuple[float, int]:

@@ -17,7 +17,8 @@ from prunella.device_runtime.base.errors import CheckpointError
 from prunella.device_runtime.base.model_names import EMBEDDED
 from prunella.speech_llm.checkpoint import load_decoder, load_weights
 from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
-from prunella.speech_llm.model import SpeechLLM, decoder_layers
+from prunella.speech_llm.decoder_view import decoder_view
+from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.model_folder import why_unreadable
 
 AUDIO_PLACEHOLDER = "<|audio|>"
@@ -64,7 +65,7 @@ def load_ultravox(folder: Path) -> SpeechLLM:
         )
     tensors = _tensors(folder)
     decoder, tokenizer = load_decoder(facts["text_model_id"])
-    decoder_layers(decoder)  # refuses what has none, before anything else is read
+    decoder_view(decoder)  # refuses what does not fit, before anything else is read
     audio_model = facts["audio_model_id"]
     try:
         audio_config = AutoConfig.from_pretrained(audio_model, trust_remote_code=False)

@@ -13,6 +13,7 @@ from prunella.device_runtime.base.errors import CheckpointError
 from prunella.device_runtime.bundle import PromptSpec
 from prunella.speech_llm.config import SpeechLLMConfig
 from prunella.speech_llm.ctc_head import CtcHead
+from prunella.speech_llm.decoder_view import DecoderView, decoder_view
 from prunella.speech_llm.ultravox import UltravoxProjector
 from prunella.speech_llm.whisper_encoder import TrueLengthWhisperEncoder
 
@@ -52,7 +53,7 @@ class SpeechLLM(nn.Module):
 
     def embed_tokens(self, token_ids: torch.Tensor) -> torch.Tensor:
         """(..., n) int64 → (..., n, hidden)."""
-        return self.decoder.get_input_embeddings()(token_ids)
+        return self.view.embeddings(token_ids)
 
     def add_ctc_head(self, alphabet: str) -> CtcHead:
         """Give the model a CTC head that has learned nothing yet, in place of any other."""
@@ -65,9 +66,14 @@ class SpeechLLM(nn.Module):
         self.config, self.ctc_head = replace(self.config, ctc_alphabet=""), None
 
     @property
+    def view(self) -> DecoderView:
+        """Where the decoder keeps its layers, projections, embeddings and head."""
+        return decoder_view(self.decoder)
+
+    @property
     def layers(self) -> nn.ModuleList:
         """The decoder's layers, in order."""
-        return decoder_layers(self.decoder)
+        return self.view.layers
 
 
 def tokenize_prompt(config: SpeechLLMConfig, tokenizer: PreTrainedTokenizerBase) -> PromptSpec:
@@ -90,23 +96,3 @@ def tokenize_prompt(config: SpeechLLMConfig, tokenizer: PreTrainedTokenizerBase)
         eos_ids=(eos,),
         text_style=config.text_style,
     )
-
-
-def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList:
-    """The list of decoder layers of a causal LM.
-
-    Raises:
-        CheckpointError: the architecture keeps its layers somewhere else.
-    """
-    layers = getattr(decoder.base_model, "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise CheckpointError(
-            f"{type(decoder).__name__} has no plain list of layers: "
-            "supported are decoders of the Llama kind (Llama, Mistral, Qwen2, Qwen3, SmolLM3, Gemma, Phi-3, ...)"
-        )
-    if getattr(decoder.config, "hidden_size_per_layer_input", 0):
-        raise CheckpointError(
-            f"{type(decoder).__name__} gives every layer embeddings of its own, which audio has not: "
-            "Gemma 3n and Gemma 4 of that kind are not supported, take Gemma 2 or another family"
-        )
-    return layers

@@ -26,8 +26,9 @@ from prunella.device_runtime.base.files import sha256, whole_directory, write_js
 from prunella.device_runtime.transcript import DecodeOptions
 from prunella.speech_llm.checkpoint import is_checkpoint, load_weights, save_checkpoint
 from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
+from prunella.speech_llm.decoder_view import decoder_view
 from prunella.speech_llm.embedded_weights import embedded_weights, find_weights
-from prunella.speech_llm.model import SpeechLLM, decoder_layers
+from prunella.speech_llm.model import SpeechLLM
 from prunella.weights.wheels import SMOLLM2_135M
 
 _RECIPE = 7  # raise when the conversion below changes, so that caches made by the old one are not used
@@ -192,9 +193,9 @@ def matching_layers(decoder: PreTrainedModel, full: PreTrainedModel, name: str) 
     Raises:
         CheckpointError: a layer is none of those of `full`, which the message calls `name`.
     """
-    norms = [layer.get_parameter(_NORM) for layer in decoder_layers(full)]
+    norms = [layer.get_parameter(_NORM) for layer in decoder_view(full).layers]
     kept: list[int] = []
-    for layer in decoder_layers(decoder):
+    for layer in decoder_view(decoder).layers:
         same = [i for i, norm in enumerate(norms) if torch.equal(norm, layer.get_parameter(_NORM))]
         if len(same) != 1 or (kept and same[0] <= kept[-1]):
             raise CheckpointError(

@@ -64,7 +64,7 @@ class TorchEngine:
     def extend(self, tokens: Sequence[int]) -> Float32:
         """See `Engine.extend`."""
         if not tokens:
-            return np.empty((0, self._model.decoder.config.vocab_size), np.float32)
+            return np.empty((0, self._model.view.vocab_size), np.float32)
         output = self._model.decoder(
             input_ids=torch.tensor([list(tokens)]), past_key_values=self._cache, use_cache=True
         )
@@ -99,10 +99,9 @@ class TorchEngine:
         parts = [self._before, torch.from_numpy(audio_embeddings)[None], self._after]
         if len(tokens) > 1:
             parts.append(self._model.embed_tokens(target[None, :-1]))
-        output = self._model.decoder(
-            inputs_embeds=torch.cat(parts, dim=1), use_cache=False, logits_to_keep=len(tokens)
-        )
-        return torch.nn.functional.cross_entropy(output.logits[0].float(), target, reduction="none").numpy()
+        view = self._model.view
+        logits = view.logits(view.run(torch.cat(parts, dim=1))[0, -len(tokens) :])
+        return torch.nn.functional.cross_entropy(logits.float(), target, reduction="none").numpy()
 
     def _forward(self, **inputs: torch.Tensor) -> Float32:
         output = self._model.decoder(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1)

@@ -9,6 +9,7 @@ prompt's positions. The last is why sinks stay in the fit.
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,12 +20,13 @@ from prunella.device_runtime.base.files import write_json
 from prunella.evaluation.manifest import read_manifest
 from prunella.evaluation.table import render_table
 from prunella.pruning.blocks import Block
-from prunella.pruning.bridge import BridgeSums, Method, run_until, with_down_projection
+from prunella.pruning.bridge import BridgeSums, Method, with_down_projection
 from prunella.pruning.calibration import speech_batches
 from prunella.pruning.redundancy import hidden_states
 from prunella.pruning.surgery import drop_layers
 from prunella.speech_llm import load
 from prunella.speech_llm.batches import PositionClass, cross_entropy
+from prunella.speech_llm.decoder_view import decoder_view
 
 BLOCKS = ("13:16", "13:19", "6:15")
 RIDGE = 0.1
@@ -33,9 +35,9 @@ RIDGE = 0.1
 @torch.inference_mode()
 def collect(decoder, blocks, batches):
     """One pass: sums for every block, with and without the prompt's positions, and mean magnitudes of the two states."""
-    layers = decoder.base_model.layers
+    view = decoder_view(decoder)
     sums = {
-        (block, whole): BridgeSums(layers[block.start - 1].mlp.down_proj)
+        (block, whole): BridgeSums(view.down_projection(block.start - 1), view.residual_scale)
         for block in blocks
         for whole in (True, False)
     }
@@ -47,13 +49,10 @@ def collect(decoder, blocks, batches):
     for batch in tqdm(batches, desc="collecting"):
         seen = {}
         handles = [
-            layers[block.start - 1].mlp.down_proj.register_forward_pre_hook(
-                lambda _module, args, block=block, seen=seen: seen.__setitem__(block, args[0])
-            )
-            for block in blocks
+            view.watch_activations(block.start - 1, partial(seen.__setitem__, block)) for block in blocks
         ]
         with hidden_states(decoder) as states:
-            run_until(decoder, batch, max(block.stop for block in blocks))
+            view.run_until(max(block.stop for block in blocks), batch.inputs_embeds, batch.attention_mask)
             states = list(states)
         for handle in handles:
             handle.remove()
@@ -74,7 +73,7 @@ class Patched:
     """A decoder whose receiving layer's output goes through a fixed map: what cannot be folded without parameters."""
 
     def __init__(self, decoder, layer, function):
-        self.layer, self.function, self.decoder = decoder.base_model.layers[layer], function, decoder
+        self.layer, self.function, self.decoder = decoder_view(decoder).layers[layer], function, decoder
 
     def loss(self, batches):
         def hook(_module, _args, output):

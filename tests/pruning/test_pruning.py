@@ -20,7 +20,7 @@ from transformers import (
     SmolLM3ForCausalLM,
 )  # fmt: skip
 
-from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.base.errors import CheckpointError, UsageError
 from prunella.evaluation.manifest import read_manifest
 from prunella.pruning.blocks import Block, blocks_of, check_blocks
 from prunella.pruning.bridge import (
@@ -45,7 +45,7 @@ from prunella.pruning.selection import STRATEGIES, Evidence, choose_blocks
 from prunella.pruning.surgery import drop_layers
 from prunella.speech_llm import load
 from prunella.speech_llm.batches import cross_entropy, text_batch
-from prunella.speech_llm.model import decoder_layers
+from prunella.speech_llm.decoder_view import decoder_view
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_strategies_say_what_they_lack(small_speech_llm):
 
 def test_greedy_takes_the_layer_that_does_nothing(small_speech_llm, calibration):
     idle = drop_layers(small_speech_llm.decoder, [Block(5, 6)])  # a copy with layers of its own to spoil
-    layer = decoder_layers(idle)[2]
+    layer = decoder_view(idle).layers[2]
     layer.mlp.down_proj.weight = torch.nn.Parameter(torch.zeros_like(layer.mlp.down_proj.weight), False)
     layer.self_attn.o_proj.weight = torch.nn.Parameter(torch.zeros_like(layer.self_attn.o_proj.weight), False)
     before = cross_entropy(idle, calibration.held_out)
@@ -197,7 +197,7 @@ def test_surgery_survives_saving(kind, tmp_path):
     assert torch.equal(full(tokens).logits, before) and full.config.num_hidden_layers == 8
     assert pruned.config.num_hidden_layers == 5
     assert pruned.config.layer_types == [full.config.layer_types[i] for i in (0, 3, 4, 6, 7)]
-    assert [layer.self_attn.layer_idx for layer in decoder_layers(pruned)] == list(range(5))
+    assert [layer.self_attn.layer_idx for layer in decoder_view(pruned).layers] == list(range(5))
     pruned.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     torch.testing.assert_close(again(tokens).logits, pruned(tokens).logits, atol=1e-5, rtol=1e-5)
@@ -212,6 +212,21 @@ def test_a_cut_that_shifts_smollm3s_pattern_is_refused():
     with pytest.raises(UsageError, match="whole groups of 4"):
         drop_layers(full, [Block(1, 3)])
     assert drop_layers(full, [Block(1, 5)]).config.no_rope_layers == full.config.no_rope_layers[:4]
+
+
+def test_only_lists_that_are_known_to_go_by_layer_are_cut():
+    full = _tiny("qwen2")
+    full.config.eos_token_id = list(range(8))
+    full.config.rope_short_factor = [1.0] * 8
+    pruned = drop_layers(full, [Block(1, 3)])
+    assert (pruned.config.eos_token_id, len(pruned.config.rope_short_factor)) == (list(range(8)), 8)
+    full.config.residual_weights = [0.5] * 8
+    with pytest.raises(
+        CheckpointError, match="qwen2's configuration has 'residual_weights', as many values as"
+    ):
+        drop_layers(full, [Block(1, 3)])
+    full.config.residual_weights = [0.5] * 7
+    assert drop_layers(full, [Block(1, 3)]).config.residual_weights == [0.5] * 7
 
 
 def test_a_bridge_over_a_linear_block_is_exact():
@@ -240,17 +255,17 @@ def test_the_bridge_knows_what_granite_multiplies_into_the_residual_stream(multi
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
     full = GraniteForCausalLM(GraniteConfig(**sizes, **heads, residual_multiplier=multiplier)).eval()
     student = copy.deepcopy(full)
-    for layer in decoder_layers(full)[2:4]:  # says nothing, so that h is what the layer before made
+    for layer in decoder_view(full).layers[2:4]:  # says nothing, so that h is what the layer before made
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
-    truth = decoder_layers(full)[1].mlp.down_proj.weight
+    truth = decoder_view(full).layers[1].mlp.down_proj.weight
     truth += 0.3 * torch.randn_like(truth)
     batch = text_batch(full, torch.randint(0, 96, (8, 64)).tolist())
     sums = collect_sums(full, drop_layers(student, [Block(2, 4)]), Block(2, 4), 1, [batch])
     torch.testing.assert_close(sums.solve(1e-9), truth, atol=1e-3, rtol=1e-3)
     (alone,) = collect_candidates(full, [Block(2, 4)], [batch])
     assert alone.scale == sums.scale == multiplier
-    mapped = BridgeSums(decoder_layers(student)[1].mlp.down_proj, multiplier)
+    mapped = BridgeSums(decoder_view(student).layers[1].mlp.down_proj, multiplier)
     mapped.moments, mapped.errors = (
         sums.moments,
         sums.moments @ (mapped.weight.T * multiplier),
@@ -263,7 +278,7 @@ def test_the_bridge_knows_what_granite_multiplies_into_the_residual_stream(multi
 def test_the_refit_fits_at_least_as_well_as_the_map(small_speech_llm, calibration):
     decoder, block = small_speech_llm.decoder, Block(2, 4)
     sums = collect_sums(decoder, decoder, block, 1, calibration.fit)
-    layer = decoder_layers(decoder)[1]
+    layer = decoder_view(decoder).layers[1]
 
     def error(weight):  # the weighted squared error, from the sums alone
         change = (weight - layer.mlp.down_proj.weight).double()
@@ -316,8 +331,6 @@ def test_a_checkpoint_that_reads_back_otherwise_never_appears(small_speech_llm, 
     pruned, report = prune(small_speech_llm, [Block(2, 4)])
     other = drop_layers(small_speech_llm.decoder, [Block(1, 3)])
     monkeypatch.setattr("prunella.pruning.surgery.load_decoder", lambda _folder: (other, None))
-    from prunella.device_runtime.base.errors import CheckpointError
-
     with pytest.raises(CheckpointError, match="read back differs"):
         save_pruned(pruned, report, tmp_path / "pruned")
     assert list(tmp_path.iterdir()) == []

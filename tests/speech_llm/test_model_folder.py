@@ -18,7 +18,7 @@ from prunella.pruning.blocks import Block
 from prunella.pruning.surgery import drop_layers
 from prunella.speech_llm import load_any, save_checkpoint
 from prunella.speech_llm.checkpoint import save_decoder
-from prunella.speech_llm.model import decoder_layers
+from prunella.speech_llm.decoder_view import decoder_view
 
 SIZES = {
     "vocab_size": 320,
@@ -138,4 +138,4 @@ def test_what_goes_by_the_number_of_the_layer_is_refused():
         drop_layers(decoder, [Block(1, 3)])
     decoder.config.hidden_size_per_layer_input = 8
     with pytest.raises(CheckpointError, match="gives every layer embeddings of its own"):
-        decoder_layers(decoder)
+        decoder_view(decoder)
