@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from prunella.device_runtime.options import (
 )
 from prunella.device_runtime.servers.addresses import is_loopback, is_unspecified, listen_at, urls
 from prunella.device_runtime.servers.connections import Connections, CountedListener
-from prunella.device_runtime.servers.desk import Desk, Limits
+from prunella.device_runtime.servers.service import Limits, TranscriptionService
 from prunella.device_runtime.transcriber import ENGINES, Transcriber, open_transcriber
 
 WYOMING_PORT = 10_300
@@ -44,26 +44,14 @@ _BACKLOG = 128  # connections that wait to be accepted
 _GRACE = 10  # seconds that requests have to end in when the server is stopped
 
 
-def make_desk(
-    transcriber: Transcriber,
-    model: str,
-    *,
-    language: str = "en",
-    limits: Limits | None = None,
-    min_score: float | None = None,
-) -> Desk:
-    """A desk whose requests may bring phrases of their own."""
-    options = {} if min_score is None else {"min_score": min_score}
-
-    def with_phrases(text: str) -> Recognizer:
-        return transcriber.limited_to(parse_phrases(text, name="phrases"), **options)
-
-    return Desk(transcriber, model, language, limits or Limits(), with_phrases=with_phrases)
+def phrases_of_requests(transcriber: Transcriber, min_score: float) -> Callable[[str], Recognizer]:
+    """What gives a request or a live session that brings phrases of its own a recognizer that is held to them."""
+    return lambda text: transcriber.limited_to(parse_phrases(text, name="phrases"), min_score=min_score)
 
 
 async def serve(
     app: Any,
-    desk: Desk,
+    service: TranscriptionService,
     *,
     host: str = "127.0.0.1",
     port: int = 8_000,
@@ -74,7 +62,7 @@ async def serve(
 
     Args:
         app: from `create_app`.
-        desk: the one behind it.
+        service: the one behind it.
         host: address to listen at.
         port: of HTTP.
         wyoming_port: of Wyoming, at the same address; None for no Wyoming.
@@ -90,8 +78,8 @@ async def serve(
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:
-            desk.closing = True
-            hurry = threading.Timer(_GRACE - 3, desk.stop.set)  # who still waits then gets a 503
+            service.closing = True
+            hurry = threading.Timer(_GRACE - 3, service.stop.set)  # who still waits then gets a 503
             hurry.daemon = True
             hurry.start()
             super().handle_exit(sig, frame)
@@ -99,12 +87,12 @@ async def serve(
         async def shutdown(self, sockets: Any = None) -> None:
             # Before uvicorn cuts the live sockets: what was said into them gets its text.
             until = time.monotonic() + _GRACE - 3
-            while desk.live and time.monotonic() < until and not self.force_exit:
+            while service.live_sessions and time.monotonic() < until and not self.force_exit:
                 await asyncio.sleep(0.05)
             await super().shutdown(sockets)
 
-    connections = Connections(desk.limits.connections, desk.limits.idle_seconds)
-    http, ws = bounded_protocols(connections, unheard=2 * desk.limits.live)
+    connections = Connections(service.limits.connections, service.limits.idle_seconds)
+    http, ws = bounded_protocols(connections, unheard=2 * service.limits.live)
     config = uvicorn.Config(
         app,
         host=host,
@@ -127,10 +115,10 @@ async def serve(
     listener = CountedListener.of(listen_at(host, port), connections)
     sweeper = asyncio.create_task(_sweep(connections))
     try:
-        async with _wyoming(desk, host, wyoming_port):
+        async with _wyoming(service, host, wyoming_port):
             first, *others = urls(listener, host, "https" if tls else "http")
             also = f" (also {', '.join(others[:3])})" if others else ""
-            _tell(f"{desk.model} at {first}{also}; Ctrl-C ends it")
+            _tell(f"{service.model} at {first}{also}; Ctrl-C ends it")
             await Server(config).serve(sockets=[listener])
     finally:
         sweeper.cancel()
@@ -144,13 +132,13 @@ async def _sweep(connections: Connections) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _wyoming(desk: Desk, host: str, port: int | None) -> AsyncIterator[None]:
+async def _wyoming(service: TranscriptionService, host: str, port: int | None) -> AsyncIterator[None]:
     if port is None:
         yield
         return
     from prunella.device_runtime.servers.wyoming_server import start_wyoming
 
-    server = await start_wyoming(desk, host, port)
+    server = await start_wyoming(service, host, port)
     _tell(f"Wyoming at tcp://{host}:{server.port}")
     try:
         yield
@@ -247,8 +235,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     limits = _limits(args)
+    from prunella.device_runtime.servers.access import Access, unique
     from prunella.device_runtime.servers.clients import Proxies
-    from prunella.device_runtime.servers.gate import Access, unique
     from prunella.device_runtime.servers.http_api import create_app
 
     key = os.environ.get("PRUNELLA_API_KEY") if args.api_key is None else args.api_key
@@ -265,17 +253,17 @@ def run(args: argparse.Namespace) -> int:
     transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
     if args.strict:
         require_all(transcriber.engine)
-    desk = make_desk(
-        transcriber,
-        Path(args.bundle).resolve().name,
+    held = hold_to_phrases(transcriber, args)
+    live = held.following(args.live_beams)
+    service = TranscriptionService(
+        recordings=held.following(args.beams),
+        live=live,
+        partials=held.following(1),
+        model=Path(args.bundle).resolve().name,
         language=args.language,
         limits=limits,
-        min_score=args.min_score,
+        with_phrases=phrases_of_requests(transcriber, args.min_score),
     )
-    held = hold_to_phrases(transcriber, args)
-    desk.recognizer = held.following(args.beams)
-    live = held.following(args.live_beams)
-    desk.live_recognizer, desk.live_partials = live, held.following(1)
     live.warm_up()
     if key is None and not is_loopback(args.host):
         _tell(f"whoever reaches {args.host} may use this server: --api-key keeps others out")
@@ -284,8 +272,8 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(
             serve(
-                create_app(desk, access, proxies),
-                desk,
+                create_app(service, access, proxies),
+                service,
                 host=args.host,
                 port=args.port,
                 wyoming_port=args.wyoming,

@@ -8,7 +8,7 @@ import zlib
 from dataclasses import replace
 from typing import Any
 
-from prunella.device_runtime.servers.desk import Recognition, Utterance
+from prunella.device_runtime.servers.service import Recognition, Utterance
 from prunella.device_runtime.servers.subtitles import Cue, cues
 
 FORMATS = {

@@ -1,4 +1,4 @@
-"""OpenAI's transcription endpoint over a `Desk`, and the page, as one ASGI application."""
+"""OpenAI's transcription endpoint over a `TranscriptionService`, and the page, as one ASGI application."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from prunella.device_runtime.base.errors import AudioError, PrunellaError, TooLongError, UnreadableError
+from prunella.device_runtime.servers.access import Access, AccessMiddleware, KnownClients, problem
 from prunella.device_runtime.servers.asked import Asked, read_fields
 from prunella.device_runtime.servers.clients import Proxies
-from prunella.device_runtime.servers.desk import (
+from prunella.device_runtime.servers.formats import FORMATS, render, summary
+from prunella.device_runtime.servers.live_socket import live_socket
+from prunella.device_runtime.servers.service import (
     PHRASES_BYTES,
     BusyError,
     CancelledError,
-    Desk,
     Recognition,
+    TranscriptionService,
     watch,
 )
-from prunella.device_runtime.servers.formats import FORMATS, render, summary
-from prunella.device_runtime.servers.gate import Access, Gate, KnownClients, problem
-from prunella.device_runtime.servers.live_socket import live_socket
 from prunella.device_runtime.sound.audio import open_audio
 
 UNREADABLE = "unreadable_audio"  # the page then lets the browser decode it
@@ -46,17 +46,19 @@ _HEADER = 2_000  # characters of warnings
 _TRANSCRIPTIONS = "/v1/audio/transcriptions"
 
 
-def create_app(desk: Desk, access: Access | None = None, proxies: Proxies | None = None) -> Starlette:
+def create_app(
+    service: TranscriptionService, access: Access | None = None, proxies: Proxies | None = None
+) -> Starlette:
     """The HTTP server: `POST /v1/audio/transcriptions`, `GET /v1/models`, `GET /health`, `GET /` (a page), and the
     WebSocket `/v1/live`.
 
     Args:
-        desk: the model and its limits.
+        service: the model and its limits.
         access: who is let in; by default whoever reaches the port, by this machine's names.
         proxies: whose word is taken for who a client is; by default nobody's.
     """
     access = access or Access()
-    limits = desk.limits
+    limits = service.limits
     page = _page()
     policy = _content_policy(page)
 
@@ -70,29 +72,29 @@ def create_app(desk: Desk, access: Access | None = None, proxies: Proxies | None
 
     async def health(_: Request) -> Response:
         body = {
-            "status": "closing" if desk.closing else "ok",
-            "model": desk.model,
-            "language": desk.language,
-            "busy": desk.busy,
+            "status": "closing" if service.closing else "ok",
+            "model": service.model,
+            "language": service.language,
+            "busy": service.busy,
             "needs_key": access.api_key is not None,
         }
-        return JSONResponse(body, 503 if desk.closing else 200)
+        return JSONResponse(body, 503 if service.closing else 200)
 
     async def models(_: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [_model(desk)]})
+        return JSONResponse({"object": "list", "data": [_model(service)]})
 
     async def model(request: Request) -> Response:
-        if request.path_params["name"] != desk.model:
-            return problem(404, f"there is no such model here: this server has '{desk.model}'")
-        return JSONResponse(_model(desk))
+        if request.path_params["name"] != service.model:
+            return problem(404, f"there is no such model here: this server has '{service.model}'")
+        return JSONResponse(_model(service))
 
     async def transcriptions(request: Request) -> Response:
-        return await _transcribe(desk, request)
+        return await _transcribe(service, request)
 
     async def translations(_: Request) -> Response:
         return problem(
             404,
-            f"this model transcribes '{desk.language}' and translates nothing: send recordings to {_TRANSCRIPTIONS}",
+            f"this model transcribes '{service.language}' and translates nothing: send recordings to {_TRANSCRIPTIONS}",
         )
 
     return Starlette(
@@ -103,12 +105,12 @@ def create_app(desk: Desk, access: Access | None = None, proxies: Proxies | None
             Route("/v1/models/{name:path}", model),
             Route(_TRANSCRIPTIONS, transcriptions, methods=["POST"]),
             Route("/v1/audio/translations", translations, methods=["GET", "POST"]),
-            WebSocketRoute("/v1/live", live_socket(desk, access)),
+            WebSocketRoute("/v1/live", live_socket(service, access)),
         ],
         middleware=[
             Middleware(KnownClients, proxies=proxies or Proxies()),
             Middleware(
-                Gate,
+                AccessMiddleware,
                 access=access,
                 upload_bytes=limits.upload_bytes,
                 idle_seconds=limits.idle_seconds,
@@ -129,17 +131,17 @@ def create_app(desk: Desk, access: Access | None = None, proxies: Proxies | None
     )
 
 
-async def _transcribe(desk: Desk, request: Request) -> Response:
+async def _transcribe(service: TranscriptionService, request: Request) -> Response:
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise HTTPException(415, "send the recording as multipart/form-data, in a field named 'file'")
     client = request.client.host if request.client else "local"
     with contextlib.ExitStack() as held:
-        held.enter_context(desk.place(client))
+        held.enter_context(service.slot(client))
         form = await _form(request)
         for value in form.values():
             if isinstance(value, UploadFile):
                 held.callback(value.file.close)
-        wanted = read_fields(form, model=desk.model, language=desk.language)
+        wanted = read_fields(form, model=service.model, language=service.language)
         gone = threading.Event()
 
         async def look() -> None:
@@ -147,7 +149,7 @@ async def _transcribe(desk: Desk, request: Request) -> Response:
                 gone.set()
 
         try:
-            await desk.turn(desk.uploads, held, gone, look)
+            await service.turn(service.uploads, held, gone, look)
             loop = asyncio.get_running_loop()
             events: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
             begun = asyncio.Event()
@@ -159,16 +161,16 @@ async def _transcribe(desk: Desk, request: Request) -> Response:
             def on_text(number: int, text: str) -> None:
                 tell(events.put_nowait, (number, text))
 
-            def recognise() -> Recognition:
-                recognizer = desk.choose(wanted.phrases)
-                limit = desk.limits.seconds
+            def recognize() -> Recognition:
+                recognizer = service.choose(wanted.phrases)
+                limit = service.limits.seconds
                 with open_audio(wanted.file.file, max_seconds=limit, name=wanted.name) as audio:
                     tell(begun.set)
-                    return desk.recognise(
+                    return service.recognize(
                         audio, recognizer, on_text=on_text if wanted.stream else None, gone=gone
                     )
 
-            work = desk.start(held, recognise)
+            work = service.start(held, recognize)
             if wanted.stream:
                 work.add_done_callback(lambda _: events.put_nowait(None))
                 beginning = asyncio.ensure_future(begun.wait())
@@ -176,14 +178,14 @@ async def _transcribe(desk: Desk, request: Request) -> Response:
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 if beginning.cancel() and work.done():
                     await work  # what is wrong with the audio has a status of its own
-                return _EventStream(_sse(desk, wanted, work, events), gone)
+                return _EventStream(_sse(service, wanted, work, events), gone)
             recognition = await watch(work, look=look)
         except BaseException:
             gone.set()
             raise
     notes = wanted.notes + recognition.warnings
-    body = render(recognition, wanted.form, model=desk.model, language=desk.language, notes=notes)
-    headers = {"Content-Type": FORMATS[wanted.form], "Prunella-Model": desk.model}
+    body = render(recognition, wanted.form, model=service.model, language=service.language, notes=notes)
+    headers = {"Content-Type": FORMATS[wanted.form], "Prunella-Model": service.model}
     if notes:  # for the formats that have no place for them
         headers["Prunella-Warning"] = "; ".join(notes).encode("unicode_escape").decode()[:_HEADER]
     return Response(body, headers=headers)
@@ -197,7 +199,7 @@ async def _form(request: Request) -> FormData:
 
 
 class _EventStream(StreamingResponse):
-    """Ends the work however the response ends; its thread gives the place back when it is done."""
+    """Ends the work however the response ends; its thread gives the slot back when it is done."""
 
     media_type = "text/event-stream"
 
@@ -213,7 +215,7 @@ class _EventStream(StreamingResponse):
 
 
 async def _sse(
-    desk: Desk,
+    service: TranscriptionService,
     wanted: Asked,
     work: asyncio.Future[Recognition],
     events: asyncio.Queue[tuple[int, str] | None],
@@ -233,7 +235,7 @@ async def _sse(
         yield _event({"type": "error", "error": {"message": str(error), "type": "server_error"}})
         return
     notes = wanted.notes + recognition.warnings
-    body = summary(recognition, model=desk.model, language=desk.language, notes=notes)
+    body = summary(recognition, model=service.model, language=service.language, notes=notes)
     yield _event({"type": "transcript.text.done", **body})
 
 
@@ -241,13 +243,13 @@ def _event(body: dict[str, Any]) -> str:
     return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
 
 
-def _model(desk: Desk) -> dict[str, Any]:
+def _model(service: TranscriptionService) -> dict[str, Any]:
     return {
-        "id": desk.model,
+        "id": service.model,
         "object": "model",
         "created": 0,
         "owned_by": "prunella",
-        "language": desk.language,
+        "language": service.language,
     }
 
 

@@ -23,9 +23,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from prunella.device_runtime.base.errors import PrunellaError
 from prunella.device_runtime.live.events import LiveEvent
 from prunella.device_runtime.live.session import LiveSession
+from prunella.device_runtime.servers.access import Access, bearer
 from prunella.device_runtime.servers.connections import ADMITTED
-from prunella.device_runtime.servers.desk import PHRASES_BYTES, BusyError, Desk
-from prunella.device_runtime.servers.gate import Access, bearer
+from prunella.device_runtime.servers.service import PHRASES_BYTES, BusyError, TranscriptionService
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
 from prunella.device_runtime.sound.resampling import StreamResampler
 
@@ -44,13 +44,13 @@ class RefusedError(PrunellaError):
         self.code = code
 
 
-def live_socket(desk: Desk, access: Access) -> Callable[[WebSocket], Awaitable[None]]:
-    """The handler of `/v1/live`. The Origin was checked before it (`Gate`)."""
+def live_socket(service: TranscriptionService, access: Access) -> Callable[[WebSocket], Awaitable[None]]:
+    """The handler of `/v1/live`. The Origin was checked before it (`AccessMiddleware`)."""
 
     async def handle(socket: WebSocket) -> None:
         await socket.accept()
         try:
-            await _serve(socket, desk, access)
+            await _serve(socket, service, access)
         except WebSocketDisconnect:
             return
         except RefusedError as error:
@@ -63,8 +63,8 @@ def live_socket(desk: Desk, access: Access) -> Callable[[WebSocket], Awaitable[N
     return handle
 
 
-async def _serve(socket: WebSocket, desk: Desk, access: Access) -> None:
-    messages = _Messages(socket, desk.limits.idle_seconds, desk.limits.seconds)
+async def _serve(socket: WebSocket, service: TranscriptionService, access: Access) -> None:
+    messages = _Messages(socket, service.limits.idle_seconds, service.limits.seconds)
     start = await messages.next(at_most=_FIRST)
     if not isinstance(start, dict) or start.get("type") != "start":
         raise RefusedError(1007, "the first message must be {'type': 'start', 'sample_rate': ...}")
@@ -77,23 +77,23 @@ async def _serve(socket: WebSocket, desk: Desk, access: Access) -> None:
     phrases = start.get("phrases")
     if phrases is not None and not isinstance(phrases, str):
         raise RefusedError(1007, "phrases must be one text with a phrase a line")
-    with desk.live_place():
+    with service.live_slot():
         socket.scope.get("state", {}).get(ADMITTED, lambda: None)()
-        recognizer = await desk.on_thread(functools.partial(desk.choose, phrases, live=True))
+        recognizer = await service.on_thread(functools.partial(service.choose, phrases, live=True))
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[LiveEvent | None] = asyncio.Queue()
         session = LiveSession(
             recognizer,
             lambda event: _post(loop, events, event),
-            partials=desk.live_partials if recognizer is desk.live_recognizer else None,
-            vad=await desk.on_thread(desk.make_vad),
-            lock=desk.lock,
+            partials=service.partials if recognizer is service.live else None,
+            vad=await service.on_thread(service.make_vad),
+            lock=service.lock,
         )
-        await socket.send_json({"type": "ready", "model": desk.model, "language": desk.language})
+        await socket.send_json({"type": "ready", "model": service.model, "language": service.language})
         sender = asyncio.create_task(_send(socket, events))
         try:
-            stopped = await _feed(messages, session, rate, desk, events)
-            await desk.on_thread(session.finish)
+            stopped = await _feed(messages, session, rate, service, events)
+            await service.on_thread(session.finish)
             events.put_nowait(None)
             await sender
             done: dict[str, Any] = {"type": "done", "seconds": round(session.seconds_fed, 3)}
@@ -105,14 +105,14 @@ async def _serve(socket: WebSocket, desk: Desk, access: Access) -> None:
             sender.cancel()
             with contextlib.suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
                 await sender
-            await asyncio.shield(desk.on_thread(session.close))
+            await asyncio.shield(service.on_thread(session.close))
 
 
 async def _feed(
     messages: _Messages,
     session: LiveSession,
     rate: int,
-    desk: Desk,
+    service: TranscriptionService,
     events: asyncio.Queue[LiveEvent | None],
 ) -> bool:
     """Pass audio on until the client says stop → True, or the server closes → False; what was said has its text then.
@@ -125,22 +125,22 @@ async def _feed(
         session.feed(resampler(samples, last=last))
 
     while True:
-        message = await messages.next(unless=lambda: desk.closing)
+        message = await messages.next(unless=lambda: service.closing)
         if message is None:
-            await desk.on_thread(functools.partial(feed, np.zeros(0, np.float32), True))
+            await service.on_thread(functools.partial(feed, np.zeros(0, np.float32), True))
             return False
         if isinstance(message, bytes):
             if len(message) % 2:
                 raise RefusedError(1007, "half a sample came: send whole 16-bit samples")
             samples = np.frombuffer(message, "<i2").astype(np.float32) / np.float32(32_768)
-            await desk.on_thread(functools.partial(feed, samples, False))
+            await service.on_thread(functools.partial(feed, samples, False))
         elif message.get("type") == "stop":
-            await desk.on_thread(functools.partial(feed, np.zeros(0, np.float32), True))
+            await service.on_thread(functools.partial(feed, np.zeros(0, np.float32), True))
             return True
         else:
             raise RefusedError(1007, "send audio as binary messages, or {'type': 'stop'}")
-        if session.seconds_fed > desk.limits.seconds:
-            raise RefusedError(1009, f"a session may last {desk.limits.seconds:.0f} s: open a new one")
+        if session.seconds_fed > service.limits.seconds:
+            raise RefusedError(1009, f"a session may last {service.limits.seconds:.0f} s: open a new one")
         if events.qsize() > _UNREAD:
             raise RefusedError(1008, "the answers are not read: read them")
 

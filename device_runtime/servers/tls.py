@@ -18,8 +18,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.files import whole_file
+from prunella.device_runtime.servers.access import own_names
 from prunella.device_runtime.servers.addresses import lan_addresses
-from prunella.device_runtime.servers.gate import own_names
 
 _DAYS = 397  # the longest that browsers take
 

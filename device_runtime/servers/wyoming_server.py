@@ -1,4 +1,4 @@
-"""Speech to text for Home Assistant: the Wyoming protocol over a `Desk`."""
+"""Speech to text for Home Assistant: the Wyoming protocol over a `TranscriptionService`."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from prunella.device_runtime.base.errors import AudioError, PrunellaError
 from prunella.device_runtime.servers.addresses import listen_at
 from prunella.device_runtime.servers.clients import Proxies
 from prunella.device_runtime.servers.connections import Connection, Connections
-from prunella.device_runtime.servers.desk import Desk, Recognition
+from prunella.device_runtime.servers.service import Recognition, TranscriptionService
 from prunella.device_runtime.sound.audio import MAX_CHANNELS, open_audio
 
-_LARGEST = 1 << 20  # bytes of the audio of one event of a client that holds a place
+_LARGEST = 1 << 20  # bytes of the audio of one event of a client that holds a slot
 _SMALL = 1 << 16  # of anything else: JSON takes many times its bytes
 _HEADER = 44  # bytes of a WAV file before its samples
 _WIDTHS = (1, 2, 4)  # bytes of a sample
@@ -39,7 +39,7 @@ _IN_MEMORY = 1 << 20  # bytes of an utterance, as of an upload; beyond that it w
 _PATIENCE = 10  # times `idle_seconds` that a connection may be silent between two utterances
 
 
-async def start_wyoming(desk: Desk, host: str, port: int) -> AsyncTcpServer:
+async def start_wyoming(service: TranscriptionService, host: str, port: int) -> AsyncTcpServer:
     """Begin to serve; `stop()` of what is returned ends it.
 
     Raises:
@@ -47,8 +47,8 @@ async def start_wyoming(desk: Desk, host: str, port: int) -> AsyncTcpServer:
         PrunellaError: the port is taken.
     """
     server = _Server(listen_at(host, port, "--wyoming PORT"))
-    connections = Connections(desk.limits.connections, _PATIENCE * desk.limits.idle_seconds)
-    await server.start(lambda reader, writer: _Handler(desk, reader, writer, connections))
+    connections = Connections(service.limits.connections, _PATIENCE * service.limits.idle_seconds)
+    await server.start(lambda reader, writer: _Handler(service, reader, writer, connections))
     return server
 
 
@@ -92,18 +92,18 @@ class _BoundedReader:
 
 
 class _Handler(AsyncEventHandler):
-    """One connection; any number of utterances after one another. It holds a place while it holds audio."""
+    """One connection; any number of utterances after one another. It holds a slot while it holds audio."""
 
     def __init__(
         self,
-        desk: Desk,
+        service: TranscriptionService,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         connections: Connections,
     ) -> None:
-        self._bounded = _BoundedReader(reader, desk.limits.idle_seconds)
+        self._bounded = _BoundedReader(reader, service.limits.idle_seconds)
         super().__init__(self._bounded, writer)  # type: ignore[arg-type]
-        self._desk = desk
+        self._service = service
         self._connections = connections
         self._connection: Connection | None = None
         self._held = contextlib.ExitStack()
@@ -113,7 +113,7 @@ class _Handler(AsyncEventHandler):
         self._clear()
 
     def _clear(self) -> None:
-        """Forget the utterance, and give its place back."""
+        """Forget the utterance, and give its slot back."""
         self._held.close()
         self._format: AudioStart | None = None
         self._bounded.in_utterance = False
@@ -126,7 +126,7 @@ class _Handler(AsyncEventHandler):
             return
         try:
             await super().run()
-            await asyncio.wait_for(self.writer.wait_closed(), self._desk.limits.idle_seconds)
+            await asyncio.wait_for(self.writer.wait_closed(), self._service.limits.idle_seconds)
         except (asyncio.IncompleteReadError, asyncio.TimeoutError, ConnectionError):
             pass  # the client went, or stalled
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
@@ -140,7 +140,7 @@ class _Handler(AsyncEventHandler):
         self._gone.set()
 
     async def write_event(self, event: Event) -> None:
-        await asyncio.wait_for(super().write_event(event), self._desk.limits.idle_seconds)
+        await asyncio.wait_for(super().write_event(event), self._service.limits.idle_seconds)
 
     async def handle_event(self, event: Event) -> bool:
         if self._connection is not None:
@@ -157,7 +157,7 @@ class _Handler(AsyncEventHandler):
 
     async def _handle(self, event: Event) -> bool:
         if Describe.is_type(event.type):
-            await self.write_event(_info(self._desk).event())
+            await self.write_event(_info(self._service).event())
         elif Ping.is_type(event.type):
             await self.write_event(Pong(text=Ping.from_event(event).text).event())
         elif Transcribe.is_type(event.type):
@@ -187,11 +187,11 @@ class _Handler(AsyncEventHandler):
                 f"audio of {start.rate} Hz, {start.width} bytes a sample and {start.channels} channels is not taken: "
                 "send 16000 Hz, 2 bytes, 1 channel"
             )
-        self._held.enter_context(self._desk.place(self._client))
+        self._held.enter_context(self._service.slot(self._client))
         self._audio = self._held.enter_context(tempfile.SpooledTemporaryFile(_IN_MEMORY))  # noqa: SIM115
         self._audio.write(bytes(_HEADER))
         self._format = start
-        self._until = time.monotonic() + self._desk.limits.seconds + self._desk.limits.idle_seconds
+        self._until = time.monotonic() + self._service.limits.seconds + self._service.limits.idle_seconds
         self._bounded.in_utterance = True
 
     def _append(self, chunk: AudioChunk) -> None:
@@ -202,7 +202,7 @@ class _Handler(AsyncEventHandler):
                 "the format of the audio changed within an utterance: keep to that of audio-start"
             )
         audio = chunk.audio or b""
-        limits = self._desk.limits
+        limits = self._service.limits
         size = self._audio.tell() - _HEADER + len(audio)
         # The client's own format says how many seconds these are: bytes are bounded whatever it says.
         if size > limits.seconds * wanted.rate * wanted.width * wanted.channels:
@@ -214,21 +214,21 @@ class _Handler(AsyncEventHandler):
         self._audio.write(audio)
 
     async def _answer(self) -> None:
-        await self.write_event(TranscriptStart(language=self._desk.language).event())
+        await self.write_event(TranscriptStart(language=self._service.language).event())
         recognition = Recognition(0.0)
         if self._format is not None:
             held = self._held.pop_all()
             try:
-                await self._desk.turn(self._desk.commands, held, self._gone)
+                await self._service.turn(self._service.commands, held, self._gone)
             except BaseException:
                 held.close()
                 raise
-            recognition = await self._desk.start(held, functools.partial(self._recognise, self._format))
+            recognition = await self._service.start(held, functools.partial(self._recognize, self._format))
         self._clear()
         text = recognition.text
         if text:
             await self.write_event(TranscriptChunk(text=text).event())
-        answer = Transcript(text=text, language=self._desk.language).event()
+        answer = Transcript(text=text, language=self._service.language).event()
         if (
             recognition.warnings
         ):  # the protocol has no place for them: clients that do not look see the text alone
@@ -239,7 +239,7 @@ class _Handler(AsyncEventHandler):
         await self.write_event(answer)
         await self.write_event(TranscriptStop().event())
 
-    def _recognise(self, format_: AudioStart) -> Recognition:
+    def _recognize(self, format_: AudioStart) -> Recognition:
         frame = format_.width * format_.channels
         size = (self._audio.tell() - _HEADER) // frame * frame
         if not size:
@@ -249,9 +249,9 @@ class _Handler(AsyncEventHandler):
         self._audio.write(_wave_header(format_, size))
         self._audio.truncate(_HEADER + size)
         self._audio.seek(0)
-        limit = self._desk.limits.seconds
+        limit = self._service.limits.seconds
         with open_audio(cast(BinaryIO, self._audio), max_seconds=limit, name="the audio") as audio:
-            return self._desk.recognise(audio, gone=self._gone)
+            return self._service.recognize(audio, gone=self._gone)
 
 
 def _wave_header(format_: AudioStart, size: int) -> bytes:
@@ -264,15 +264,15 @@ def _wave_header(format_: AudioStart, size: int) -> bytes:
     )
 
 
-def _info(desk: Desk) -> Info:
+def _info(service: TranscriptionService) -> Info:
     origin = Attribution("prunella", "https://pypi.org/project/prunella")
     model = AsrModel(
-        name=desk.model,
+        name=service.model,
         attribution=origin,
         installed=True,
         description="a pruned speech LLM",
         version=__version__,
-        languages=[desk.language],
+        languages=[service.language],
     )
     program = AsrProgram(
         name="prunella",

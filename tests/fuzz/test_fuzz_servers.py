@@ -16,8 +16,8 @@ from fuzz.strategies import CONVERSATIONS, WYOMING
 from fuzz.variations import vary_bytes, vary_conversation
 
 from prunella.device_runtime.decoding.phrase_grammar import parse_phrases
-from prunella.device_runtime.servers.desk import Desk, Limits
 from prunella.device_runtime.servers.http_api import create_app
+from prunella.device_runtime.servers.service import Limits, TranscriptionService
 from prunella.device_runtime.servers.wyoming_server import start_wyoming
 from prunella.device_runtime.transcript import Transcript
 
@@ -50,11 +50,13 @@ def _with_phrases(text: str) -> Fixed:
 
 
 @pytest.fixture
-def desk() -> Desk:
+def service() -> TranscriptionService:
     def loud(frame) -> float:
         return float(np.abs(frame).max() > 0.05)
 
-    return Desk(Fixed(), "tiny", "en", LIMITS, make_vad=lambda: loud, with_phrases=_with_phrases)
+    return TranscriptionService(
+        Fixed(), "tiny", "en", LIMITS, make_vad=lambda: loud, with_phrases=_with_phrases
+    )
 
 
 @pytest.fixture
@@ -79,8 +81,8 @@ def run() -> Iterator[Callable]:
     assert not troubles
 
 
-def test_websocket_frames(desk, run):
-    app = create_app(desk)
+def test_websocket_frames(service, run):
+    app = create_app(service)
     scope = {
         "type": "websocket",
         "path": "/v1/live",
@@ -118,14 +120,14 @@ def test_websocket_frames(desk, run):
             event = json.loads(message["text"])
             assert event["type"] in {"ready", "partial", "final", "silence", "done", "error"}
             assert event["type"] != "error" or 0 < len(event["message"]) < 1_000
-        assert desk.busy == 0
+        assert service.busy == 0
 
     fuzz("websockets", CONVERSATIONS, check, vary_conversation)
 
 
-def test_wyoming_frames(desk, run):
-    server = run(start_wyoming(desk, "127.0.0.1", 0))
-    port = server._server.sockets[0].getsockname()[1]
+def test_wyoming_frames(service, run):
+    server = run(start_wyoming(service, "127.0.0.1", 0))
+    port = server.port
 
     async def talk(blob: bytes) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -137,7 +139,7 @@ def test_wyoming_frames(desk, run):
             while part := await reader.read(1 << 16):
                 answer += part
         writer.close()
-        while desk.busy:  # its client has gone
+        while service.busy:  # its client has gone
             await asyncio.sleep(0.001)
         return answer
 

@@ -15,9 +15,9 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from prunella.device_runtime.base.errors import UsageError
-from prunella.device_runtime.servers.desk import Desk
-from prunella.device_runtime.servers.gate import Access
+from prunella.device_runtime.servers.access import Access
 from prunella.device_runtime.servers.http_api import create_app
+from prunella.device_runtime.servers.service import TranscriptionService
 from prunella.device_runtime.transcript import Transcript
 
 HOME = "https://home.example"
@@ -32,13 +32,13 @@ class Silent:
 
 
 def client_of(access: Access) -> TestClient:
-    desk = Desk(Silent(), "tiny", make_vad=lambda: lambda frame: 0.0)
-    return TestClient(create_app(desk, access), base_url="http://localhost", raise_server_exceptions=True)
+    service = TranscriptionService(Silent(), "tiny", make_vad=lambda: lambda frame: 0.0)
+    return TestClient(create_app(service, access), base_url="http://localhost", raise_server_exceptions=True)
 
 
 def status_with(access: Access, header: bytes) -> int:
     """Of a request with exactly these bytes: the test client would write them in UTF-8."""
-    app = create_app(Desk(Silent(), "tiny", make_vad=lambda: lambda frame: 0.0), access)
+    app = create_app(TranscriptionService(Silent(), "tiny", make_vad=lambda: lambda frame: 0.0), access)
     headers = [(b"host", b"localhost"), (b"authorization", header)]
     scope = {"type": "http", "method": "GET", "path": "/v1/models", "query_string": b"", "headers": headers}
     sent: list[dict] = []

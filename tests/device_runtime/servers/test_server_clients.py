@@ -7,8 +7,8 @@ from starlette.testclient import TestClient
 
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.servers.clients import Proxies
-from prunella.device_runtime.servers.desk import Desk, Limits
 from prunella.device_runtime.servers.http_api import create_app
+from prunella.device_runtime.servers.service import Limits, TranscriptionService
 
 PROXY = "10.0.0.1"
 URL = "/v1/audio/transcriptions"
@@ -51,14 +51,14 @@ def test_what_is_no_address_is_refused(word):
 
 @pytest.mark.parametrize(("trusted", "statuses"), [((PROXY,), (400, 400, 429)), ((), (429, 429, 429))])
 def test_requests_are_counted_by_client(trusted, statuses):
-    desk = Desk(None, "tiny", limits=Limits(requests=9, requests_per_client=1))
-    app = create_app(desk, proxies=Proxies.of(trusted))
+    service = TranscriptionService(None, "tiny", limits=Limits(requests=9, requests_per_client=1))
+    app = create_app(service, proxies=Proxies.of(trusted))
     client = TestClient(app, base_url="http://localhost", client=(PROXY, 1))
 
     def status(*forwarded: str) -> int:
         headers = [("x-forwarded-for", address) for address in forwarded]
         return client.post(URL, files={"file": b"no audio"}, headers=headers).status_code
 
-    with desk.place("1.2.3.4" if trusted else PROXY):
+    with service.slot("1.2.3.4" if trusted else PROXY):
         seen = (status("1.2.3.5"), status("1.2.3.4", "1.2.3.5"), status("1.2.3.5, 1.2.3.4"))
     assert seen == statuses

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from prunella.device_runtime.serve import serve
+from prunella.device_runtime.servers.access import Access
 from prunella.device_runtime.servers.connections import Connections
-from prunella.device_runtime.servers.desk import Desk, Limits
-from prunella.device_runtime.servers.gate import Access
 from prunella.device_runtime.servers.http_api import create_app
+from prunella.device_runtime.servers.service import Limits, TranscriptionService
 from prunella.device_runtime.servers.tls import self_signed, server_context
 from prunella.device_runtime.transcript import Transcript
 
@@ -36,19 +36,21 @@ class Silent:
 
 
 @pytest.fixture
-def desk() -> Desk:
+def service() -> TranscriptionService:
     limits = Limits(requests=1, live=1, idle_seconds=0.5)  # 8 connections
-    return Desk(Silent(), "tiny", limits=limits, make_vad=lambda: lambda frame: 0.0)
+    return TranscriptionService(Silent(), "tiny", limits=limits, make_vad=lambda: lambda frame: 0.0)
 
 
-def served(desk: Desk, talk: Callable[[int], Awaitable[None]], tls=None) -> None:
+def served(service: TranscriptionService, talk: Callable[[int], Awaitable[None]], tls=None) -> None:
     """Talk to a server of its own, given its port."""
 
     async def run() -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        server = asyncio.create_task(serve(create_app(desk, Access("secret")), desk, port=port, tls=tls))
+        server = asyncio.create_task(
+            serve(create_app(service, Access("secret")), service, port=port, tls=tls)
+        )
         while True:
             with contextlib.suppress(OSError):
                 (await asyncio.open_connection("127.0.0.1", port))[1].close()
@@ -118,33 +120,33 @@ async def is_refused(writer: asyncio.StreamWriter, blob: bytes, most: int) -> bo
 @pytest.mark.parametrize(
     "first", [b"", b"GET / HTTP/1.1\r\nHost: loc", b"POST /v1/x HTTP/1.1\r\nHost: x\r\n\r\n"]
 )
-def test_an_honest_client_is_served_however_many_do_nothing(desk, first):
+def test_an_honest_client_is_served_however_many_do_nothing(service, first):
     async def talk(port: int) -> None:
-        flood = [await connect(port, first) for _ in range(5 * desk.limits.connections)]
+        flood = [await connect(port, first) for _ in range(5 * service.limits.connections)]
         assert await healthy(port)
         for _, writer in flood:
             writer.close()
 
-    served(desk, talk)
+    served(service, talk)
 
 
-def test_tls_that_is_never_agreed_on_keeps_nobody_out(desk, tmp_path):
+def test_tls_that_is_never_agreed_on_keeps_nobody_out(service, tmp_path):
     certificate, key, _ = self_signed(tmp_path, ())
     context = ssl.create_default_context(cafile=str(certificate))
     context.check_hostname = False
 
     async def talk(port: int) -> None:
-        flood = [await connect(port) for _ in range(5 * desk.limits.connections)]
+        flood = [await connect(port) for _ in range(5 * service.limits.connections)]
         assert await healthy(port, context)
         open_ = [reader for reader, _ in flood if not reader.at_eof()]
-        assert len(open_) < desk.limits.connections
+        assert len(open_) < service.limits.connections
         for _, writer in flood:
             writer.close()
 
-    served(desk, talk, server_context(certificate, key))
+    served(service, talk, server_context(certificate, key))
 
 
-def test_a_request_that_does_not_come_is_ended_with_a_word(desk):
+def test_a_request_that_does_not_come_is_ended_with_a_word(service):
     async def talk(port: int) -> None:
         reader, writer = await connect(port, b"GET / HTTP/1.1\r\nX: ")
 
@@ -161,11 +163,11 @@ def test_a_request_that_does_not_come_is_ended_with_a_word(desk):
         dripping.cancel()
         writer.close()
 
-    served(desk, talk)
+    served(service, talk)
 
 
 @pytest.mark.parametrize("drop", [b"x", b""])
-def test_a_body_behind_its_answer_keeps_no_connection(desk, drop):
+def test_a_body_behind_its_answer_keeps_no_connection(service, drop):
     async def talk(port: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n")
@@ -177,10 +179,10 @@ def test_a_body_behind_its_answer_keeps_no_connection(desk, drop):
                     await asyncio.wait_for(reader.read(1_000), 0.1)
         writer.close()
 
-    served(desk, talk)
+    served(service, talk)
 
 
-def test_headers_are_bounded_even_if_they_come_at_once(desk):
+def test_headers_are_bounded_even_if_they_come_at_once(service):
     async def talk(port: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(HEALTH[:-2] + b"a:b\r\n" * 20_000 + b"\r\n")
@@ -189,20 +191,20 @@ def test_headers_are_bounded_even_if_they_come_at_once(desk):
         assert await healthy(port)
         writer.close()
 
-    served(desk, talk)
+    served(service, talk)
 
 
-def test_answers_that_nobody_reads_are_not_kept(desk):
+def test_answers_that_nobody_reads_are_not_kept(service):
     async def talk(port: int) -> None:
         _, writer = await connect(port)
         writer.transport.pause_reading()
         assert await is_refused(writer, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100, 10_000_000)
         assert await healthy(port)
 
-    served(desk, talk)
+    served(service, talk)
 
 
-def test_sockets_without_a_key_are_few_and_make_room_for_others(desk):
+def test_sockets_without_a_key_are_few_and_make_room_for_others(service):
     async def talk(port: int) -> None:
         _, heard = await open_socket(port, key=True)
 
@@ -212,17 +214,17 @@ def test_sockets_without_a_key_are_few_and_make_room_for_others(desk):
                 await asyncio.sleep(0.1)
 
         speaking = asyncio.create_task(speak())
-        waiting = [await open_socket(port) for _ in range(2 * desk.limits.live + 1)]
+        waiting = [await open_socket(port) for _ in range(2 * service.limits.live + 1)]
         assert b"be heard" in await waiting[0][0].read(), "it has waited longest"
         assert not any(reader.at_eof() for reader, _ in waiting[1:])
         for reader, _ in waiting[1:]:
             assert await reader.read(), "a word that nothing came"
-        assert desk.live == 1, "who has shown its key is left in peace"
+        assert service.live_sessions == 1, "who has shown its key is left in peace"
         speaking.cancel()
         for _, writer in [*waiting, (None, heard)]:
             writer.close()
 
-    served(desk, talk)
+    served(service, talk)
 
 
 @pytest.mark.parametrize("key", [False, True])
@@ -235,7 +237,7 @@ def test_sockets_without_a_key_are_few_and_make_room_for_others(desk):
     ],
     ids=["pings", "pongs", "fragments"],
 )
-def test_frames_that_hold_nothing_end_the_connection(desk, key, first, more):
+def test_frames_that_hold_nothing_end_the_connection(service, key, first, more):
     async def talk(port: int) -> None:
         _, writer = await open_socket(port, key=key)
         writer.transport.pause_reading()
@@ -243,21 +245,21 @@ def test_frames_that_hold_nothing_end_the_connection(desk, key, first, more):
         assert await is_refused(writer, more * 8_000, 8_000_000)
         assert await healthy(port)
         writer.close()
-        while desk.live:
+        while service.live_sessions:
             await asyncio.sleep(0.01)
 
-    served(desk, talk)
+    served(service, talk)
 
 
-def test_messages_that_hold_nothing_are_not_piled_up(desk):
+def test_messages_that_hold_nothing_are_not_piled_up(service):
     async def talk(port: int) -> None:
         _, writer = await open_socket(port, key=True)
         assert await is_refused(writer, frame(BINARY) * 8_000, 8_000_000)
         writer.close()
-        while desk.live:
+        while service.live_sessions:
             await asyncio.sleep(0.01)
 
-    served(desk, talk)
+    served(service, talk)
 
 
 def test_whoever_has_most_gives_way_first():
@@ -277,7 +279,7 @@ def test_whoever_has_most_gives_way_first():
     assert room.enter("late", lambda: None) is None
 
 
-def test_a_live_session_of_audio_is_taken_whole(desk):
+def test_a_live_session_of_audio_is_taken_whole(service):
     async def talk(port: int) -> None:
         reader, writer = await open_socket(port, key=True)
         samples = np.zeros(16_000, "<i2").tobytes()
@@ -290,4 +292,4 @@ def test_a_live_session_of_audio_is_taken_whole(desk):
         assert b'"seconds":20.0' in answer.replace(b" ", b"")
         writer.close()
 
-    served(desk, talk)
+    served(service, talk)

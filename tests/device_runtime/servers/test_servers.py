@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,9 +20,9 @@ from starlette.websockets import WebSocketDisconnect
 
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.decoding.phrase_grammar import parse_phrases
-from prunella.device_runtime.servers.desk import CancelledError, Desk, Limits
-from prunella.device_runtime.servers.gate import Access
+from prunella.device_runtime.servers.access import Access
 from prunella.device_runtime.servers.http_api import create_app
+from prunella.device_runtime.servers.service import CancelledError, Limits, TranscriptionService
 from prunella.device_runtime.servers.turns import Turns
 from prunella.device_runtime.sound.audio import open_audio
 from prunella.device_runtime.transcript import Segment, Timings, Transcript
@@ -66,20 +67,20 @@ def recognizer() -> Counting:
 
 
 @pytest.fixture
-def desk(recognizer) -> Desk:
-    return Desk(recognizer, "tiny", "en", FEW, make_vad=lambda: loud)
+def service(recognizer) -> TranscriptionService:
+    return TranscriptionService(recognizer, "tiny", "en", FEW, make_vad=lambda: loud)
 
 
 @pytest.fixture
-def client(desk) -> TestClient:
-    return TestClient(create_app(desk), base_url="http://localhost:8000")
+def client(service) -> TestClient:
+    return TestClient(create_app(service), base_url="http://localhost:8000")
 
 
-def test_microphones_and_recordings_may_have_recognizers_of_their_own(desk, recognizer):
-    assert desk.choose(None, live=True) is desk.choose(None) is recognizer
-    desk.live_recognizer = Counting()
-    assert desk.choose(None, live=True) is desk.live_recognizer
-    assert desk.choose(" ") is recognizer
+def test_microphones_and_recordings_may_have_recognizers_of_their_own(service, recognizer):
+    assert service.choose(None, live=True) is service.choose(None) is recognizer
+    service = replace(service, live=Counting())
+    assert service.choose(None, live=True) is service.live
+    assert service.choose(" ") is recognizer
 
 
 def speech(*seconds: float, gap: float = 2.0) -> np.ndarray:
@@ -270,16 +271,16 @@ def test_a_stream_appends_and_ends_in_the_text(client):
         (b"\x00" * 400_001, {}, 413, "larger than 400000"),
     ],
 )
-def test_what_cannot_be_done_is_said(client, desk, content, fields, status, message):
+def test_what_cannot_be_done_is_said(client, service, content, fields, status, message):
     answer = post(client, content, **fields)
     assert answer.status_code == status
     error = answer.json()["error"]
     assert message in error["message"] and len(error["message"].splitlines()) == 1
     assert error["type"] == "invalid_request_error"
-    assert desk.busy == 0
+    assert service.busy == 0
 
 
-def test_requests_that_are_none(client, desk):
+def test_requests_that_are_none(client, service):
     assert client.get(URL).status_code == 405
     assert client.get("/v1/nothing").status_code == 404
     assert client.get("/v1/models/other").status_code == 404
@@ -291,7 +292,7 @@ def test_requests_that_are_none(client, desk):
     many = client.post(URL, files=[("file", ("a", b"x")), ("file", ("b", b"x"))])
     assert many.status_code == 400
     assert all("error" in answer for answer in (many.json(), client.get(URL).json()))
-    assert desk.busy == 0
+    assert service.busy == 0
 
 
 def test_a_body_without_a_length_is_counted(client):
@@ -304,12 +305,12 @@ def test_a_body_without_a_length_is_counted(client):
     assert answer.status_code == 413
 
 
-def test_models_and_health(client, desk):
+def test_models_and_health(client, service):
     (model,) = client.get("/v1/models").json()["data"]
     assert model["id"] == "tiny"
     assert client.get("/v1/models/tiny").json() == model
     assert client.get("/health").json()["status"] == "ok"
-    desk.closing = True
+    service.closing = True
     assert client.get("/health").status_code == 503
     assert post(client, wav(speech(1.0))).status_code == 503
 
@@ -323,13 +324,13 @@ def test_the_page_needs_nothing_from_elsewhere(client):
     assert 'name="viewport"' in answer.text
 
 
-def test_a_closing_server_still_gives_the_text_of_what_was_said(client, desk):
+def test_a_closing_server_still_gives_the_text_of_what_was_said(client, service):
     with client.websocket_connect(LIVE) as socket:
         socket.send_json({"type": "start", "sample_rate": 16_000})
         assert socket.receive_json()["type"] == "ready"
         said = speech(1.0, gap=0.5)[: int(1.5 * 16_000)]  # nobody has paused yet
         socket.send_bytes((said * 32_767).astype("<i2").tobytes())
-        desk.closing = True
+        service.closing = True
         events = []
         while not events or events[-1]["type"] != "done":
             events.append(socket.receive_json())
@@ -341,8 +342,8 @@ def test_a_closing_server_still_gives_the_text_of_what_was_said(client, desk):
         assert ended.value.code == 1012
 
 
-def test_a_key_is_asked_for(desk):
-    client = TestClient(create_app(desk, Access("secret")), base_url="http://localhost")
+def test_a_key_is_asked_for(service):
+    client = TestClient(create_app(service, Access("secret")), base_url="http://localhost")
     assert client.get("/").status_code == client.get("/health").status_code == 200
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic secret"}):
         answer = client.get("/v1/models", headers=headers)
@@ -377,9 +378,9 @@ def test_a_key_is_asked_for(desk):
         ("[", None, 421),
     ],
 )
-def test_foreign_pages_are_kept_out(desk, host, origin, status):
+def test_foreign_pages_are_kept_out(service, host, origin, status):
     access = Access(None, ("prunella.home",), ("https://home.example",))
-    client = TestClient(create_app(desk, access))
+    client = TestClient(create_app(service, access))
     headers = {"host": host} | ({"origin": origin} if origin else {})
     assert client.get("/v1/models", headers=headers).status_code == status
     assert post_with(client, headers) == (400 if status == 200 else status)
@@ -397,32 +398,32 @@ def post_with(client: TestClient, headers: dict[str, str]) -> int:
 
 
 @pytest.mark.parametrize(("limits", "status"), [(FEW, 429), (Limits(requests=2, requests_per_client=9), 503)])
-def test_places_are_bounded_and_given_back(desk, recognizer, limits, status):
-    desk.limits = limits
-    client = TestClient(create_app(desk), base_url="http://localhost")
+def test_places_are_bounded_and_given_back(service, recognizer, limits, status):
+    service = replace(service, limits=limits)
+    client = TestClient(create_app(service), base_url="http://localhost")
     content = wav(speech(1.0))
     recognizer.go.clear()
     with ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(post, client, content) for _ in range(2)]
-        while desk.busy < 2:
+        while service.busy < 2:
             time.sleep(0.01)
         refused = post(client, content)
         assert refused.status_code == status
         assert refused.headers["retry-after"] == "1"
         recognizer.go.set()
         assert [answer.result().status_code for answer in waiting] == [200, 200]
-    assert desk.busy == 0
+    assert service.busy == 0
     assert post(client, content).status_code == 200
 
 
-def test_what_is_not_done_when_the_server_stops_is_told(desk, recognizer):
-    client = TestClient(create_app(desk), base_url="http://localhost")
+def test_what_is_not_done_when_the_server_stops_is_told(service, recognizer):
+    client = TestClient(create_app(service), base_url="http://localhost")
     recognizer.go.clear()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(post, client, wav(speech(1.0)))
         while not recognizer.heard:
             time.sleep(0.01)
-        desk.stop.set()
+        service.stop.set()
         recognizer.go.set()
         assert waiting.result().status_code == 503
     assert recognizer.closed == 1
@@ -441,10 +442,10 @@ class Watched(Turns):
         return ticket
 
 
-def test_recordings_wait_as_files_and_are_decoded_first_come_first_served(desk, recognizer, monkeypatch):
-    desk.limits = Limits(requests=6, requests_per_client=6)
-    desk.uploads = Watched()
-    client = TestClient(create_app(desk), base_url="http://localhost")
+def test_recordings_wait_as_files_and_are_decoded_first_come_first_served(service, recognizer, monkeypatch):
+    limits = Limits(requests=6, requests_per_client=6)
+    service = replace(service, limits=limits, uploads=Watched())
+    client = TestClient(create_app(service), base_url="http://localhost")
     decoded: list[str] = []
 
     def load(file, **options):
@@ -458,7 +459,7 @@ def test_recordings_wait_as_files_and_are_decoded_first_come_first_served(desk, 
         waiting = []
         for number, length in enumerate(seconds, start=1):
             waiting.append(pool.submit(post, client, wav(speech(length))))
-            while desk.uploads.asked < number or not recognizer.heard:
+            while service.uploads.asked < number or not recognizer.heard:
                 time.sleep(0.01)
         assert len(decoded) == 1, "the others wait as files"
         # A microphone is served meanwhile: whoever asks first gets the engine next.
@@ -474,24 +475,24 @@ def test_recordings_wait_as_files_and_are_decoded_first_come_first_served(desk, 
     lengths = [len(samples) for samples in recognizer.heard]
     recordings = [length for length in lengths if length > 1.9 * 16_000]
     assert recordings == sorted(recordings) and len(recordings) == len(seconds)
-    while desk.busy:
+    while service.busy:
         time.sleep(0.01)
 
 
-def test_a_waiting_recording_whose_server_stops_is_told(desk, recognizer):
-    client = TestClient(create_app(desk), base_url="http://localhost")
+def test_a_waiting_recording_whose_server_stops_is_told(service, recognizer):
+    client = TestClient(create_app(service), base_url="http://localhost")
     recognizer.go.clear()
     with ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(post, client, wav(speech(1.0))) for _ in range(2)]
-        while desk.busy < 2 or not recognizer.heard:
+        while service.busy < 2 or not recognizer.heard:
             time.sleep(0.01)
-        desk.stop.set()
+        service.stop.set()
         recognizer.go.set()
         assert [answer.result().status_code for answer in waiting] == [503, 503]
-    assert desk.busy == 0 and len(recognizer.heard) == 1
+    assert service.busy == 0 and len(recognizer.heard) == 1
 
 
-def test_the_first_deltas_of_a_stream_come_before_the_last_utterance_is_decoded(desk):
+def test_the_first_deltas_of_a_stream_come_before_the_last_utterance_is_decoded(service):
     deltas: list[str] = []
     come = threading.Event()
 
@@ -501,7 +502,7 @@ def test_the_first_deltas_of_a_stream_come_before_the_last_utterance_is_decoded(
                 assert come.wait(20), "nothing was sent while the rest was still to be decoded"
             return (yield from super().stream(samples, draft=draft))
 
-    desk.recognizer = OneAfterTheOther()
+    service = replace(service, recordings=OneAfterTheOther())
     scope, body = streamed(speech(1.0, 2.0))
     received = iter([{"type": "http.request", "body": body}])
 
@@ -518,13 +519,13 @@ def test_the_first_deltas_of_a_stream_come_before_the_last_utterance_is_decoded(
         if "".join(deltas) == "heard 20 tenths":
             come.set()
 
-    asyncio.run(asyncio.wait_for(create_app(desk)(scope, receive, send), 40))
+    asyncio.run(asyncio.wait_for(create_app(service)(scope, receive, send), 40))
     assert "".join(deltas) == "heard 20 tenths heard 30 tenthstranscript.text.done"
     assert len(deltas) == 7 and come.is_set()
 
 
-def test_a_stream_keeps_its_place_until_its_thread_is_done(desk, recognizer):
-    app = create_app(desk)
+def test_a_stream_keeps_its_place_until_its_thread_is_done(service, recognizer):
+    app = create_app(service)
     scope, body = streamed(speech(1.0))
 
     async def talk() -> None:
@@ -543,16 +544,16 @@ def test_a_stream_keeps_its_place_until_its_thread_is_done(desk, recognizer):
                 said.set()
 
         await asyncio.wait_for(app(scope, receive, send), 20)  # its client has gone
-        assert desk.busy == 1
+        assert service.busy == 1
         recognizer.go.set()
-        while desk.busy:
+        while service.busy:
             await asyncio.sleep(0.01)
 
     asyncio.run(talk())
     assert recognizer.closed == 1
 
 
-def test_who_has_gone_ends_the_search_for_speech(desk):
+def test_who_has_gone_ends_the_search_for_speech(service):
     gone, frames = threading.Event(), []
 
     def vad(frame) -> float:
@@ -561,15 +562,15 @@ def test_who_has_gone_ends_the_search_for_speech(desk):
             gone.set()
         return 0.0
 
-    desk.make_vad = lambda: vad
+    service = replace(service, make_vad=lambda: vad)
     with pytest.raises(CancelledError):
-        desk.recognise(np.zeros(16_000 * 10, np.float32), gone=gone)
+        service.recognize(np.zeros(16_000 * 10, np.float32), gone=gone)
     assert len(frames) == 10
 
 
-def test_an_upload_has_a_deadline_however_lively_it_is(desk, recognizer):
-    desk.limits = Limits(idle_seconds=5.0, upload_seconds=0.3)
-    app = create_app(desk)
+def test_an_upload_has_a_deadline_however_lively_it_is(service, recognizer):
+    service = replace(service, limits=Limits(idle_seconds=5.0, upload_seconds=0.3))
+    app = create_app(service)
     statuses, sent = [], 0
 
     async def receive():
@@ -591,7 +592,7 @@ def test_an_upload_has_a_deadline_however_lively_it_is(desk, recognizer):
     }
     asyncio.run(app(scope, receive, send))
     assert statuses[0] == 408 and sent < 100
-    assert desk.busy == 0
+    assert service.busy == 0
 
 
 def test_turns_are_given_in_order_and_none_is_lost_with_who_went():
@@ -625,7 +626,7 @@ def test_turns_are_given_in_order_and_none_is_lost_with_who_went():
     assert turns.ask().done()
 
 
-def test_live_audio_comes_back_as_text(client, desk, recognizer):
+def test_live_audio_comes_back_as_text(client, service, recognizer):
     samples = speech(1.0, 2.0)
     upsampled = np.repeat(samples, 3)
     with client.websocket_connect(LIVE) as socket:
@@ -642,11 +643,12 @@ def test_live_audio_comes_back_as_text(client, desk, recognizer):
     assert [f["utterance_id"] for f in finals] == [1, 2]
     assert finals[0]["t0"] == pytest.approx(2.0, abs=0.4)
     assert all(f["text"].startswith("heard") for f in finals)
-    assert desk.busy == 0
+    assert service.busy == 0
 
 
-def test_a_drop_of_audio_now_and_then_keeps_no_session_for_ever(client, desk):
-    desk.limits = Limits(seconds=0.5, live=1, idle_seconds=5.0)
+def test_a_drop_of_audio_now_and_then_keeps_no_session_for_ever(service):
+    service = replace(service, limits=Limits(seconds=0.5, live=1, idle_seconds=5.0))
+    client = TestClient(create_app(service), base_url="http://localhost:8000")
     with client.websocket_connect(LIVE) as socket:
         socket.send_json({"type": "start"})
         assert socket.receive_json()["type"] == "ready"
@@ -655,11 +657,11 @@ def test_a_drop_of_audio_now_and_then_keeps_no_session_for_ever(client, desk):
             socket.send_bytes(b"\0\0")
             time.sleep(0.05)
         assert "open a new one" in answers.result()["message"]
-    while desk.busy:
+    while service.busy:
         time.sleep(0.01)
 
 
-def test_only_so_many_microphones(client, desk):
+def test_only_so_many_microphones(client, service):
     with client.websocket_connect(LIVE) as first:
         first.send_json({"type": "start"})
         assert first.receive_json()["type"] == "ready"
@@ -669,7 +671,7 @@ def test_only_so_many_microphones(client, desk):
             with pytest.raises(WebSocketDisconnect) as ended:
                 second.receive_json()
             assert ended.value.code == 1013
-    while desk.busy:
+    while service.busy:
         time.sleep(0.01)
 
 
@@ -692,7 +694,7 @@ _MESSAGES = st.lists(
 
 @given(_MESSAGES)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_messages_end_in_an_answer(client, desk, messages):
+def test_any_messages_end_in_an_answer(client, service, messages):
     with client.websocket_connect(LIVE) as socket:
         try:
             for message in messages:
@@ -702,7 +704,7 @@ def test_any_messages_end_in_an_answer(client, desk, messages):
                 pass
         except WebSocketDisconnect as ended:
             assert ended.code in (1000, 1007, 1008, 1009, 1013)
-    while desk.busy:
+    while service.busy:
         time.sleep(0.001)
 
 
@@ -738,22 +740,26 @@ def _bodies(draw):
     | st.text(st.characters(max_codepoint=255, exclude_characters="\r\n\0"), max_size=30),
 )
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_upload_ends_in_a_status(client, desk, body, content_type):
+def test_any_upload_ends_in_a_status(client, service, body, content_type):
     answer = client.post(URL, content=body, headers={"content-type": content_type.strip().encode("latin-1")})
     assert answer.status_code in (200, 400, 413, 415)
-    assert desk.busy == 0
+    assert service.busy == 0
 
 
 @pytest.fixture
-def held_to_phrases(desk, recognizer) -> TestClient:
-    """Over a desk that reads phrases as the real one does."""
+def phrase_service(service, recognizer) -> TranscriptionService:
+    """One that reads phrases as the real one does."""
 
     def with_phrases(text: str) -> Counting:
         parse_phrases(text, name="phrases")
         return recognizer
 
-    desk.with_phrases = with_phrases
-    return TestClient(create_app(desk), base_url="http://localhost")
+    return replace(service, with_phrases=with_phrases)
+
+
+@pytest.fixture
+def held_to_phrases(phrase_service) -> TestClient:
+    return TestClient(create_app(phrase_service), base_url="http://localhost")
 
 
 _PHRASES = st.text(alphabet="ab{}()[]|=:# \n\ud800", max_size=60) | st.sampled_from(
@@ -769,7 +775,7 @@ _PHRASES = st.text(alphabet="ab{}()[]|=:# \n\ud800", max_size=60) | st.sampled_f
 
 @given(_PHRASES)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_phrases_are_used_or_refused(held_to_phrases, desk, phrases):
+def test_any_phrases_are_used_or_refused(held_to_phrases, phrase_service, phrases):
     if "\ud800" not in phrases:  # a form is UTF-8
         answer = post(held_to_phrases, wav(speech(0.3, gap=0.1)), phrases=phrases)
         assert answer.status_code in (200, 400)
@@ -781,12 +787,12 @@ def test_any_phrases_are_used_or_refused(held_to_phrases, desk, phrases):
             with pytest.raises(WebSocketDisconnect) as ended:
                 socket.receive_json()
             assert ended.value.code in (1007, 1009)
-    while desk.busy:
+    while phrase_service.busy:
         time.sleep(0.001)
 
 
-def test_a_message_before_the_key_is_small_and_half_a_character_is_no_key(desk):
-    client = TestClient(create_app(desk, Access("secret")), base_url="http://localhost")
+def test_a_message_before_the_key_is_small_and_half_a_character_is_no_key(service):
+    client = TestClient(create_app(service, Access("secret")), base_url="http://localhost")
     for first, code in (
         ({"type": "start", "api_key": "\ud800"}, 1008),
         ({"type": "start", "api_key": "secret", "phrases": "é" * 40_000}, 1009),
@@ -800,7 +806,7 @@ def test_a_message_before_the_key_is_small_and_half_a_character_is_no_key(desk):
             assert ended.value.code == code
 
 
-def test_phrases_of_a_request_are_used_or_refused(desk, recognizer):
+def test_phrases_of_a_request_are_used_or_refused(service, recognizer):
     asked: list[str] = []
 
     def with_phrases(text: str) -> Counting:
@@ -809,8 +815,8 @@ def test_phrases_of_a_request_are_used_or_refused(desk, recognizer):
             raise UsageError("phrases, line 1: a bracket is not closed")
         return recognizer
 
-    desk.with_phrases = with_phrases
-    client = TestClient(create_app(desk), base_url="http://localhost")
+    service = replace(service, with_phrases=with_phrases)
+    client = TestClient(create_app(service), base_url="http://localhost")
     assert post(client, wav(speech(1.0)), phrases="go\nstop").status_code == 200
     refused = post(client, wav(speech(1.0)), phrases="go (")
     assert refused.status_code == 400 and "line 1" in refused.json()["error"]["message"]

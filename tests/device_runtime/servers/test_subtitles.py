@@ -8,8 +8,8 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunella.device_runtime.servers.desk import Recognition, Utterance
 from prunella.device_runtime.servers.formats import render
+from prunella.device_runtime.servers.service import Recognition, Utterance
 from prunella.device_runtime.servers.subtitles import LINE, LONGEST_CUE, cues, quiet_spans
 from prunella.device_runtime.transcript import Transcript
 

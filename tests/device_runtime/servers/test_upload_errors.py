@@ -10,8 +10,8 @@ import soundfile
 from starlette.testclient import TestClient
 
 from prunella.device_runtime.servers import http_api
-from prunella.device_runtime.servers.desk import Desk, Limits
 from prunella.device_runtime.servers.http_api import create_app
+from prunella.device_runtime.servers.service import Limits, TranscriptionService
 
 URL = "/v1/audio/transcriptions"
 LIMITS = Limits(upload_bytes=6_000_000, seconds=5.0)
@@ -19,8 +19,8 @@ LIMITS = Limits(upload_bytes=6_000_000, seconds=5.0)
 
 @pytest.fixture
 def client() -> TestClient:
-    desk = Desk(None, "tiny", "en", LIMITS, make_vad=lambda: lambda frame: 0.0)
-    return TestClient(create_app(desk), base_url="http://localhost:8000")
+    service = TranscriptionService(None, "tiny", "en", LIMITS, make_vad=lambda: lambda frame: 0.0)
+    return TestClient(create_app(service), base_url="http://localhost:8000")
 
 
 def wav(samples: np.ndarray, subtype: str = "PCM_16", rate: int = 16_000) -> bytes:

@@ -22,7 +22,7 @@ from wyoming.error import Error
 from wyoming.info import Describe, Info
 from wyoming.ping import Ping, Pong
 
-from prunella.device_runtime.servers.desk import Desk, Limits, Recognition
+from prunella.device_runtime.servers.service import Limits, Recognition, TranscriptionService
 from prunella.device_runtime.servers.wyoming_server import start_wyoming
 from prunella.device_runtime.transcript import Transcript as Text
 
@@ -38,20 +38,24 @@ class Fixed:
 
 
 @pytest.fixture
-def desk() -> Desk:
+def service() -> TranscriptionService:
     limits = Limits(seconds=5.0, idle_seconds=2.0, requests=1)
-    return Desk(
+    return TranscriptionService(
         Fixed(), "tiny", "en", limits, make_vad=lambda: lambda frame: float(np.abs(frame).max() > 0.05)
     )
 
 
-def served(desk: Desk, talk: Callable[[int], Awaitable[None]]) -> None:
+def limited(service: TranscriptionService, **limits: float) -> TranscriptionService:
+    return dataclasses.replace(service, limits=dataclasses.replace(service.limits, **limits))
+
+
+def served(service: TranscriptionService, talk: Callable[[int], Awaitable[None]]) -> None:
     """Run a conversation with a server of its own, given its port."""
 
     async def run() -> None:
-        server = await start_wyoming(desk, "127.0.0.1", 0)
+        server = await start_wyoming(service, "127.0.0.1", 0)
         try:
-            await asyncio.wait_for(talk(server._server.sockets[0].getsockname()[1]), 20)
+            await asyncio.wait_for(talk(server.port), 20)
         finally:
             await server.stop()
 
@@ -71,7 +75,7 @@ async def say(client: AsyncTcpClient, samples: np.ndarray, rate: int, channels: 
     return events
 
 
-def test_a_client_gets_transcripts_one_after_the_other(desk):
+def test_a_client_gets_transcripts_one_after_the_other(service):
     async def talk(port: int) -> None:
         async with AsyncTcpClient("127.0.0.1", port) as client:
             await client.write_event(Describe().event())
@@ -97,17 +101,17 @@ def test_a_client_gets_transcripts_one_after_the_other(desk):
             (answer,) = [e.data for e in quiet if e.type == "transcript"]
             assert answer["text"] == "" and "very quiet" in answer["warnings"][0]
 
-    served(desk, talk)
+    served(service, talk)
 
 
-def test_an_audio_stop_alone_is_an_empty_transcript(desk):
+def test_an_audio_stop_alone_is_an_empty_transcript(service):
     async def talk(port: int) -> None:
         async with AsyncTcpClient("127.0.0.1", port) as client:
             await client.write_event(AudioStop().event())
             events = [await client.read_event() for _ in range(3)]
             assert [event.type for event in events] == ["transcript-start", "transcript", "transcript-stop"]
 
-    served(desk, talk)
+    served(service, talk)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +126,7 @@ def test_an_audio_stop_alone_is_an_empty_transcript(desk):
         (AudioStart(16_000, 2, 1), bytes(200_000), "longer than 5 s"),
     ],
 )
-def test_unusable_audio_is_refused(desk, start, audio, message):
+def test_unusable_audio_is_refused(service, start, audio, message):
     async def talk(port: int) -> None:
         async with AsyncTcpClient("127.0.0.1", port) as client:
             await client.write_event(start.event())
@@ -132,13 +136,13 @@ def test_unusable_audio_is_refused(desk, start, audio, message):
             assert message in error.text
             assert await client.read_event() is None, "the connection is closed"
 
-    served(desk, talk)
+    served(service, talk)
 
 
 @pytest.mark.parametrize("width", [1, 4])
 @pytest.mark.parametrize("rate", [16_000, 192_000])
-def test_the_bytes_of_an_utterance_are_bounded_whatever_format_is_claimed(desk, rate, width):
-    desk.limits = dataclasses.replace(desk.limits, upload_bytes=20_000, seconds=3_600.0)
+def test_the_bytes_of_an_utterance_are_bounded_whatever_format_is_claimed(service, rate, width):
+    service = limited(service, upload_bytes=20_000, seconds=3_600.0)
 
     async def talk(port: int) -> None:
         async with AsyncTcpClient("127.0.0.1", port) as client:
@@ -147,21 +151,22 @@ def test_the_bytes_of_an_utterance_are_bounded_whatever_format_is_claimed(desk, 
                 await client.write_event(AudioChunk(rate, width, 8, bytes(8_000)).event())
             assert "larger than 20000 bytes" in Error.from_event(await client.read_event()).text
             assert await client.read_event() is None, "the connection is closed"
-        assert desk.busy == 0
+        assert service.busy == 0
 
-    served(desk, talk)
+    served(service, talk)
 
 
 @pytest.mark.parametrize(("kind", "width"), [("u1", 1), ("<i2", 2), ("<i4", 4)])
 @pytest.mark.parametrize(("rate", "channels"), [(16_000, 1), (8_000, 2), (48_000, 8)])
-def test_audio_of_any_format_is_heard_alike(desk, kind, width, rate, channels):
+def test_audio_of_any_format_is_heard_alike(service, kind, width, rate, channels):
     heard: list[np.ndarray] = []
 
-    def recognise(samples, **_):
-        heard.append(np.concatenate(list(samples.blocks())))
-        return Recognition(1.0)
+    class Eavesdropping(TranscriptionService):
+        def recognize(self, samples, recognizer=None, **_):
+            heard.append(np.concatenate(list(samples.blocks())))
+            return Recognition(1.0)
 
-    desk.recognise = recognise
+    service = Eavesdropping(service.recordings, "tiny", limits=service.limits)
     tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
     full = float(2 ** (8 * width - 1))
     values = np.round(tone * (full - 1) + (full if kind == "u1" else 0)).astype(kind)
@@ -177,15 +182,15 @@ def test_audio_of_any_format_is_heard_alike(desk, kind, width, rate, channels):
             while (await client.read_event()).type != "transcript-stop":
                 pass
 
-    served(desk, talk)
+    served(service, talk)
     (samples,) = heard
     wanted = 0.3 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
     assert len(samples) == 16_000
     assert np.abs(samples - wanted)[200:-200].max() < 0.02
 
 
-def test_audio_takes_no_more_memory_than_its_seconds(desk):
-    desk.limits = dataclasses.replace(desk.limits, seconds=3_600.0)
+def test_audio_takes_no_more_memory_than_its_seconds(service):
+    service = limited(service, seconds=3_600.0)
     block = bytes([128]) * 1_000_000
 
     async def talk(port: int) -> None:
@@ -200,15 +205,15 @@ def test_audio_takes_no_more_memory_than_its_seconds(desk):
             assert tracemalloc.get_traced_memory()[1] < 32_000_000
             tracemalloc.stop()
 
-    served(desk, talk)
+    served(service, talk)
 
 
-def test_a_place_is_held_from_the_start_of_the_audio_and_given_back(desk):
+def test_a_place_is_held_from_the_start_of_the_audio_and_given_back(service):
     async def talk(port: int) -> None:
         async with AsyncTcpClient("127.0.0.1", port) as first:
             await first.write_event(AudioStart(16_000, 2, 1).event())
             await first.write_event(AudioChunk(16_000, 2, 1, TONE.tobytes()).event())
-            while not desk.busy:
+            while not service.busy:
                 await asyncio.sleep(0.01)
             async with AsyncTcpClient("127.0.0.1", port) as second:
                 await second.write_event(AudioStart(16_000, 2, 1).event())
@@ -217,21 +222,21 @@ def test_a_place_is_held_from_the_start_of_the_audio_and_given_back(desk):
             await first.write_event(AudioStop().event())
             while (await first.read_event()).type != "transcript-stop":
                 pass
-            assert desk.busy == 0
+            assert service.busy == 0
             await first.write_event(AudioStart(16_000, 2, 1).event())
-            while not desk.busy:
+            while not service.busy:
                 await asyncio.sleep(0.01)
-        while desk.busy:  # its client has gone
+        while service.busy:  # its client has gone
             await asyncio.sleep(0.01)
 
-    served(desk, talk)
+    served(service, talk)
 
 
-def test_who_says_nothing_gives_way_and_is_not_kept(desk):
-    desk.limits = dataclasses.replace(desk.limits, idle_seconds=0.2, live=1)
+def test_who_says_nothing_gives_way_and_is_not_kept(service):
+    service = limited(service, idle_seconds=0.2, live=1)
 
     async def talk(port: int) -> None:
-        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(desk.limits.connections)]
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(service.limits.connections)]
         await asyncio.sleep(0.1)  # all are accepted
         async with AsyncTcpClient("127.0.0.1", port) as client:
             assert (await say(client, TONE, 16_000))[-1].type == "transcript-stop"
@@ -241,11 +246,11 @@ def test_who_says_nothing_gives_way_and_is_not_kept(desk):
             assert await reader.read() == b""
             writer.close()
 
-    served(desk, talk)
+    served(service, talk)
 
 
-def test_a_client_that_reads_no_answers_is_let_go(desk):
-    desk.limits = dataclasses.replace(desk.limits, idle_seconds=0.2)
+def test_a_client_that_reads_no_answers_is_let_go(service):
+    service = limited(service, idle_seconds=0.2)
 
     async def talk(port: int) -> None:
         plain = socket.socket()
@@ -260,7 +265,7 @@ def test_a_client_that_reads_no_answers_is_let_go(desk):
                 writer.write(asked)
                 await writer.drain()
 
-    served(desk, talk)
+    served(service, talk)
 
 
 @pytest.mark.parametrize(
@@ -271,24 +276,24 @@ def test_a_client_that_reads_no_answers_is_let_go(desk):
         ({"type": "describe", "data_length": 2, "payload_length": 70_000}, b"{}"),
     ],
 )
-def test_without_a_place_an_event_is_small(desk, header, body):
+def test_without_a_place_an_event_is_small(service, header, body):
     async def talk(port: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(json.dumps(header).encode() + b"\n" + body)
         assert await reader.read() == b""
         writer.close()
 
-    served(desk, talk)
+    served(service, talk)
 
 
-def test_an_event_too_large_to_take_is_not_waited_for(desk):
+def test_an_event_too_large_to_take_is_not_waited_for(service):
     async def talk(port: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b'{"type": "audio-chunk", "payload_length": 9999999999}\n')
         assert await reader.read() == b""
         writer.close()
 
-    served(desk, talk)
+    served(service, talk)
 
 
 _HEADERS = st.fixed_dictionaries(
@@ -314,7 +319,7 @@ _BYTES = st.binary(max_size=100) | st.lists(
 ).map(b"".join)
 
 
-def test_any_bytes_leave_the_server_well(desk, capfd):
+def test_any_bytes_leave_the_server_well(service, capfd):
     async def talk(port: int) -> None:
         troubles = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: troubles.append(context))
@@ -329,7 +334,7 @@ def test_any_bytes_leave_the_server_well(desk, capfd):
             assert (await say(client, TONE, 16_000))[-1].type == "transcript-stop"
         gc.collect()  # a task that failed unseen tells when it is collected
         assert troubles == []
-        assert desk.busy == 0
+        assert service.busy == 0
 
     blobs: list[bytes] = []
 
@@ -339,5 +344,5 @@ def test_any_bytes_leave_the_server_well(desk, capfd):
         blobs.append(blob)
 
     collect()
-    served(desk, talk)
+    served(service, talk)
     assert "Traceback" not in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""One model behind any number of connections: places, turns at the engine, and what a request gets back."""
+"""One model behind any number of connections: slots, turns at the engine, and what a request gets back."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PHRASES_BYTES = 64 * 1024  # of a request's or a session's phrases
 
 
 class BusyError(PrunellaError):
-    """No place is free. `of_client`: because this client has all that one may have."""
+    """No slot is free. `of_client`: because this client has all that one may have."""
 
     def __init__(self, message: str, *, of_client: bool = False) -> None:
         super().__init__(message)
@@ -99,7 +99,7 @@ class Recognition:
 
 
 @dataclass
-class Desk:
+class TranscriptionService:
     """Shares a model. Thread-safe; the engine does one utterance at a time, whoever asks first (`lock`).
 
     Recordings wait for one another in `uploads`, as files: only the one whose turn it is is decoded and has a thread.
@@ -107,22 +107,22 @@ class Desk:
     utterances they and live sessions get the engine.
 
     Args:
-        recognizer: what requests use that bring no phrases of their own.
-        live_recognizer: what live sessions use instead; None: the same.
-        live_partials: what they use while someone speaks; None: the same.
+        recordings: the recognizer of requests that bring no phrases of their own.
         model: the name under which it is listed.
         language: what it transcribes, as a BCP 47 code.
         limits: see `Limits`.
+        live: the recognizer of live sessions; None: that of recordings.
+        partials: what live sessions use while someone speaks; None: the same.
         make_vad: a fresh speech detector for every recording.
         with_phrases: a recognizer over the same engine that can say nothing but these templates; None: not offered.
     """
 
-    recognizer: Recognizer
+    recordings: Recognizer
     model: str
     language: str = "en"
     limits: Limits = field(default_factory=Limits)
-    live_recognizer: Recognizer | None = None
-    live_partials: Recognizer | None = None
+    live: Recognizer | None = None
+    partials: Recognizer | None = None
     make_vad: Callable[[], SpeechDetector] = SileroVad
     with_phrases: Callable[[str], Recognizer] | None = None
     lock: Turns = field(default_factory=Turns)
@@ -135,24 +135,24 @@ class Desk:
 
     def __post_init__(self) -> None:
         self._clients: Counter[str] = Counter()
-        self._live = 0
+        self._live_sessions = 0
         self._counting = threading.Lock()
         # A thread for each that may be at work, so that none waits for another's: a live session feeds and is closed.
-        self._threads = ThreadPoolExecutor(2 * self.limits.live + 2, "prunella-desk")
+        self._threads = ThreadPoolExecutor(2 * self.limits.live + 2, "prunella-service")
 
     @property
     def busy(self) -> int:
-        """Requests and live sessions that hold a place."""
-        return self._clients.total() + self._live
+        """Requests and live sessions that hold a slot."""
+        return self._clients.total() + self._live_sessions
 
     @property
-    def live(self) -> int:
-        """Live sessions that hold a place."""
-        return self._live
+    def live_sessions(self) -> int:
+        """Live sessions that hold a slot."""
+        return self._live_sessions
 
     @contextlib.contextmanager
-    def place(self, client: str) -> Iterator[None]:
-        """Hold one of the places for requests.
+    def slot(self, client: str) -> Iterator[None]:
+        """Hold one of the slots for requests.
 
         Raises:
             BusyError: none is free, for this client or at all.
@@ -178,21 +178,21 @@ class Desk:
                     del self._clients[client]
 
     @contextlib.contextmanager
-    def live_place(self) -> Iterator[None]:
-        """Hold one of the places for live sessions.
+    def live_slot(self) -> Iterator[None]:
+        """Hold one of the slots for live sessions.
 
         Raises:
             BusyError: none is free.
         """
         with self._counting:
-            if self.closing or self._live >= self.limits.live:
+            if self.closing or self._live_sessions >= self.limits.live:
                 raise BusyError(f"all {self.limits.live} live sessions are taken: try again in a moment")
-            self._live += 1
+            self._live_sessions += 1
         try:
             yield
         finally:
             with self._counting:
-                self._live -= 1
+                self._live_sessions -= 1
 
     async def turn(
         self,
@@ -247,12 +247,12 @@ class Desk:
             PrunellaError: this model cannot be held to phrases.
         """
         if not phrases or not phrases.strip():
-            return (self.live_recognizer if live else None) or self.recognizer
+            return (self.live if live else None) or self.recordings
         if self.with_phrases is None:
             raise PrunellaError("this server takes no phrases: leave them out")
         return self.with_phrases(phrases)
 
-    def recognise(
+    def recognize(
         self,
         samples: Float32 | Audio,
         recognizer: Recognizer | None = None,
@@ -278,7 +278,7 @@ class Desk:
             raise AudioError(
                 f"{seconds:.0f} s of audio are too long: send at most {self.limits.seconds:.0f} s"
             )
-        chosen = recognizer or self.recognizer
+        chosen = recognizer or self.recordings
         gone = gone or threading.Event()
         done: list[Utterance] = []
         waited = 0.0

@@ -147,7 +147,7 @@ def bearer(headers: Headers) -> bytes | None:
     return key.strip(b" \t") if scheme.lower() == b"bearer" else None
 
 
-class Gate:
+class AccessMiddleware:
     """ASGI middleware: Host, Origin, API key of `/v1/`, size and pace of what is uploaded, and the CORS headers without
     which a browser keeps an answer from a foreign page.
 
