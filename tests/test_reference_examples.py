@@ -23,6 +23,8 @@ from prunella.pruning.prune import prune
 from prunella.speech_llm.checkpoint import save_checkpoint
 from prunella.speech_llm.load import load
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -311,6 +311,7 @@ def test_decoding_takes_little_more_than_its_result(tmp_path):
     assert peak < 1.2 * samples.nbytes
 
 
+@pytest.mark.native
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg on this machine")
 @pytest.mark.parametrize(
     ("name", "codec"), [("a.webm", "libopus"), ("a.m4a", "aac"), ("a.aac", "aac"), ("a.wma", "wmav2")]
@@ -334,6 +335,7 @@ def test_without_ffmpeg_the_message_names_it(tmp_path, monkeypatch):
         load_audio(io.BytesIO(b"\x1aE\xdf\xa3" + bytes(4_000)))
 
 
+@pytest.mark.native
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg on this machine")
 def test_a_playlist_opens_no_other_file(tmp_path):
     (tmp_path / "secret.wav").write_bytes(_wav())

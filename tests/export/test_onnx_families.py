@@ -13,6 +13,8 @@ from prunella.export.onnx_families import FAMILIES, check_onnx_decoder
 from prunella.export.onnx_gate import FLOAT_ERROR
 from prunella.speech_llm.checkpoint import save_checkpoint, save_decoder
 
+pytestmark = pytest.mark.slow
+
 SIZES = {
     "vocab_size": 320,
     "hidden_size": 64,

@@ -98,6 +98,7 @@ def test_hibari_speaks_through_the_verb(tmp_path, capsys):
     assert {row.speaker for row in manifest.utterances} == {"hibari:heart"}
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("program", ["flite", "espeak-ng"])
 def test_programs_speak(program):
     if voices.shutil.which(program) is None:
