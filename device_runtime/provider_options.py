@@ -7,10 +7,10 @@ of others. These tables were read from the strings of the wheels onnxruntime-gpu
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
 from prunella.device_runtime.providers import CPU, OptionValue
+from prunella.device_runtime.suggestions import did_you_mean
 
 
 def _names(text: str) -> frozenset[str]:
@@ -111,5 +111,4 @@ def split_llama_options(
 
 
 def _choice(name: str, known: Mapping[str, object] | frozenset[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"choose among {', '.join(sorted(known))}"
+    return did_you_mean(name, known) or f"choose among {', '.join(sorted(known))}"

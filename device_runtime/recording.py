@@ -20,6 +20,7 @@ import numpy.typing as npt
 from prunella.device_runtime.errors import AudioError, UnreadableError
 from prunella.device_runtime.ffmpeg_decoder import RATE, ffmpeg_blocks, find_ffmpeg
 from prunella.device_runtime.log_mel import SAMPLE_RATE
+from prunella.device_runtime.suggestions import path_hint
 from prunella.device_runtime.wav_header import PatchedFile, header_with_sizes, unread
 
 Float32 = npt.NDArray[np.float32]
@@ -98,7 +99,7 @@ def _open_path(path: Path, name: str, stack: contextlib.ExitStack) -> BinaryIO:
             return stack.enter_context(_open_fifo(path, name))
         return stack.enter_context(path.open("rb"))
     except FileNotFoundError as error:
-        raise AudioError(f"{name} does not exist: check the path") from error
+        raise AudioError(f"{name} does not exist{path_hint(name)}: check the path") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise AudioError(f"{name} cannot be read ({reason}): check its permissions") from error

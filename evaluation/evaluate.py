@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import tqdm
 
+from prunella.device_runtime.beam_search import check_beams
+from prunella.device_runtime.cores import check_threads
 from prunella.device_runtime.errors import AudioError
 from prunella.device_runtime.providers import STRICT_HELP, require_all
 from prunella.device_runtime.transcriber import BEAMS_HELP
@@ -145,6 +147,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """`prunella eval`: evaluate one or two systems and write the result to stdout."""
+    check_threads(args.threads)
+    check_beams(args.beams)
     manifest = read_manifest(args.speech).select(
         sources=args.source, max_seconds=args.max_seconds, limit=args.limit, seed=args.seed
     )

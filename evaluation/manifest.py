@@ -18,6 +18,7 @@ import numpy.typing as npt
 from prunella.device_runtime.audio import load_audio
 from prunella.device_runtime.errors import AudioError, ManifestError, UsageError
 from prunella.device_runtime.log_mel import SAMPLE_RATE
+from prunella.device_runtime.suggestions import path_hint
 
 UNKNOWN_SOURCE = "unknown"
 _SHOWN_PROBLEMS = 10
@@ -170,7 +171,7 @@ def read_manifest(path: str | Path, *, report: TextIO | None = None) -> SpeechMa
     path = Path(path)
     form = 'one {"audio_filepath": ..., "duration": ..., "text": ...} a line'
     if not path.is_file():
-        state = "is not a file" if path.exists() else "does not exist"
+        state = "is not a file" if path.exists() else f"does not exist{path_hint(path)}"
         raise ManifestError(f"manifest {path} {state}: give a JSONL file, {form}")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")

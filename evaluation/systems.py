@@ -24,6 +24,7 @@ from prunella.device_runtime.errors import UsageError
 from prunella.device_runtime.extras import explained
 from prunella.device_runtime.files import sha256
 from prunella.device_runtime.model_names import BASELINE as BASELINE
+from prunella.device_runtime.suggestions import path_hint
 from prunella.device_runtime.transcript import DecodeOptions, Transcript
 
 # kind → module:function
@@ -117,7 +118,7 @@ def system_kind(name_or_path: str) -> str:
     # A Hub id is `name` or `owner/name`; anything else was meant as a path.
     if path.exists() or name_or_path.startswith((".", "/", "~")) or len(path.parts) > 2:
         raise UsageError(
-            f"no bundle or model folder at {name_or_path}: give a bundle, a checkpoint folder, 'reference', "
+            f"no bundle or model folder at {name_or_path}{path_hint(name_or_path)}: give a bundle, a checkpoint folder, 'reference', "
             f"a Hub id or '{BASELINE}'"
         )
     return "model"

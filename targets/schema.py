@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 import typing
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from prunella.device_runtime.provider_options import (
     check_provider,
     check_provider_option,
 )
+from prunella.device_runtime.suggestions import did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -92,8 +92,7 @@ def typed_fields(body: Table, kind: type, path: Path, *, prefix: str = "", parti
     known = {entry.name: entry for entry in fields(kind)}
     for key in body:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+            hint = did_you_mean(key, known) or f"known keys: {', '.join(known)}"
             raise TargetError(f"{path}: unknown key '{prefix}{key}': {hint}")
     values: Table = {}
     for key, entry in known.items():
