@@ -52,10 +52,16 @@ class BridgeReport:
 
 
 class BridgeSums:
-    """Running sums of one gap in float64: second moments of a (F, F), and of a with the error h - Y - M (F, hidden)."""
+    """Running sums of one gap in float64: second moments of a (F, F), and of a with the error h - Y - M (F, hidden).
 
-    def __init__(self, down_projection: nn.Linear) -> None:
+    Args:
+        down_projection: of the receiving layer.
+        scale: what its output is multiplied by before it is added to Y (Granite: 0.22).
+    """
+
+    def __init__(self, down_projection: nn.Linear, scale: float = 1.0) -> None:
         width, hidden = down_projection.in_features, down_projection.out_features
+        self.scale = scale
         self.weight = down_projection.weight.detach().double()
         self.moments = torch.zeros(width, width, dtype=torch.float64)
         self.errors = torch.zeros(width, hidden, dtype=torch.float64)
@@ -72,9 +78,9 @@ class BridgeSums:
         if method is Method.REFIT:
             change = _ridge_solve(self.moments, self.errors, ridge).T
         else:
-            moments = self.weight @ self.moments @ self.weight.T  # of M
+            moments = self.weight @ self.moments @ self.weight.T  # of W a
             change = _ridge_solve(moments, self.weight @ self.errors, ridge).T @ self.weight
-        return (self.weight + change).float()
+        return (self.weight + change / self.scale).float()
 
 
 def bridge_blocks(
@@ -133,7 +139,7 @@ def collect_sums(
 
     Give `full` as the student when no layer before the gap was cut: one forward pass then serves both.
     """
-    sums = BridgeSums(_down_projection(student, receiving))
+    sums = BridgeSums(_down_projection(student, receiving), _residual_scale(full))
     for batch in batches:
         with (
             _recording(full, [block.stop]) as targets,
@@ -151,7 +157,7 @@ def collect_candidates(
     full: PreTrainedModel, blocks: Sequence[Block], batches: Iterable[DecoderBatch]
 ) -> list[BridgeSums]:
     """Sums of several blocks that are alternatives to each other, in one forward pass a batch."""
-    sums = [BridgeSums(_down_projection(full, block.start - 1)) for block in blocks]
+    sums = [BridgeSums(_down_projection(full, block.start - 1), _residual_scale(full)) for block in blocks]
     last = max(block.stop for block in blocks)
     for batch in batches:
         token = batch.is_token
@@ -237,6 +243,11 @@ def _keep(seen: dict[Any, torch.Tensor], key: Any) -> Any:
 def _down_projection(decoder: PreTrainedModel, layer: int) -> nn.Linear:
     found: Any = decoder_layers(decoder)[layer]
     return found.mlp.down_proj
+
+
+def _residual_scale(decoder: PreTrainedModel) -> float:
+    scale: Any = getattr(decoder.config.get_text_config(), "residual_multiplier", None)
+    return float(scale) if scale else 1.0
 
 
 def _ridge_solve(moments: torch.Tensor, right: torch.Tensor, ridge: float) -> torch.Tensor:

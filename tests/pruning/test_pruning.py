@@ -1,3 +1,4 @@
+import copy
 import itertools
 import json
 from types import SimpleNamespace
@@ -11,6 +12,8 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GraniteConfig,
+    GraniteForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     SmolLM3Config,
@@ -41,7 +44,7 @@ from prunella.pruning.redundancy import (
 from prunella.pruning.selection import STRATEGIES, Evidence, choose_blocks
 from prunella.pruning.surgery import drop_layers
 from prunella.speech_llm import load
-from prunella.speech_llm.batches import cross_entropy
+from prunella.speech_llm.batches import cross_entropy, text_batch
 from prunella.speech_llm.model import decoder_layers
 
 
@@ -229,6 +232,35 @@ def test_a_bridge_over_a_linear_block_is_exact():
         for method in Method:
             torch.testing.assert_close(sums.solve(1e-9, method), truth @ down.weight, atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(sums.solve(1e9), down.weight, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("multiplier", [1.0, 0.22])
+@torch.no_grad()
+def test_the_bridge_knows_what_granite_multiplies_into_the_residual_stream(multiplier):
+    """What the cut block did is another down projection before it: the sums, collected from the model, give just that."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
+    full = GraniteForCausalLM(GraniteConfig(**sizes, **heads, residual_multiplier=multiplier)).eval()
+    student = copy.deepcopy(full)
+    for layer in decoder_layers(full)[2:4]:  # says nothing, so that h is what the layer before made
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+    truth = decoder_layers(full)[1].mlp.down_proj.weight
+    truth += 0.3 * torch.randn_like(truth)
+    batch = text_batch(full, torch.randint(0, 96, (8, 64)).tolist())
+    sums = collect_sums(full, drop_layers(student, [Block(2, 4)]), Block(2, 4), 1, [batch])
+    torch.testing.assert_close(sums.solve(1e-9), truth, atol=1e-3, rtol=1e-3)
+    (alone,) = collect_candidates(full, [Block(2, 4)], [batch])
+    assert alone.scale == sums.scale == multiplier
+    mapped = BridgeSums(decoder_layers(student)[1].mlp.down_proj, multiplier)
+    mapped.moments, mapped.errors = (
+        sums.moments,
+        sums.moments @ (mapped.weight.T * multiplier),
+    )  # M is to double
+    torch.testing.assert_close(
+        mapped.solve(1e-9, Method.MAP), 2 * mapped.weight.float(), atol=1e-3, rtol=1e-3
+    )
 
 
 def test_the_refit_fits_at_least_as_well_as_the_map(small_speech_llm, calibration):
