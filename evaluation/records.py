@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.files import sha256
 from prunella.device_runtime.transcript import Transcript
 from prunella.evaluation.manifest import Utterance
 from prunella.evaluation.word_errors import ClipErrors, count_errors
@@ -71,8 +73,8 @@ _BEGINNING = '{"system": '  # of every line that `append` writes
 class RecordsFile:
     """A JSONL file of clip records, appended line by line; one file may hold several systems and manifests.
 
-    A line is found again by the system's fingerprint and a digest of the manifest's row, so that a changed transcript
-    or a rebuilt bundle is evaluated anew. A line cut short by a kill is ignored.
+    A line is found again by the system's fingerprint and a digest of the manifest's row and its audio, so that a changed
+    transcript, another recording or a rebuilt bundle is evaluated anew. A line cut short by a kill is ignored.
     """
 
     def __init__(self, path: str | Path, system: str, fingerprint: str) -> None:
@@ -125,9 +127,15 @@ class RecordsFile:
 
 
 def _row_digest(utterance: Utterance) -> str:
-    size = utterance.audio.stat().st_size
-    key = json.dumps([utterance.id, utterance.text, utterance.duration, utterance.source, size])
+    seen = utterance.audio.stat()
+    content = _content(utterance.audio, seen.st_size, seen.st_mtime_ns)
+    key = json.dumps([utterance.id, utterance.text, utterance.duration, utterance.source, content])
     return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=64)  # segments of a file, and looking for a row before adding it
+def _content(audio: Path, _size: int, _changed: int) -> str:
+    return sha256(audio)
 
 
 def _from_json(row: dict[str, Any]) -> ClipRecord:

@@ -147,6 +147,18 @@ def test_records_are_not_reused_for_another_system_or_another_text(manifest_path
     assert report.overall.substitutions == pytest.approx(1 / 12)
 
 
+def test_records_are_not_reused_for_another_recording_of_the_same_size(manifest_path, tmp_path):
+    records = tmp_path / "records.jsonl"
+    evaluate(Fake(TEXTS), read_manifest(manifest_path), records=records)
+    clip = manifest_path.parent / "1.wav"
+    content = bytearray(clip.read_bytes())
+    content[-2:] = bytes(byte ^ 1 for byte in content[-2:])
+    clip.write_bytes(content)
+    again = Fake(TEXTS)
+    evaluate(again, read_manifest(manifest_path), records=records)
+    assert again.calls == 1
+
+
 def test_records_without_a_score_are_not_enough_where_one_is_wanted(manifest_path, tmp_path):
     manifest, records = read_manifest(manifest_path), tmp_path / "records.jsonl"
     system = Fake(TEXTS, score=lambda samples, text: (1.0, 1))
