@@ -181,6 +181,15 @@ def _decoder(file: BinaryIO, path: Path | None, name: str, stack: contextlib.Exi
     return Recording(name, decoder.samplerate, decoder.frames, blocks, (note,) if note else ())
 
 
+def _own_path(file: BinaryIO, path: Path) -> Path | None:
+    """Where another program finds an open file: /dev/stdin is its own there. None: nowhere."""
+    found = path.resolve()
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.fstat(file.fileno()), found.stat()):
+            return found
+    return None
+
+
 def _by_ffmpeg(
     file: BinaryIO, path: Path | None, name: str, reason: str, stack: contextlib.ExitStack
 ) -> Recording:
@@ -192,6 +201,8 @@ def _by_ffmpeg(
     size = file.seek(0, io.SEEK_END)
     if program is None or (size is not None and size < _SHORTEST_CODED):
         raise refusal
+    if path is not None:
+        path = _own_path(file, path)
     if path is None:  # a file, because the index of an mp4 may lie at its end
         copy: IO[Any] = stack.enter_context(tempfile.NamedTemporaryFile(prefix="prunella-"))  # noqa: SIM115
         file.seek(0)
