@@ -243,7 +243,7 @@ def _parse(line: str, folder: Path) -> Utterance:
     except OSError as error:  # a name that is too long
         raise ValueError(f"{audio} cannot be opened ({error.strerror})") from error
     if not found:
-        raise ValueError(f"{audio} does not exist")
+        raise ValueError(f"{audio} {'is no file' if audio.exists() else 'does not exist'}")
     source, speaker = row.get("source"), row.get("speaker")
     for key, value in (("text", text), ("source", source), ("speaker", speaker)):
         if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):

@@ -119,7 +119,8 @@ class RecordsFile:
         head = {"system": self._system, "fingerprint": self._fingerprint, "row": row}
         line = json.dumps({**head, **record.to_json()}, ensure_ascii=False)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
+        # Half a character, in a name of another encoding, becomes its JSON escape.
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             # After a torn line a line of its own is begun, so that only the torn one is lost.
             file.write(("\n" if self._torn else "") + line + "\n")
         self._torn = False

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,17 @@ def test_an_interrupted_evaluation_goes_on(manifest_path, tmp_path):
     third = Fake(TEXTS)
     evaluate(third, manifest, records=records, name="a")
     assert third.calls == 0
+
+
+def test_a_name_of_another_encoding_is_kept(manifest_path, tmp_path):
+    name = os.fsdecode(b"caf\xe9.wav")
+    (tmp_path / "1.wav").rename(tmp_path / name)
+    manifest_path.write_text(manifest_path.read_text().replace('"1.wav"', json.dumps(name)))
+    records = tmp_path / "records.jsonl"
+    for calls in (4, 0):
+        system = Fake(TEXTS)
+        evaluate(system, read_manifest(manifest_path), records=records)
+        assert system.calls == calls
 
 
 def test_nothing_is_appended_to_a_file_of_something_else(manifest_path, tmp_path):
