@@ -19,6 +19,7 @@ from prunella.device_runtime.errors import AudioError
 from prunella.device_runtime.phrase_grammar import read_phrases
 from prunella.device_runtime.phrases import MIN_SCORE
 from prunella.device_runtime.providers import STRICT_HELP, require_all
+from prunella.device_runtime.standard_streams import piped
 from prunella.device_runtime.transcriber import BEAMS_HELP, ENGINES, Transcriber, open_transcriber
 from prunella.device_runtime.transcript import Transcript
 
@@ -33,7 +34,7 @@ def transcribe_files(
 ) -> Iterator[tuple[str | Path, Transcript | AudioError]]:
     """Transcribe files one by one ("-": standard input), yielding each path with its transcript, or with why there is none."""
     for path in paths:
-        source, name = (sys.stdin.buffer, "standard input") if path == "-" else (path, None)
+        source, name = (piped(), "standard input") if path == "-" else (path, None)
         try:
             with open_audio(source, name=name) as audio:
                 outcome: Transcript | AudioError = transcriber.transcribe(audio)
@@ -109,6 +110,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_beams(args.beams)
+    if "-" in args.files:
+        piped()  # a terminal is refused before any work
     transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
     if args.strict:
         require_all(transcriber.engine)

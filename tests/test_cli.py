@@ -70,6 +70,29 @@ def test_a_full_standard_output_is_said_in_a_line(shell):
     assert done.stderr.startswith("prunella: ") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_standard_error_loses_no_result():
+    done = _program("transcribe nowhere x.wav 2>/dev/full")
+    assert done.returncode == 1
+    done = _program("-V 2>/dev/full")
+    assert done.returncode == 0 and done.stdout.startswith("prunella ")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no pseudo-terminals")
+@pytest.mark.parametrize("verb", ["transcribe", "listen"])
+def test_a_terminal_is_no_recording(verb, tmp_path):
+    ours, theirs = os.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "prunella", verb, str(tmp_path), "-"],
+        stdin=theirs,
+        capture_output=True,
+        text=True,
+    )
+    os.close(ours)
+    os.close(theirs)
+    assert done.returncode == 2 and "is a terminal" in done.stderr
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8:strict"])
 def test_no_name_ends_a_run_and_json_stays_json(encoding):
     code = (
