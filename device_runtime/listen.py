@@ -25,7 +25,7 @@ from typing import Protocol
 
 from prunella.device_runtime.beam_search import check_beams
 from prunella.device_runtime.decode_worker import Recognizer
-from prunella.device_runtime.errors import UsageError
+from prunella.device_runtime.errors import AudioError, UsageError
 from prunella.device_runtime.live_audio import AudioBlock
 from prunella.device_runtime.live_event import LiveEvent, LiveOptions
 from prunella.device_runtime.live_session import LiveSession
@@ -33,6 +33,7 @@ from prunella.device_runtime.log_mel import SAMPLE_RATE
 from prunella.device_runtime.microphone import Microphone
 from prunella.device_runtime.pcm_stream import PcmFormat, PcmStream
 from prunella.device_runtime.providers import STRICT_HELP, require_all
+from prunella.device_runtime.standard_streams import piped
 from prunella.device_runtime.transcribe import LIVE_BEAMS_HELP, add_phrase_arguments, hold_to_phrases
 from prunella.device_runtime.transcriber import ENGINES, open_transcriber
 from prunella.device_runtime.turn_detector import TurnOptions
@@ -82,9 +83,11 @@ class Printer:
         self._live = sys.stderr.isatty() and not as_json
         self.latencies: list[float] = []
         self.drops = 0
+        self.texts = 0
 
     def __call__(self, event: LiveEvent) -> None:
         self.drops += event.drops
+        self.texts += event.type == "final" and bool(event.text)
         if event.timings is not None:
             self.latencies.append(event.timings["latency"])
         if self._live:
@@ -146,6 +149,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.stdin:
+        piped()
     if args.stdin and (args.device or args.tap):
         raise UsageError("--device and --tap belong to a microphone: leave them out with '-'")
     turns = TurnOptions()
@@ -160,6 +165,8 @@ def run(args: argparse.Namespace) -> int:
     printer = Printer(as_json=args.json)
     with _open_source(args) as source, _stopped_by_signals(source):
         warnings = listen(transcriber, source, printer, options, partials=transcriber.following(1))
+        if isinstance(source, PcmStream) and not printer.texts:
+            warnings += _taken_for(source)
     for warning in warnings:
         _tell(warning)
     if printer.latencies:
@@ -173,9 +180,11 @@ def run(args: argparse.Namespace) -> int:
 @contextmanager
 def _open_source(args: argparse.Namespace) -> Iterator[Source]:
     if args.stdin:
-        stream = PcmStream(sys.stdin.buffer, PcmFormat(args.rate, args.channels))
+        stream = PcmStream(piped(), PcmFormat(args.rate, args.channels))
         _tell(f"reading standard input, {stream.format.rate} Hz, {stream.format.channels} channel(s)")
         yield stream
+        if not stream.frames and not stream.stopped:
+            raise AudioError("nothing came on standard input: look at what the program before the pipe says")
         return
     with Microphone(args.device, tap=args.tap, tell=_tell) as microphone:
         _tell(
@@ -185,6 +194,17 @@ def _open_source(args: argparse.Namespace) -> Iterator[Source]:
         yield microphone
     if microphone.overflows:
         _tell(f"PortAudio lost samples {microphone.overflows} times: this machine is too busy")
+
+
+def _taken_for(stream: PcmStream) -> tuple[str, ...]:
+    """Where nothing was understood: as what the samples were read, if nothing but the options said so."""
+    if stream.headed or not stream.frames:
+        return ()
+    form = stream.format
+    return (
+        f"no words in {stream.frames / form.rate:.1f} s of what was taken for raw 16-bit samples at {form.rate} Hz, "
+        f"{form.channels} channel(s): if it is something else, pipe it through `ffmpeg -i - -f wav -`",
+    )
 
 
 @contextmanager

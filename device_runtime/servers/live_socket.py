@@ -25,6 +25,7 @@ from prunella.device_runtime.errors import PrunellaError
 from prunella.device_runtime.live_event import LiveEvent
 from prunella.device_runtime.live_session import LiveSession
 from prunella.device_runtime.log_mel import SAMPLE_RATE
+from prunella.device_runtime.pcm_stream import name_container
 from prunella.device_runtime.servers.connections import ADMITTED
 from prunella.device_runtime.servers.desk import PHRASES_BYTES, BusyError, Desk
 from prunella.device_runtime.servers.gate import Access, bearer
@@ -130,6 +131,8 @@ async def _feed(
             await desk.on_thread(functools.partial(feed, np.zeros(0, np.float32), True))
             return False
         if isinstance(message, bytes):
+            if not session.seconds_fed and (coded := name_container(message[:12])):
+                raise RefusedError(1007, f"what came is {coded}, not samples: send 16-bit PCM")
             if len(message) % 2:
                 raise RefusedError(1007, "half a sample came: send whole 16-bit samples")
             samples = np.frombuffer(message, "<i2").astype(np.float32) / np.float32(32_768)
