@@ -29,7 +29,7 @@ from prunella.device_runtime.errors import PrunellaError, UsageError
 from prunella.device_runtime.extras import importable, require
 from prunella.device_runtime.files import sha256, write_json, write_text
 from prunella.device_runtime.llama_library import llama_library
-from prunella.device_runtime.outputs import check_output
+from prunella.device_runtime.outputs import check_output, check_space
 from prunella.device_runtime.providers import unannounced
 from prunella.evaluation.evaluate import evaluate
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
@@ -52,7 +52,7 @@ from prunella.pruning.redundancy import load_maps
 from prunella.pruning.selection import STRATEGIES, Evidence, choose_blocks
 from prunella.quantize.bundle_writer import requantize
 from prunella.quantize.gguf_recipes import find_bundle_recipe
-from prunella.speech_llm.checkpoint import save_checkpoint
+from prunella.speech_llm.checkpoint import save_checkpoint, saved_bytes
 from prunella.speech_llm.load import load, resolve
 from prunella.speech_llm.model import SpeechLLM
 from prunella.targets.detect import match_target
@@ -459,14 +459,20 @@ def run(args: argparse.Namespace) -> int:
         baseline=not args.no_baseline,
     )
     model = load(args.model)
-    if "onnx" in find_bundle_recipe(load_target(args.target).recipe).engines:
+    engines = find_bundle_recipe(load_target(args.target).recipe).engines
+    if "onnx" in engines:
         check_onnx_decoder(model.decoder.config)
-    count = len(model.layers)
+    count, weights = len(model.layers), saved_bytes(model.decoder)
     del model
     if plan.blocks:
-        check_blocks([Block.parse(text) for text in plan.blocks], count)
+        size = sum(map(len, check_blocks([Block.parse(text) for text in plan.blocks], count)))
     else:
-        layers_to_drop(count, drop=plan.drop, keep=plan.keep)
+        size = layers_to_drop(count, drop=plan.drop, keep=plan.keep)
+    if not (out / PLAN_NAME).exists():  # else some of it is there
+        kept, bundle = 1 - size / count, ("onnx" in engines) + ("gguf" in engines) / 2
+        check_space(
+            out, weights * ((1 + kept) * bundle + 2 * kept)
+        )  # float bundles; checkpoints cut and bridged
     report = build(plan, out)
     cut = json.loads((out / "pruned" / REPORT_NAME).read_text(encoding="utf-8"))
     sys.stdout.write(

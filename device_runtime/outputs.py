@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
@@ -91,6 +92,30 @@ def check_output(
                 f"{path} holds {found}, which prunella did not make: choose another folder with -o, or empty that one"
             )
     return target
+
+
+def check_space(path: str | Path, needed: float) -> None:
+    """Refuse work whose output cannot fit on its disk, before it begins.
+
+    Args:
+        path: of the output.
+        needed: bytes that it takes at least.
+
+    Raises:
+        UsageError: fewer are free.
+    """
+    target = output_path(path)
+    there = next(folder for folder in (target, *target.parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise UsageError(
+            f"the output will take at least {_size(needed)}, and {_size(free)} are free on its disk: free some space, or "
+            "choose another folder with -o"
+        )
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _is_no_folder(path: Path) -> bool:

@@ -14,7 +14,7 @@ from prunella.device_runtime.suggestions import nearest
 from prunella.speech_llm import hub
 from prunella.speech_llm.checkpoint import is_checkpoint, load_checkpoint, load_decoder
 from prunella.speech_llm.model import SpeechLLM
-from prunella.speech_llm.model_folder import check_is_text, check_model_folder
+from prunella.speech_llm.model_folder import check_is_text, check_memory, check_model_folder
 from prunella.speech_llm.reference import reference_folder
 
 _MISTYPED = 0.8  # so like an embedded model's name is none of the Hub
@@ -63,6 +63,7 @@ def load_any(name: str | Path) -> SpeechLLM | TextLLM:
     """
     folder = resolve(name)
     check_model_folder(folder)
+    check_memory(folder)
     if is_checkpoint(folder):
         model = load_checkpoint(folder)
         if str(name) in EMBEDDED:

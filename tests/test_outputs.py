@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -79,6 +80,13 @@ def test_an_input_is_not_replaced_however_it_is_spelled(here, capsys, verb, spel
     Path("link").symlink_to(READS[verb])
     out = spelled.format(READS[verb], here=here)
     _refused(capsys, verb, out, "the input")
+
+
+@pytest.mark.parametrize("verb", ["prune", "export", "build"])
+def test_a_disk_that_is_too_small_is_said_before_the_work(here, capsys, monkeypatch, verb):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10_000))
+    _refused(capsys, verb, "new", "the output will take at least")
+    assert not Path("new").exists()
 
 
 def test_what_prune_made_is_replaced_and_a_link_is_followed(here, capsys):

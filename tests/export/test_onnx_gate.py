@@ -16,7 +16,7 @@ from prunella.export import onnx_gate
 from prunella.export.export import export_float
 from prunella.export.onnx_gate import FLOAT_ERROR, gate_onnx
 from prunella.quantize import onnx_drift, onnx_probe
-from prunella.quantize.free_memory import free_memory
+from prunella.quantize.free_memory import free_memory, whole_memory
 from prunella.quantize.gguf_recipes import find_bundle_recipe
 from prunella.quantize.onnx_drift import measure_drift
 from prunella.quantize.onnx_weights import check_weights
@@ -136,6 +136,9 @@ def test_free_memory_is_that_of_the_container(tmp_path):
     assert free_memory(tmp_path) > 1_000_000
     (group / "memory.max").write_text("1000\n")
     assert free_memory(tmp_path) == 400
+    (group / "memory.stat").write_text("anon 200\ninactive_file 300\nactive_file 100\n")  # read files
+    assert free_memory(tmp_path) == 700
+    assert 1000 <= whole_memory(tmp_path) < whole_memory(tmp_path / "no such") > machine
 
 
 DECODER_GRAPH, ENCODER_GRAPH = "decoder_model_merged.onnx", "audio_encoder.onnx"
