@@ -15,6 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from prunella.device_runtime.errors import ExportError
+from prunella.quantize.graph_file import read_weights
 from prunella.quantize.onnx_graphs import GRAPHS
 
 Array = npt.NDArray[Any]
@@ -46,7 +47,9 @@ class _Graph:
         self.nodes = {node.name: node for node in graph.node}
 
     def array(self, name: str) -> Array:
-        return numpy_helper.to_array(self.constants[name], base_dir=str(self.path.parent))
+        tensor = onnx.TensorProto()
+        tensor.CopyFrom(self.constants[name])  # what is read into it is forgotten with it
+        return numpy_helper.to_array(read_weights(tensor, self.path.parent))
 
     def with_matrix(self) -> list[str]:
         """Names of the nodes that `onnx_passes` may store otherwise."""
