@@ -29,7 +29,7 @@ from prunella.device_runtime.errors import PrunellaError, UsageError
 from prunella.device_runtime.extras import importable, require
 from prunella.device_runtime.files import sha256, write_json, write_text
 from prunella.device_runtime.llama_library import llama_library
-from prunella.device_runtime.outputs import check_output, check_space
+from prunella.device_runtime.outputs import check_name, check_output, check_space, contents
 from prunella.device_runtime.providers import unannounced
 from prunella.evaluation.evaluate import evaluate
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
@@ -202,17 +202,14 @@ class Build:
         plan_file = self.out / PLAN_NAME
         decisions = self.plan.decisions()
         claim = {"plan": asdict(self.plan), "decisions": decisions}
-        if plan_file.exists():
-            begun = json.loads(plan_file.read_text(encoding="utf-8")).get("decisions")
-            if begun != decisions:
-                raise UsageError(
-                    f"{self.out} holds another build ({_differences(begun, decisions)}): give the same, choose another "
-                    "folder with -o, or remove it"
-                )
-        elif self.out.exists() and any(self.out.iterdir()):
-            raise UsageError(f"{self.out} is not empty and holds no build: choose another folder with -o")
-        else:
+        begun = _begun(self.out)
+        if begun is None:
             write_json(plan_file, claim)
+        elif begun.get("decisions") != decisions:
+            raise UsageError(
+                f"{self.out} holds another build ({_differences(begun.get('decisions'), decisions)}): give the same, "
+                "choose another folder with -o, or remove it"
+            )
 
     def _steps(self) -> list[tuple[Path, str, Callable[[], Any]]]:
         steps: list[tuple[Path, str, Callable[[], Any]]] = [
@@ -437,7 +434,8 @@ def run(args: argparse.Namespace) -> int:
     named = (
         args.output if args.output is not None else f"out/{Path(args.model).name}-{Path(args.target).stem}"
     )
-    check_output(named, inputs=[args.model, args.healed], replaces=False)
+    check_name(named)
+    _begun(check_output(named, inputs=[args.model, args.healed], replaces=False))
     _check_libraries(load_target(args.target).recipe, not args.no_baseline)
     out = Path(named)
     blocks = healed_blocks(args.model, args.healed) if args.healed else tuple(args.block or ())
@@ -483,6 +481,23 @@ def run(args: argparse.Namespace) -> int:
         f"your own   prunella transcribe {report.bundle} recording.wav\n"
     )
     return 0
+
+
+def _begun(out: Path) -> dict[str, Any] | None:
+    """What was written when the build in a folder began; None where it holds nothing yet.
+
+    Raises:
+        UsageError: it holds something else.
+    """
+    if not out.exists() or not contents(out):
+        return None
+    try:
+        body = json.loads((out / PLAN_NAME).read_text(encoding="utf-8"))
+        if "plan" in body:
+            return dict(body)
+    except (OSError, ValueError, TypeError):
+        pass
+    raise UsageError(f"{out} is not empty and holds no build: choose another folder with -o")
 
 
 def _digest(value: Any) -> str:

@@ -30,7 +30,7 @@ from prunella.device_runtime.live_audio import AudioBlock
 from prunella.device_runtime.live_event import LiveEvent, LiveOptions
 from prunella.device_runtime.live_session import LiveSession
 from prunella.device_runtime.log_mel import SAMPLE_RATE
-from prunella.device_runtime.microphone import Microphone
+from prunella.device_runtime.microphone import Microphone, check_tap
 from prunella.device_runtime.pcm_stream import PcmFormat, PcmStream
 from prunella.device_runtime.providers import STRICT_HELP, require_all
 from prunella.device_runtime.standard_streams import piped
@@ -151,8 +151,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.stdin:
         piped()
-    if args.stdin and (args.device or args.tap):
+    if args.stdin and (args.device or args.tap is not None):
         raise UsageError("--device and --tap belong to a microphone: leave them out with '-'")
+    if args.tap is not None and not check_tap(args.tap).parent.is_dir():
+        raise UsageError(f"the tap {args.tap} cannot be written: its folder does not exist; make it first")
     turns = TurnOptions()
     turns = replace(turns, end_silence=args.end_silence, tail=min(turns.tail, args.end_silence))
     options = LiveOptions(turns, partial_interval=max(0.0, args.partial_interval))

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prunella.device_runtime.errors import UsageError
 from prunella.device_runtime.files import sha256
+from prunella.device_runtime.outputs import check_output_file
 from prunella.device_runtime.transcript import Transcript
 from prunella.evaluation.manifest import Utterance
 from prunella.evaluation.word_errors import ClipErrors, count_errors
@@ -67,7 +67,24 @@ def clip_record(
     )
 
 
-_BEGINNING = '{"system": '  # of every line that `append` writes
+_BEGINNING = b'{"system": '  # of every line that `append` writes
+
+
+def check_records(path: str | Path) -> Path:
+    """Where the records will really be written, links followed.
+
+    Raises:
+        UsageError: what is there is no file of records, or nothing can be written there.
+    """
+
+    def ours(found: Path) -> bool:
+        if not found.is_file():  # a pipe, or /dev/null
+            return True
+        with found.open("rb") as file:
+            beginning = file.read(1 << 16).lstrip()
+        return beginning.startswith(_BEGINNING) or not beginning
+
+    return check_output_file(path, "file of records", ours)
 
 
 class RecordsFile:
@@ -88,15 +105,11 @@ class RecordsFile:
         Raises:
             UsageError: what is there is no file of records: nothing is appended to it.
         """
-        self.path = Path(path)
-        if self.path.is_dir():
-            raise UsageError(f"{path} is a folder, and records are a file: choose another name")
+        self.path = check_records(path)
         self._system = system
         self._fingerprint = fingerprint
         self._known: dict[str, ClipRecord] = {}
         text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
-        if text.strip() and not text.lstrip().startswith(_BEGINNING):
-            raise UsageError(f"{path} holds something other than records: choose another name")
         self._torn = bool(text) and not text.endswith("\n")
         damaged = 0
         for line in filter(str.strip, text.split("\n")):

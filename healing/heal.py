@@ -364,6 +364,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--dev-clips must be 1 or more: leave --dev out to train without")
     out = check_output(args.out, inputs=[args.model, args.teacher, args.dev, *args.speech])
     work = out.with_name(out.name + ".healing")
+    check_output(work, replaces=False)
+    if args.cache is not None:
+        check_output(args.cache, replaces=False)
     speech = open_speech(args.speech)
     dev = _drawn(open_speech([args.dev]), args.dev_clips) if args.dev else []
     student = load(args.model)
