@@ -27,7 +27,7 @@ from prunella.benchmark.compare import measure
 from prunella.device_runtime.base.errors import PrunellaError, UsageError
 from prunella.device_runtime.base.extras import importable, require
 from prunella.device_runtime.base.files import sha256, write_json, write_text
-from prunella.device_runtime.base.outputs import check_output
+from prunella.device_runtime.base.outputs import check_name, check_output, check_space, contents
 from prunella.device_runtime.bundle import open_bundle
 from prunella.device_runtime.engines.llama_library import llama_library
 from prunella.device_runtime.engines.providers import unannounced
@@ -52,7 +52,7 @@ from prunella.pruning.redundancy import load_maps
 from prunella.pruning.selection import STRATEGIES, Evidence, choose_blocks
 from prunella.quantize.bundle_writer import requantize
 from prunella.quantize.gguf_recipes import find_bundle_recipe
-from prunella.speech_llm.checkpoint import save_checkpoint
+from prunella.speech_llm.checkpoint import save_checkpoint, saved_bytes
 from prunella.speech_llm.load import load, resolve
 from prunella.speech_llm.model import SpeechLLM
 from prunella.targets.detect import match_target
@@ -202,17 +202,14 @@ class Build:
         plan_file = self.out / PLAN_NAME
         decisions = self.plan.decisions()
         claim = {"plan": asdict(self.plan), "decisions": decisions}
-        if plan_file.exists():
-            begun = json.loads(plan_file.read_text(encoding="utf-8")).get("decisions")
-            if begun != decisions:
-                raise UsageError(
-                    f"{self.out} holds another build ({_differences(begun, decisions)}): give the same, choose another "
-                    "folder with -o, or remove it"
-                )
-        elif self.out.exists() and any(self.out.iterdir()):
-            raise UsageError(f"{self.out} is not empty and holds no build: choose another folder with -o")
-        else:
+        begun = _begun(self.out)
+        if begun is None:
             write_json(plan_file, claim)
+        elif begun.get("decisions") != decisions:
+            raise UsageError(
+                f"{self.out} holds another build ({_differences(begun.get('decisions'), decisions)}): give the same, "
+                "choose another folder with -o, or remove it"
+            )
 
     def _steps(self) -> list[tuple[Path, str, Callable[[], Any]]]:
         steps: list[tuple[Path, str, Callable[[], Any]]] = [
@@ -437,7 +434,8 @@ def run(args: argparse.Namespace) -> int:
     named = (
         args.output if args.output is not None else f"out/{Path(args.model).name}-{Path(args.target).stem}"
     )
-    check_output(named, inputs=[args.model, args.healed], replaces=False)
+    check_name(named)
+    _begun(check_output(named, inputs=[args.model, args.healed], replaces=False))
     _check_libraries(load_target(args.target).recipe, not args.no_baseline)
     out = Path(named)
     blocks = healed_blocks(args.model, args.healed) if args.healed else tuple(args.block or ())
@@ -459,14 +457,20 @@ def run(args: argparse.Namespace) -> int:
         baseline=not args.no_baseline,
     )
     model = load(args.model)
-    if "onnx" in find_bundle_recipe(load_target(args.target).recipe).engines:
+    engines = find_bundle_recipe(load_target(args.target).recipe).engines
+    if "onnx" in engines:
         check_onnx_decoder(model.decoder.config)
-    count = len(model.layers)
+    count, weights = len(model.layers), saved_bytes(model.decoder)
     del model
     if plan.blocks:
-        check_blocks([Block.parse(text) for text in plan.blocks], count)
+        size = sum(map(len, check_blocks([Block.parse(text) for text in plan.blocks], count)))
     else:
-        layers_to_drop(count, drop=plan.drop, keep=plan.keep)
+        size = layers_to_drop(count, drop=plan.drop, keep=plan.keep)
+    if not (out / PLAN_NAME).exists():  # else some of it is there
+        kept, bundle = 1 - size / count, ("onnx" in engines) + ("gguf" in engines) / 2
+        check_space(
+            out, weights * ((1 + kept) * bundle + 2 * kept)
+        )  # float bundles; checkpoints cut and bridged
     report = build(plan, out)
     cut = json.loads((out / "pruned" / REPORT_NAME).read_text(encoding="utf-8"))
     sys.stdout.write(
@@ -477,6 +481,23 @@ def run(args: argparse.Namespace) -> int:
         f"your own   prunella transcribe {report.bundle} recording.wav\n"
     )
     return 0
+
+
+def _begun(out: Path) -> dict[str, Any] | None:
+    """What was written when the build in a folder began; None where it holds nothing yet.
+
+    Raises:
+        UsageError: it holds something else.
+    """
+    if not out.exists() or not contents(out):
+        return None
+    try:
+        body = json.loads((out / PLAN_NAME).read_text(encoding="utf-8"))
+        if "plan" in body:
+            return dict(body)
+    except (OSError, ValueError, TypeError):
+        pass
+    raise UsageError(f"{out} is not empty and holds no build: choose another folder with -o")
 
 
 def _digest(value: Any) -> str:

@@ -8,16 +8,17 @@ Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 interrupted. Results go 
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import importlib
 import sys
 from collections.abc import Sequence
 
 from prunella._version import __version__
+from prunella.device_runtime.base.argument_parser import ArgumentParser
 from prunella.device_runtime.base.errors import PrunellaError
 from prunella.device_runtime.base.extras import explained, require
 from prunella.device_runtime.base.standard_streams import prepare_streams, silence
+from prunella.device_runtime.base.suggestions import did_you_mean
 from prunella.needs import HELP, needed_modules
 
 VERBS: dict[str, tuple[str, str]] = {
@@ -71,29 +72,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     is_program = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help"):
+    if argv and argv[0] in ("help", *HELP):  # `prunella help VERB`
+        argv = [argv[1], "--help"] if len(argv) > 1 else ["--help"]
+    if argv in ([], ["--help"]):
         print(_usage(), file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
     if argv[0] in ("-V", "--version"):
         print(f"prunella {__version__}")  # noqa: T201
         return 0
-    if argv[0] == "help":  # `prunella help VERB`
-        argv = [*argv[1:2], "--help"]
-        if len(argv) == 1:
-            print(_usage())  # noqa: T201
-            return 0
     verb, *rest = argv
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f": did you mean '{near[0]}'?" if near else "."
-        return _fail(f"no verb '{verb}'{hint} `prunella --help` lists them.", 2)
+        if verb.startswith("-"):
+            return _fail(
+                f"options stand behind a verb: prunella VERB {verb}; `prunella --help` lists the verbs", 2
+            )
+        hint = did_you_mean(verb, VERBS)
+        return _fail(f"no verb '{verb}'{f': {hint}' if hint else '.'} `prunella --help` lists them.", 2)
     module_name, summary = VERBS[verb]
     try:
         require(needed_modules(verb, rest), f"`prunella {verb}`")
         if is_program and verb in _TRAINING:
             importlib.import_module("prunella.healing.allocator").restart_with_tcmalloc()
         module = importlib.import_module(module_name)
-        parser = argparse.ArgumentParser(
+        parser = ArgumentParser(
             prog=f"prunella {verb}",
             description=module.__doc__ or summary,
             formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action",
         choices=["list", "fetch"],
-        help="list: their names; fetch: convert them, which needs the extra build",
+        nargs="?",
+        default="list",
+        help="list: their names (default); fetch: convert them, which needs the extra build",
     )
 
 

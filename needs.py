@@ -47,7 +47,7 @@ def _recipe_of(target: str) -> str:
 def _build(words: Sequence[str]) -> tuple[str, ...]:
     target = _value(words, "--target")
     recipe = recipe_modules(_recipe_of(target)) if target else ()
-    baseline = () if "--no-baseline" in words else ("faster_whisper",)
+    baseline = () if _has(words, "--no-baseline") else ("faster_whisper",)
     heal = _heal(words) if "--heal" in words else ()
     return (*_EXPORT, *_PRUNE, "matplotlib", *_JUDGE, *recipe, *baseline, *heal)
 
@@ -61,7 +61,7 @@ def _export(words: Sequence[str]) -> tuple[str, ...]:
 
 def _quantize(words: Sequence[str]) -> tuple[str, ...]:
     recipe = _value(words, "--recipe")
-    judged = (*_JUDGE, *_systems(words)) if "--auto" in words else ()
+    judged = (*_JUDGE, *_systems(words)) if _has(words, "--auto") else ()
     return (*(recipe_modules(recipe) if recipe else ("onnx",)), *judged)
 
 
@@ -75,8 +75,10 @@ def _synth(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def _serve(words: Sequence[str]) -> tuple[str, ...]:
-    wyoming = any(word.partition("=")[0] == "--wyoming" for word in words)
-    own = (*(("wyoming",) if wyoming else ()), *(("cryptography",) if "--tls" in words else ()))
+    own = (
+        *(("wyoming",) if _has(words, "--wyoming") else ()),
+        *(("cryptography",) if _has(words, "--tls") else ()),
+    )
     return (*_SERVE, *own, *_systems(words))
 
 
@@ -104,13 +106,22 @@ def _systems(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def _value(words: Sequence[str], option: str) -> str | None:
-    """What stands behind an option, as `--option VALUE` or `--option=VALUE`."""
+    """What stands behind an option, as `--option VALUE` or `--option=VALUE`, shortened as argparse takes it."""
     for at, word in enumerate(words):
-        if word.startswith(f"{option}="):
+        if _is(word, option) and "=" in word:
             return word.partition("=")[2]
-        if word == option and at + 1 < len(words):
+        if _is(word, option) and at + 1 < len(words):
             return words[at + 1]
     return None
+
+
+def _has(words: Sequence[str], option: str) -> bool:
+    return any(_is(word, option) for word in words)
+
+
+def _is(word: str, option: str) -> bool:
+    name = word.partition("=")[0]
+    return name.startswith("--") and len(name) > 2 and option.startswith(name)
 
 
 _VERBS: dict[str, Callable[[Sequence[str]], tuple[str, ...]]] = {

@@ -19,6 +19,7 @@ from msgspec import Meta
 
 from prunella.device_runtime.base.errors import BundleError
 from prunella.device_runtime.base.files import bring_back, sha256
+from prunella.device_runtime.base.suggestions import path_hint
 from prunella.device_runtime.transcript import DecodeOptions
 
 SCHEMA_VERSION = 1
@@ -233,7 +234,7 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     path = Path(path)
     bring_back(path)
     if not path.is_dir():
-        state = "is a file" if path.exists() else "does not exist"
+        state = "is a file" if path.exists() else f"does not exist{path_hint(path)}"
         raise BundleError(
             f"{path} {state}: a bundle is a directory made by `prunella export` or `prunella build`"
         )

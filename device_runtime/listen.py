@@ -23,13 +23,14 @@ from dataclasses import replace
 from types import FrameType
 from typing import Protocol
 
-from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.base.errors import AudioError, UsageError
+from prunella.device_runtime.base.standard_streams import piped
 from prunella.device_runtime.decoding.beam_search import check_beams
 from prunella.device_runtime.engines.providers import require_all
 from prunella.device_runtime.live.audio_block import AudioBlock
 from prunella.device_runtime.live.decode_worker import Recognizer
 from prunella.device_runtime.live.events import LiveEvent, LiveOptions
-from prunella.device_runtime.live.microphone import Microphone
+from prunella.device_runtime.live.microphone import Microphone, check_tap
 from prunella.device_runtime.live.pcm_stream import PcmFormat, PcmStream
 from prunella.device_runtime.live.session import LiveSession
 from prunella.device_runtime.options import (
@@ -87,9 +88,11 @@ class Printer:
         self._live = sys.stderr.isatty() and not as_json
         self.latencies: list[float] = []
         self.drops = 0
+        self.texts = 0
 
     def __call__(self, event: LiveEvent) -> None:
         self.drops += event.drops
+        self.texts += event.type == "final" and bool(event.text)
         if event.timings is not None:
             self.latencies.append(event.timings["latency"])
         if self._live:
@@ -151,8 +154,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.stdin and (args.device or args.tap):
+    if args.stdin:
+        piped()
+    if args.stdin and (args.device or args.tap is not None):
         raise UsageError("--device and --tap belong to a microphone: leave them out with '-'")
+    if args.tap is not None and not check_tap(args.tap).parent.is_dir():
+        raise UsageError(f"the tap {args.tap} cannot be written: its folder does not exist; make it first")
     turns = TurnOptions()
     turns = replace(turns, end_silence=args.end_silence, tail=min(turns.tail, args.end_silence))
     options = LiveOptions(turns, partial_interval=max(0.0, args.partial_interval))
@@ -165,6 +172,8 @@ def run(args: argparse.Namespace) -> int:
     printer = Printer(as_json=args.json)
     with _open_source(args) as source, _stopped_by_signals(source):
         warnings = listen(transcriber, source, printer, options, partials=transcriber.following(1))
+        if isinstance(source, PcmStream) and not printer.texts:
+            warnings += _taken_for(source)
     for warning in warnings:
         _tell(warning)
     if printer.latencies:
@@ -178,9 +187,11 @@ def run(args: argparse.Namespace) -> int:
 @contextmanager
 def _open_source(args: argparse.Namespace) -> Iterator[Source]:
     if args.stdin:
-        stream = PcmStream(sys.stdin.buffer, PcmFormat(args.rate, args.channels))
+        stream = PcmStream(piped(), PcmFormat(args.rate, args.channels))
         _tell(f"reading standard input, {stream.format.rate} Hz, {stream.format.channels} channel(s)")
         yield stream
+        if not stream.frames and not stream.stopped:
+            raise AudioError("nothing came on standard input: look at what the program before the pipe says")
         return
     with Microphone(args.device, tap=args.tap, tell=_tell) as microphone:
         _tell(
@@ -190,6 +201,17 @@ def _open_source(args: argparse.Namespace) -> Iterator[Source]:
         yield microphone
     if microphone.overflows:
         _tell(f"PortAudio lost samples {microphone.overflows} times: this machine is too busy")
+
+
+def _taken_for(stream: PcmStream) -> tuple[str, ...]:
+    """Where nothing was understood: as what the samples were read, if nothing but the options said so."""
+    if stream.headed or not stream.frames:
+        return ()
+    form = stream.format
+    return (
+        f"no words in {stream.frames / form.rate:.1f} s of what was taken for raw 16-bit samples at {form.rate} Hz, "
+        f"{form.channels} channel(s): if it is something else, pipe it through `ffmpeg -i - -f wav -`",
+    )
 
 
 @contextmanager

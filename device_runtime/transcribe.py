@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from prunella.device_runtime.base.errors import AudioError
+from prunella.device_runtime.base.standard_streams import piped
 from prunella.device_runtime.decoding.beam_search import check_beams
 from prunella.device_runtime.engines.providers import require_all
 from prunella.device_runtime.options import BEAMS_HELP, STRICT_HELP, add_phrase_arguments, hold_to_phrases
@@ -27,7 +28,7 @@ def transcribe_files(
 ) -> Iterator[tuple[str | Path, Transcript | AudioError]]:
     """Transcribe files one by one ("-": standard input), yielding each path with its transcript, or with why there is none."""
     for path in paths:
-        source, name = (sys.stdin.buffer, "standard input") if path == "-" else (path, None)
+        source, name = (piped(), "standard input") if path == "-" else (path, None)
         try:
             with open_audio(source, name=name) as audio:
                 outcome: Transcript | AudioError = transcriber.transcribe(audio)
@@ -75,6 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_beams(args.beams)
+    if "-" in args.files:
+        piped()  # a terminal is refused before any work
     transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
     if args.strict:
         require_all(transcriber.engine)

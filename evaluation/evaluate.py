@@ -14,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import tqdm
 
+from prunella.device_runtime.base.cores import check_threads
 from prunella.device_runtime.base.errors import AudioError
+from prunella.device_runtime.decoding.beam_search import check_beams
 from prunella.device_runtime.engines.providers import require_all
 from prunella.device_runtime.options import BEAMS_HELP, STRICT_HELP
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
-from prunella.evaluation.records import ClipRecord, RecordsFile, clip_record
+from prunella.evaluation.records import ClipRecord, RecordsFile, check_records, clip_record
 from prunella.evaluation.report import (
     EvaluationReport,
     compare_reports,
@@ -137,7 +139,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--strict", action="store_true", help=STRICT_HELP)
     parser.add_argument(
-        "--records", type=Path, metavar="FILE", help="JSONL of every clip; an interrupted run goes on from it"
+        "--records", metavar="FILE", help="JSONL of every clip; an interrupted run goes on from it"
     )
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="JSON on stdout: overall and one entry a source")
@@ -145,6 +147,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """`prunella eval`: evaluate one or two systems and write the result to stdout."""
+    check_threads(args.threads)
+    check_beams(args.beams)
+    if args.records is not None:
+        check_records(args.records)
     manifest = read_manifest(args.speech).select(
         sources=args.source, max_seconds=args.max_seconds, limit=args.limit, seed=args.seed
     )

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunella.device_runtime.base.errors import AudioError, ManifestError, UsageError
+from prunella.device_runtime.base.suggestions import path_hint
 from prunella.device_runtime.sound.audio import load_audio
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
 
@@ -170,7 +171,7 @@ def read_manifest(path: str | Path, *, report: TextIO | None = None) -> SpeechMa
     path = Path(path)
     form = 'one {"audio_filepath": ..., "duration": ..., "text": ...} a line'
     if not path.is_file():
-        state = "is not a file" if path.exists() else "does not exist"
+        state = "is not a file" if path.exists() else f"does not exist{path_hint(path)}"
         raise ManifestError(f"manifest {path} {state}: give a JSONL file, {form}")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -242,7 +243,7 @@ def _parse(line: str, folder: Path) -> Utterance:
     except OSError as error:  # a name that is too long
         raise ValueError(f"{audio} cannot be opened ({error.strerror})") from error
     if not found:
-        raise ValueError(f"{audio} does not exist")
+        raise ValueError(f"{audio} {'is no file' if audio.exists() else 'does not exist'}")
     source, speaker = row.get("source"), row.get("speaker")
     for key, value in (("text", text), ("source", source), ("speaker", speaker)):
         if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):

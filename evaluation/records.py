@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import sys
@@ -9,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.base.files import sha256
+from prunella.device_runtime.base.outputs import check_output_file
 from prunella.device_runtime.transcript import Transcript
 from prunella.evaluation.manifest import Utterance
 from prunella.evaluation.word_errors import ClipErrors, count_errors
@@ -65,14 +67,31 @@ def clip_record(
     )
 
 
-_BEGINNING = '{"system": '  # of every line that `append` writes
+_BEGINNING = b'{"system": '  # of every line that `append` writes
+
+
+def check_records(path: str | Path) -> Path:
+    """Where the records will really be written, links followed.
+
+    Raises:
+        UsageError: what is there is no file of records, or nothing can be written there.
+    """
+
+    def ours(found: Path) -> bool:
+        if not found.is_file():  # a pipe, or /dev/null
+            return True
+        with found.open("rb") as file:
+            beginning = file.read(1 << 16).lstrip()
+        return beginning.startswith(_BEGINNING) or not beginning
+
+    return check_output_file(path, "file of records", ours)
 
 
 class RecordsFile:
     """A JSONL file of clip records, appended line by line; one file may hold several systems and manifests.
 
-    A line is found again by the system's fingerprint and a digest of the manifest's row, so that a changed transcript
-    or a rebuilt bundle is evaluated anew. A line cut short by a kill is ignored.
+    A line is found again by the system's fingerprint and a digest of the manifest's row and its audio, so that a changed
+    transcript, another recording or a rebuilt bundle is evaluated anew. A line cut short by a kill is ignored.
     """
 
     def __init__(self, path: str | Path, system: str, fingerprint: str) -> None:
@@ -86,15 +105,11 @@ class RecordsFile:
         Raises:
             UsageError: what is there is no file of records: nothing is appended to it.
         """
-        self.path = Path(path)
-        if self.path.is_dir():
-            raise UsageError(f"{path} is a folder, and records are a file: choose another name")
+        self.path = check_records(path)
         self._system = system
         self._fingerprint = fingerprint
         self._known: dict[str, ClipRecord] = {}
         text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
-        if text.strip() and not text.lstrip().startswith(_BEGINNING):
-            raise UsageError(f"{path} holds something other than records: choose another name")
         self._torn = bool(text) and not text.endswith("\n")
         damaged = 0
         for line in filter(str.strip, text.split("\n")):
@@ -117,7 +132,8 @@ class RecordsFile:
         head = {"system": self._system, "fingerprint": self._fingerprint, "row": row}
         line = json.dumps({**head, **record.to_json()}, ensure_ascii=False)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
+        # Half a character, in a name of another encoding, becomes its JSON escape.
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             # After a torn line a line of its own is begun, so that only the torn one is lost.
             file.write(("\n" if self._torn else "") + line + "\n")
         self._torn = False
@@ -125,9 +141,15 @@ class RecordsFile:
 
 
 def _row_digest(utterance: Utterance) -> str:
-    size = utterance.audio.stat().st_size
-    key = json.dumps([utterance.id, utterance.text, utterance.duration, utterance.source, size])
+    seen = utterance.audio.stat()
+    content = _content(utterance.audio, seen.st_size, seen.st_mtime_ns)
+    key = json.dumps([utterance.id, utterance.text, utterance.duration, utterance.source, content])
     return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=64)  # segments of a file, and looking for a row before adding it
+def _content(audio: Path, _size: int, _changed: int) -> str:
+    return sha256(audio)
 
 
 def _from_json(row: dict[str, Any]) -> ClipRecord:

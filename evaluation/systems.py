@@ -22,6 +22,7 @@ from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.extras import explained
 from prunella.device_runtime.base.files import sha256
 from prunella.device_runtime.base.model_names import BASELINE as BASELINE
+from prunella.device_runtime.base.suggestions import path_hint
 from prunella.device_runtime.bundle import MANIFEST_NAME
 from prunella.device_runtime.decoding.beam_search import check_beams
 from prunella.device_runtime.transcript import DecodeOptions, Transcript
@@ -117,7 +118,7 @@ def system_kind(name_or_path: str) -> str:
     # A Hub id is `name` or `owner/name`; anything else was meant as a path.
     if path.exists() or name_or_path.startswith((".", "/", "~")) or len(path.parts) > 2:
         raise UsageError(
-            f"no bundle or model folder at {name_or_path}: give a bundle, a checkpoint folder, 'reference', "
+            f"no bundle or model folder at {name_or_path}{path_hint(name_or_path)}: give a bundle, a checkpoint folder, 'reference', "
             f"a Hub id or '{BASELINE}'"
         )
     return "model"

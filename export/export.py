@@ -17,7 +17,7 @@ from prunella._version import __version__
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.extras import require
 from prunella.device_runtime.base.files import scratch_directory, whole_directory, write_text
-from prunella.device_runtime.base.outputs import check_output
+from prunella.device_runtime.base.outputs import check_output, check_space
 from prunella.device_runtime.bundle import Bundle, BundleManifest, DecoderSpec, open_bundle
 from prunella.device_runtime.engines.llama_library import llama_library
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
@@ -30,7 +30,7 @@ from prunella.needs import recipe_modules
 from prunella.pruning.calibration import speech_batches
 from prunella.quantize.bundle_writer import TOKENIZER_NAME, requantize, seal_bundle
 from prunella.quantize.gguf_recipes import SUPER_BLOCK, BundleRecipe, default_gguf_recipe, find_bundle_recipe
-from prunella.speech_llm.checkpoint import save_decoder
+from prunella.speech_llm.checkpoint import save_decoder, saved_bytes
 from prunella.speech_llm.load import load
 from prunella.speech_llm.model import SpeechLLM
 from prunella.targets.fit import fit_bundle
@@ -116,6 +116,8 @@ def export_float(
         )
     _check_libraries(chosen.name)
     speech_llm = model if isinstance(model, SpeechLLM) else load(model)
+    share = (chosen.onnx is not None) + (chosen.gguf is not None) / 2  # of float32
+    check_space(out, share * saved_bytes(speech_llm.decoder))
     facts = dict(provenance or {})
     with whole_directory(out) as partial:
         if chosen.onnx is not None:

@@ -28,11 +28,7 @@ FAMILIES = (
     "granite",
     "granitemoehybrid",
     "nemotron",
-    "olmo",
-    "internlm2",
-    "phimoe",
     "ernie4_5",
-    "hunyuan_v1_dense",
     "gpt_oss",
 )
 # What the builder takes and gets wrong, or fails over.
@@ -40,9 +36,13 @@ _REFUSED = {
     "smollm3": "the model builder fails over its layers without rotary embedding; a target with the gguf engine takes it",
     "gemma3_text": "the model builder does not read its rotary settings",
     "gemma3": "the model builder does not read its rotary settings",
+    "olmo": "the model builder's graph says something else",
+    "hunyuan_v1_dense": "the model builder's graph has no positions for its rotary embedding",
+    "phimoe": "the model builder takes it with code of its own alone",
     "lfm2": "its convolutions keep a state of their own beside keys and values",
     "lfm2_moe": "its convolutions keep a state of their own beside keys and values",
 }
+_ROTARY_KINDS = ("default", "llama3", "dynamic")  # those that the graphs of all families have
 _ROTARY_STEP = 16  # ONNX Runtime's GroupQueryAttention on a processor
 
 
@@ -64,12 +64,22 @@ def check_onnx_decoder(config: PretrainedConfig) -> None:
             "this granitemoehybrid has mamba layers, which keep a state of their own beside keys and values: "
             "take a Granite of attention layers alone"
         )
+    if kind == "granitemoehybrid" and getattr(text, "position_embedding_type", None) != "rope":
+        raise CheckpointError(
+            "this granitemoehybrid has no rotary embedding, and the model builder writes one: take a Granite that has it"
+        )
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     if size % _ROTARY_STEP:
         raise CheckpointError(
             f"attention heads of {size} cannot run on ONNX Runtime's CPU: they must be a multiple of {_ROTARY_STEP} wide"
         )
     rope = getattr(text, "rope_parameters", None) or {}
+    rotary = rope.get("rope_type", "default")
+    if rotary not in _ROTARY_KINDS and kind != "gpt_oss":
+        raise CheckpointError(
+            f"rotary embeddings of the kind '{rotary}' cannot be exported to ONNX (the model builder leaves it out, or fails "
+            f"over it): there are {', '.join(_ROTARY_KINDS)}"
+        )
     share = rope.get("partial_rotary_factor") or getattr(text, "partial_rotary_factor", None) or 1.0
     if int(share * size) % _ROTARY_STEP:
         raise CheckpointError(
@@ -89,9 +99,20 @@ def complete_graph(model: onnx.ModelProto, config: dict[str, Any], max_context: 
     scale = input_scale(config)
     if scale != 1.0:
         _scale_inputs(model.graph, scale)
+    epsilon = config.get("layer_norm_eps") or config.get("norm_eps")
+    if epsilon:
+        _set_epsilon(model.graph, float(epsilon))
     window = config.get("sliding_window")
     if window and not config.get("layer_types") and window < max_context:
         _slide_everywhere(model.graph, int(window))
+
+
+def _set_epsilon(graph: onnx.GraphProto, epsilon: float) -> None:
+    """The builder reads it of RMS norms alone, and writes 1e-6 for all other ones."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "epsilon" and "LayerNormalization" in node.op_type:
+                attribute.f = epsilon
 
 
 def _scale_inputs(graph: onnx.GraphProto, scale: float) -> None:

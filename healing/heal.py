@@ -21,7 +21,7 @@ import torch
 from accelerate.utils import DistributedType, broadcast_object_list
 
 from prunella.device_runtime.base.errors import UsageError
-from prunella.device_runtime.base.outputs import check_output
+from prunella.device_runtime.base.outputs import check_output, check_space
 from prunella.healing.adapters import TrainableDecoder, lora_layers
 from prunella.healing.clips import Clip, open_speech, tokenise
 from prunella.healing.dev_set import DevSet
@@ -40,7 +40,7 @@ from prunella.healing.plan import (
 from prunella.healing.run_state import RunState, read_state, unshard
 from prunella.healing.trainer import Trainer, make_accelerator
 from prunella.healing.training_speed import CompiledLayers, choose_attention, choose_compile, choose_precision
-from prunella.speech_llm.checkpoint import save_checkpoint
+from prunella.speech_llm.checkpoint import save_checkpoint, saved_bytes
 from prunella.speech_llm.ctc_head import ENGLISH
 from prunella.speech_llm.load import load
 from prunella.speech_llm.model import SpeechLLM
@@ -364,10 +364,15 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--dev-clips must be 1 or more: leave --dev out to train without")
     out = check_output(args.out, inputs=[args.model, args.teacher, args.dev, *args.speech])
     work = out.with_name(out.name + ".healing")
+    check_output(work, replaces=False)
+    if args.cache is not None:
+        check_output(args.cache, replaces=False)
     speech = open_speech(args.speech)
     dev = _drawn(open_speech([args.dev]), args.dev_clips) if args.dev else []
+    student = load(args.model)
+    check_space(out, saved_bytes(student))
     model = heal(
-        load(args.model),
+        student,
         plan,
         speech,
         dev=dev,

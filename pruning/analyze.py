@@ -14,10 +14,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from prunella.device_runtime.base.errors import UsageError
-from prunella.device_runtime.base.outputs import check_output
+from prunella.device_runtime.base.outputs import check_output, check_output_file
 from prunella.evaluation.manifest import read_manifest
 from prunella.pruning.calibration import read_lines, speech_batches, text_batches
-from prunella.pruning.redundancy import Agreement, RedundancyMap, agreement, measure_redundancy, save_maps
+from prunella.pruning.redundancy import (
+    Agreement,
+    RedundancyMap,
+    agreement,
+    is_map,
+    measure_redundancy,
+    save_maps,
+)
 from prunella.speech_llm import SpeechLLM, TextLLM, load_any
 from prunella.speech_llm.batches import DecoderBatch
 
@@ -87,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """`prunella analyze`."""
-    check_output(args.output, inputs=[args.model], replaces=False)
+    _check_folder(args.output, args.model)
     model = load_any(args.model)
     if args.speech and isinstance(model, TextLLM):
         raise UsageError(f"'{args.model}' is a text LLM: analyse it with --text FILE alone")
@@ -102,6 +109,13 @@ def run(args: argparse.Namespace) -> int:
         render_analysis(analysis) + f"\nsaved {args.output}/{MAP_NAME} and {args.output}/{PICTURE_NAME}\n"
     )
     return 0
+
+
+def _check_folder(folder: str, model: str) -> None:
+    out = check_output(folder, inputs=[model], replaces=False)
+    made = is_map(out / MAP_NAME)
+    check_output_file(out / MAP_NAME, "redundancy map", is_map)
+    check_output_file(out / PICTURE_NAME, "picture", lambda path: made)  # a picture says not whose it is
 
 
 def render_analysis(analysis: Analysis) -> str:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.files import whole_directory, write_json
-from prunella.device_runtime.base.outputs import check_output
+from prunella.device_runtime.base.outputs import check_output, check_space
 from prunella.evaluation.manifest import read_manifest
 from prunella.pruning.blocks import Block, check_blocks
 from prunella.pruning.bridge import BridgeReport, Method, bridge_blocks
@@ -25,7 +25,7 @@ from prunella.pruning.selection import NEEDS_MAP, STRATEGIES, Evidence, choose_b
 from prunella.pruning.surgery import check_reload, drop_layers, with_decoder
 from prunella.speech_llm import SpeechLLM, TextLLM, load_any, save_checkpoint
 from prunella.speech_llm.batches import cross_entropy
-from prunella.speech_llm.checkpoint import DECODER_NAME, save_decoder
+from prunella.speech_llm.checkpoint import DECODER_NAME, save_decoder, saved_bytes
 from prunella.speech_llm.decoder_view import decoder_view
 
 REPORT_NAME = "pruning.json"
@@ -187,8 +187,11 @@ def run(args: argparse.Namespace) -> int:
     count = len(decoder_view(model.decoder))
     blocks = tuple(Block.parse(text) for text in args.block or ())
     size = (
-        len(check_blocks(blocks, count)) if blocks else layers_to_drop(count, drop=args.drop, keep=args.keep)
+        sum(map(len, check_blocks(blocks, count)))
+        if blocks
+        else layers_to_drop(count, drop=args.drop, keep=args.keep)
     )
+    check_space(args.output, saved_bytes(model.decoder) * (count - size) / count)
     calibration = _calibration(model, args)
     strategy = "block" if blocks else args.strategy
     if not blocks:

@@ -6,6 +6,7 @@ Angular distance d(l, n) = arccos(cos(h_l, h_{l+n})) / pi of Gromov et al. (arXi
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -208,6 +209,14 @@ def save_maps(maps: dict[str, RedundancyMap], path: str | Path, **facts: Any) ->
     write_json(path, {**facts, "maps": {name: one.to_json() for name, one in maps.items()}})
 
 
+def is_map(path: str | Path) -> bool:
+    """Whether `load_maps` would read it."""
+    with contextlib.suppress(UsageError):
+        load_maps(path)
+        return True
+    return False
+
+
 def load_maps(path: str | Path) -> dict[str, RedundancyMap]:
     """Read the maps of a `redundancy.json`.
 
@@ -217,7 +226,7 @@ def load_maps(path: str | Path) -> dict[str, RedundancyMap]:
     try:
         body = json.loads(Path(path).read_text(encoding="utf-8"))
         return {name: RedundancyMap.from_json(one) for name, one in body["maps"].items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"{path} is no redundancy map ({error}): `prunella analyze MODEL -o DIR` makes one"
         ) from error

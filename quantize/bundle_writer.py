@@ -16,6 +16,7 @@ from prunella.device_runtime.engines.llama_library import llama_library
 from prunella.quantize.gguf_recipes import BundleRecipe, GgufRecipe, find_bundle_recipe
 from prunella.quantize.onnx_drift import measure_drift
 from prunella.quantize.onnx_graphs import quantize_audio_encoder, quantize_graphs
+from prunella.quantize.onnx_weights import check_weights
 from prunella.quantize.part_precision import with_precision
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -30,7 +31,8 @@ def requantize(bundle: Bundle, recipe: str, out: str | Path) -> Bundle:
     Raises:
         BundleError: the bundle is not float: nothing could be gained from it; or it has no files for the engine.
         UsageError: no such recipe, or an output that may not be replaced.
-        ExportError: the quantised graphs say something else than their rounding explains (`onnx_drift`).
+        ExportError: the quantised graphs say something else than their rounding explains (`onnx_drift`),
+            or hold other weights (`onnx_weights`).
     """
     check_output(out, inputs=[bundle.path])
     chosen = find_bundle_recipe(recipe)
@@ -52,10 +54,11 @@ def requantize(bundle: Bundle, recipe: str, out: str | Path) -> Bundle:
     with whole_directory(out) as partial:
         if chosen.onnx is not None:
             quantize_graphs(bundle.path / "onnx", chosen.onnx, partial / "onnx")
+        elif chosen.gguf is not None:
+            quantize_audio_encoder(bundle.path / "onnx", chosen.gguf.audio_encoder, partial / "onnx")
+        check_weights(bundle.path / "onnx", partial / "onnx")
         facts = manifest.provenance
         if chosen.gguf is not None:
-            if chosen.onnx is None:
-                quantize_audio_encoder(bundle.path / "onnx", chosen.gguf.audio_encoder, partial / "onnx")
             facts = facts | {"gguf": quantize_gguf(bundle, chosen.gguf, partial / "gguf")}
         shutil.copyfile(bundle.file(TOKENIZER_NAME), partial / TOKENIZER_NAME)
         renamed = _renamed(manifest, chosen, facts)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.base.suggestions import did_you_mean
 from prunella.quantize.recipes import RECIPES, Recipe, WeightFormat
 
 SUPER_BLOCK = 256  # weights that K-quants and IQ4_XS store together: a row must be a multiple
@@ -121,10 +121,9 @@ def find_bundle_recipe(name: str) -> BundleRecipe:
     for part in name.split("+"):
         recipe = RECIPES.get(part) or GGUF_RECIPES.get(part.upper())
         if recipe is None:
-            near = difflib.get_close_matches(part, [*RECIPES, *GGUF_RECIPES], n=1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
+            hint = did_you_mean(part, [*RECIPES, *GGUF_RECIPES])
             raise UsageError(
-                f"no recipe '{part}': {hint}there are {', '.join(RECIPES)} for ONNX Runtime and "
+                f"no recipe '{part}': {hint}{' ' if hint else ''}there are {', '.join(RECIPES)} for ONNX Runtime and "
                 f"{', '.join(GGUF_RECIPES)} for llama.cpp, and pairs such as int4+Q4_0"
             )
         engine = "onnx" if isinstance(recipe, Recipe) else "gguf"

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 
 from prunella.device_runtime.base.errors import BundleError
-from prunella.quantize.graph_file import save_graph
+from prunella.quantize.graph_file import load_graph, save_graph
 from prunella.quantize.onnx_passes import (
     ATTENTION,
     DOWN_PROJECTION,
@@ -39,7 +39,7 @@ def quantize_graphs(source: Path, recipe: Recipe, out: Path) -> None:
             for file in sorted(source.glob(f"{name}*")):
                 shutil.copyfile(file, out / file.name)
             continue
-        model = onnx.load(str(source / name))
+        model = load_graph(source / name)
         if name.startswith("decoder"):
             quantize_matmuls(model, recipe.head, lambda node: node.name == HEAD)
             quantize_matmuls(model, recipe.down_projection, lambda node: node.name.endswith(DOWN_PROJECTION))
@@ -70,7 +70,7 @@ def quantize_audio_encoder(source: Path, weights: WeightFormat, out: Path) -> No
     if not (source / name).is_file():
         raise BundleError(f"{source} holds no {name}: export the model again")
     out.mkdir(parents=True, exist_ok=True)
-    model = onnx.load(str(source / name))
+    model = load_graph(source / name)
     _quantize_layers(model, weights)
     save_graph(model, out / name)
 

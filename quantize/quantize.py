@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from prunella.device_runtime.base.cores import check_threads
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.outputs import check_output
 from prunella.device_runtime.bundle import Bundle, open_bundle
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Entry of `prunella quantize`."""
+    check_threads(args.threads)
     check_output(args.out, inputs=[args.bundle, args.speech])
     bundle = _auto(args) if args.auto else quantize(args.bundle, args.recipe, args.out)
     sys.stderr.write(f"{bundle.manifest.recipe}: {bundle.total_bytes / 1e6:.1f} MB\n")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
 from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.base.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,5 @@ def find_recipe(name: str) -> Recipe:
     """
     if name in RECIPES:
         return RECIPES[name]
-    near = difflib.get_close_matches(name, RECIPES, n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    raise UsageError(f"no recipe '{name}': {hint}there are {', '.join(RECIPES)}")
+    hint = did_you_mean(name, RECIPES)
+    raise UsageError(f"no recipe '{name}': {hint}{' ' if hint else ''}there are {', '.join(RECIPES)}")

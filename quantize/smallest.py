@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from prunella.device_runtime.base.errors import BundleError, ExportError, TargetError, UsageError
-from prunella.device_runtime.base.files import hold, remove_abandoned, sha256, whole_directory
-from prunella.device_runtime.base.outputs import check_output, output_path
+from prunella.device_runtime.base.files import beside, hold, remove_abandoned, sha256, whole_directory
+from prunella.device_runtime.base.outputs import check_output
 from prunella.device_runtime.bundle import MANIFEST_NAME, Bundle, open_bundle
 from prunella.evaluation.evaluate import evaluate
 from prunella.evaluation.manifest import SpeechManifest
@@ -204,9 +204,9 @@ def _search(
 
 def _work_folder(bundle: Bundle, out: Path) -> Path:
     """Where this search keeps what it did; what it kept for another bundle is removed."""
-    out = output_path(out)
-    work = out.parent / f".{out.name}.search-{sha256(bundle.path / MANIFEST_NAME)[:12]}"
-    for other in out.parent.glob(f"{glob.escape(f'.{out.name}.search-')}*"):
+    stem = beside(out, "search")
+    work = stem.with_name(f"{stem.name}{sha256(bundle.path / MANIFEST_NAME)[:12]}")
+    for other in stem.parent.glob(f"{glob.escape(stem.name)}*"):
         if other != work:
             remove_abandoned(other)
     work.mkdir(parents=True, exist_ok=True)

@@ -106,6 +106,11 @@ def load_weights(module: nn.Module, tensors: Mapping[str, torch.Tensor], where: 
         raise CheckpointError(f"{where} does not fit its config.json: {reason}") from error
 
 
+def saved_bytes(module: nn.Module) -> int:
+    """Of the weights of a model or a part of one in its dtypes, tied ones once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+
+
 def copy_checkpoint(source: Path, folder: Path) -> None:
     """Copy a checkpoint folder, whole or not at all."""
     with whole_directory(folder) as partial:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from transformers import AutoConfig, WhisperForConditionalGeneration
 
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.device_runtime.base.model_names import EMBEDDED
+from prunella.device_runtime.base.suggestions import did_you_mean, nearest_paths
 from prunella.speech_llm.checkpoint import load_decoder, load_weights
 from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
 from prunella.speech_llm.decoder_view import decoder_view
@@ -35,12 +35,16 @@ def download(model_id: str) -> Path:
     try:
         return Path(snapshot_download(model_id, allow_patterns=_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        near = difflib.get_close_matches(model_id, EMBEDDED, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise CheckpointError(
-            f"no model '{model_id}': {hint}It is neither a folder, an embedded model (`prunella models list`) nor a "
-            "Hugging Face id that can be reached from here"
-        ) from error
+        raise no_model(model_id) from error
+
+
+def no_model(name: str) -> CheckpointError:
+    """What to say of a name that stands for nothing."""
+    hint = did_you_mean(name, [*EMBEDDED, *nearest_paths(name)])
+    return CheckpointError(
+        f"no model '{name}': {hint}{' ' if hint else ''}It is neither a folder, an embedded model "
+        "(`prunella models list`) nor a Hugging Face id that can be reached from here"
+    )
 
 
 def is_ultravox(folder: Path) -> bool:

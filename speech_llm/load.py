@@ -10,11 +10,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.device_runtime.base.files import bring_back
 from prunella.device_runtime.base.model_names import EMBEDDED
+from prunella.device_runtime.base.suggestions import nearest
 from prunella.speech_llm import hub
 from prunella.speech_llm.checkpoint import is_checkpoint, load_checkpoint, load_decoder
 from prunella.speech_llm.model import SpeechLLM
-from prunella.speech_llm.model_folder import check_is_text, check_model_folder
+from prunella.speech_llm.model_folder import check_is_text, check_memory, check_model_folder
 from prunella.speech_llm.reference import reference_folder
+
+_MISTYPED = 0.8  # so like an embedded model's name is none of the Hub
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,11 @@ def resolve(name: str | Path) -> Path:
         return reference_folder(str(name))
     folder = Path(name)
     bring_back(folder)
-    return folder if folder.is_dir() else hub.download(str(name))
+    if folder.is_dir():
+        return folder
+    if nearest(str(name), EMBEDDED, cutoff=_MISTYPED):
+        raise hub.no_model(str(name))  # a typing error is not sent to the Hub
+    return hub.download(str(name))
 
 
 def load(name: str | Path) -> SpeechLLM:
@@ -56,6 +63,7 @@ def load_any(name: str | Path) -> SpeechLLM | TextLLM:
     """
     folder = resolve(name)
     check_model_folder(folder)
+    check_memory(folder)
     if is_checkpoint(folder):
         model = load_checkpoint(folder)
         if str(name) in EMBEDDED:

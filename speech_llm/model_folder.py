@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from prunella.device_runtime.base.errors import CheckpointError
+from prunella.quantize.free_memory import whole_memory
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 _POINTER_BYTES = 1_024  # the specification's limit
+_LONGEST_HEADER = 100_000_000  # safetensors' own
 _WEIGHTS = ("*.safetensors", "*.bin")
 _AUDIO = ("audio", "speech", "thinker_config")
 
@@ -49,6 +53,34 @@ def check_model_folder(folder: Path) -> None:
             f"{folder} is quantised already ({method or 'by an unnamed method'}): prunella starts from float weights, "
             "take the model that it was made of"
         )
+
+
+def check_memory(folder: Path) -> None:
+    """Refuse a model that is larger in float32 than all the memory here: loading it ends in a process that was killed.
+
+    Raises:
+        CheckpointError: it is.
+    """
+    needed = 4 * sum(map(_numbers, [*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]))
+    memory = whole_memory()
+    if needed > memory:
+        raise CheckpointError(
+            f"{folder} takes {needed / 1e9:.1f} GB of memory in float32, in which prunella works, and this machine or "
+            f"container has {memory / 1e9:.1f} GB: take one with more"
+        )
+
+
+def _numbers(path: Path) -> int:
+    """In a safetensors file, by its header; 0 where that is damaged, which its reader says."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > _LONGEST_HEADER:
+                return 0
+            header = json.loads(file.read(length))
+        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, struct.error, TypeError, KeyError, AttributeError):
+        return 0
 
 
 def check_is_text(folder: Path) -> None:

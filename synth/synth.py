@@ -22,8 +22,8 @@ import tqdm
 
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import ManifestError, UsageError
-from prunella.device_runtime.base.files import whole_file, write_json
-from prunella.device_runtime.base.outputs import check_output
+from prunella.device_runtime.base.files import only_writer, whole_file, write_json
+from prunella.device_runtime.base.outputs import check_output, output_path
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
 from prunella.device_runtime.sound.resampling import resample
 from prunella.synth.noise import NOISES, coloured_noise
@@ -70,18 +70,30 @@ def synthesise(
         The manifest's path.
 
     Raises:
-        UsageError: `folder` holds clips of other sentences or of another plan.
+        UsageError: `folder` holds clips of other sentences or of another plan, or another process writes there.
         EngineError: a voice cannot speak here.
         ManifestError: no sentence, or none gave any sound.
     """
     check_output(folder, replaces=False)
-    folder = Path(folder)
+    folder = output_path(folder)
     sentences = [" ".join(sentence.split()) for sentence in sentences]
     work = [(number, text) for number, text in enumerate(sentences * plan.copies) if text]
     if not work:
         raise ManifestError("there is no sentence to say: give a text file with one sentence a line")
     voices = open_voices(plan.voices)
     _claim(folder, {**json.loads(json.dumps(asdict(plan))), "sentences": len(sentences)})
+    with only_writer(folder):
+        return _speak_all(work, folder, plan, voices, jobs, progress)
+
+
+def _speak_all(
+    work: Sequence[tuple[int, str]],
+    folder: Path,
+    plan: SynthesisPlan,
+    voices: list[Voice],
+    jobs: int,
+    progress: bool,
+) -> Path:
     manifest = folder / MANIFEST_NAME
     done = _made(manifest, dict(work))
     left = [item for item in work if item[0] not in done]
@@ -157,8 +169,8 @@ def _speak_batch(
             rows.append(None)
             continue
         name = f"clips/{number // _SHARD:04d}/{number:07d}.flac"
-        with whole_file(folder / name) as partial:
-            soundfile.write(partial, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        with whole_file(folder / name) as partial, partial.open("wb") as file:
+            soundfile.write(file, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
         rows.append(
             {
                 "audio_filepath": name,
@@ -176,9 +188,11 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / SETTINGS_NAME
     if path.is_file():
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UsageError(f"{path} cannot be read: remove {folder} to begin anew") from error
+            known = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise UsageError(
+                f"{path} is none that `synth` wrote: choose another folder, or remove {folder}"
+            ) from error
         changed = [key for key in settings if known.get(key) != settings[key]]
         if changed:
             raise UsageError(
@@ -198,21 +212,23 @@ def _made(manifest: Path, wanted: dict[int, str]) -> set[int]:
     """Numbers of the clips that a manifest has; a last line cut off by a kill is removed from it."""
     if not manifest.is_file():
         return set()
-    rows = []
-    for line in manifest.read_bytes().split(b"\n"):
+    *lines, torn = manifest.read_bytes().split(b"\n")
+    done = set()
+    for line in lines:
         try:
             row = json.loads(line)
-            rows.append((int(row["number"]), row))
-        except (ValueError, KeyError, TypeError):
-            continue
-    for number, row in rows:
-        if wanted.get(number) != row["text"]:
+            number, text = int(row["number"]), row["text"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"{manifest} has lines that `synth` did not write: choose another folder, or move them elsewhere"
+            ) from error
+        if wanted.get(number) != text:
             raise UsageError(f"{manifest} has other sentences: choose another folder, or remove this one")
-    with whole_file(manifest) as partial:
-        partial.write_text(
-            "".join(json.dumps(row, ensure_ascii=False) + "\n" for _, row in rows), encoding="utf-8"
-        )
-    return {number for number, _ in rows}
+        done.add(number)
+    if torn:
+        with whole_file(manifest) as partial:
+            partial.write_bytes(b"".join(line + b"\n" for line in lines))
+    return done
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

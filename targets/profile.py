@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from prunella.device_runtime.base.errors import TargetError
+from prunella.device_runtime.base.suggestions import did_you_mean
 from prunella.device_runtime.bundle import OptionValue, Provider
 from prunella.targets.schema import read_merged, read_toml, typed_fields
 
@@ -117,8 +117,7 @@ def target_path(name: str | Path) -> Path:
         return PROFILES / f"{text}.toml"
     if text.endswith(".toml"):
         return Path(name)
-    near = difflib.get_close_matches(text, list_targets(), n=1, cutoff=0.3)
-    hint = f"did you mean '{near[0]}'?" if near else f"there is {', '.join(list_targets())}."
+    hint = did_you_mean(text, list_targets(), cutoff=0.3) or f"there is {', '.join(list_targets())}."
     raise TargetError(
         f"no target '{text}': {hint} `prunella targets list` shows them; a path to a .toml works too"
     )

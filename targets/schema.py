@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 import typing
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prunella.device_runtime.base.errors import TargetError
+from prunella.device_runtime.base.suggestions import did_you_mean
 from prunella.device_runtime.engines.provider_options import (
     check_llama_option,
     check_provider,
@@ -92,8 +92,7 @@ def typed_fields(body: Table, kind: type, path: Path, *, prefix: str = "", parti
     known = {entry.name: entry for entry in fields(kind)}
     for key in body:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+            hint = did_you_mean(key, known) or f"known keys: {', '.join(known)}"
             raise TargetError(f"{path}: unknown key '{prefix}{key}': {hint}")
     values: Table = {}
     for key, entry in known.items():

@@ -24,7 +24,8 @@ from prunella.targets.profile import list_targets, load_target
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `prunella targets`."""
-    verbs = parser.add_subparsers(dest="what", required=True)
+    verbs = parser.add_subparsers(dest="what", title="verbs (default: list)")
+    parser.set_defaults(what="list")
     verbs.add_parser("list", help="the built-in targets, one a line")
     show = verbs.add_parser("show", help="everything known about one target, its install lines last")
     show.add_argument("name", help="a target's name, or the path of a .toml")

@@ -70,6 +70,29 @@ def test_a_full_standard_output_is_said_in_a_line(shell):
     assert done.stderr.startswith("prunella: ") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_standard_error_loses_no_result():
+    done = _program("transcribe nowhere x.wav 2>/dev/full")
+    assert done.returncode == 1
+    done = _program("-V 2>/dev/full")
+    assert done.returncode == 0 and done.stdout.startswith("prunella ")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no pseudo-terminals")
+@pytest.mark.parametrize("verb", ["transcribe", "listen"])
+def test_a_terminal_is_no_recording(verb, tmp_path):
+    ours, theirs = os.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "prunella", verb, str(tmp_path), "-"],
+        stdin=theirs,
+        capture_output=True,
+        text=True,
+    )
+    os.close(ours)
+    os.close(theirs)
+    assert done.returncode == 2 and "is a terminal" in done.stderr
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8:strict"])
 def test_no_name_ends_a_run_and_json_stays_json(encoding):
     code = (
@@ -88,9 +111,50 @@ def test_no_name_ends_a_run_and_json_stays_json(encoding):
 
 def test_help_is_a_verb_too(capsys):
     assert main(["help"]) == 0 and "usage: prunella VERB" in capsys.readouterr().out
+    for words in (["help", "info"], ["--help", "info"]):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0 and "usage: prunella info" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["transcribe", "B", "x.wav", "--jsno"], "no option '--jsno': did you mean '--json'? `prunella tr"),
+        (
+            ["transcribe", "B", "x.wav", "--recpie", "y"],
+            "no option '--recpie'; `prunella transcribe --help` exp",
+        ),
+        (["devices", "--metr"], "did you mean '--meter'?"),
+        (["transcribe"], "required: BUNDLE, FILE; `prunella transcribe --help`"),
+        (["transcribe", "--tread", "2"], "no option '--tread': did you mean '--threads'? the following"),
+        (["targets", "lst"], "did you mean 'list'?"),
+        (["targets", "show", "x86-cpu", "--jsn"], "no option '--jsn': did you mean '--json'? `prunella"),
+        (["transcribe", "B", "x.wav", "--threads", "two"], "argument --threads: invalid int value: 'two'"),
+    ],
+)
+def test_wrong_words_are_one_line_that_says_what_was_meant(words, said, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["help", "info"])
-    assert ended.value.code == 0 and "usage: prunella info" in capsys.readouterr().out
+        main(words)
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("prunella: ") and said in captured.err and captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_verbs_of_verbs_list_by_default_and_options_stand_behind_the_verb(capsys):
+    assert main(["targets"]) == main(["models"]) == 0
+    out = capsys.readouterr().out
+    assert "jetson-orin-nano" in out and "reference-pruned" in out
+    assert main(["--json", "targets"]) == 2 and "prunella VERB --json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limits", [["--beams", "1000"], ["--beams", "-1"], ["--threads", "10000"]])
+@pytest.mark.parametrize("verb", ["transcribe", "listen", "serve", "eval"])
+def test_limits_are_refused_before_anything_is_opened(verb, limits, capsys):
+    words = {"transcribe": ["x.wav"], "eval": ["--speech", "no.jsonl"]}.get(verb, [])
+    assert main([verb, "no-bundle", *words, *limits]) == 2
+    assert "are not possible: give 1 to" in capsys.readouterr().err
 
 
 def test_a_folder_of_bundles_names_them(tmp_path, capsys):

@@ -101,6 +101,7 @@ def _installed(shell) -> dict[str, str]:
     return {row["name"].lower().replace("_", "-"): row["version"] for row in rows}
 
 
+@pytest.mark.slow
 @posix
 def test_the_lines_of_every_target_run_beside_the_wheel(shell, capsys):
     lines = set()
@@ -128,6 +129,7 @@ def test_the_lines_of_every_target_run_beside_the_wheel(shell, capsys):
     assert found["prunella"] != FOREIGN and {"jiwer", "onnxruntime", "starlette"} <= found.keys()
 
 
+@pytest.mark.slow
 @posix
 def test_the_line_of_a_checkout_runs_and_names_no_index(shell, made):
     checkout, _, _ = made

@@ -25,6 +25,8 @@ def test_what_a_command_needs_follows_from_its_words(tmp_path):
     assert "cryptography" in _needs("serve", "b", "--tls") and "wyoming" in _needs(
         "serve", "b", "--wyoming=10300"
     )
+    assert "llama_cpp" in _needs("export", "m", "--targ=jetson-orin-nano")  # as argparse takes it
+    assert "wyoming" in _needs("serve", "b", "--wyo")
     assert "torch" in _needs("models", "fetch") and not _needs("models", "list")
     (tmp_path / "bundle.json").write_text('{"engines": ["gguf", "onnx"]}')
     bundle = str(tmp_path)

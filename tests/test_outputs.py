@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -81,6 +82,62 @@ def test_an_input_is_not_replaced_however_it_is_spelled(here, capsys, verb, spel
     _refused(capsys, verb, out, "the input")
 
 
+@pytest.mark.parametrize("verb", ["prune", "export", "build"])
+def test_a_disk_that_is_too_small_is_said_before_the_work(here, capsys, monkeypatch, verb):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10_000))
+    _refused(capsys, verb, "new", "the output will take at least")
+    assert not Path("new").exists()
+
+
+@pytest.mark.parametrize("verb", REPLACING)
+def test_nothing_is_written_into_an_input(here, capsys, verb):
+    Path("link").symlink_to(READS[verb])
+    for out in (f"{READS[verb]}/sub", f"./{READS[verb]}/a/b", "link/sub"):
+        _refused(capsys, verb, out, "inside the input")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_cannot_be_written_is_said_before_the_work(here, capsys, verb):
+    Path("loop").symlink_to("loop")
+    _refused(capsys, verb, "text.txt/below", "text.txt is a file")
+    _refused(capsys, verb, "loop", "cannot be written")
+    _refused(capsys, verb, 300 * "n", "cannot be written")
+    if Path("/proc/self").exists():
+        _refused(capsys, verb, "/proc/prunella", "cannot be written")
+    if verb not in ("analyze", "synth"):
+        _refused(capsys, verb, "o\udce9", "UTF-8")
+
+
+@pytest.mark.parametrize("made", ["redundancy.png", "redundancy.json"])
+def test_analyze_replaces_no_map_or_picture_of_another(here, capsys, made):
+    Path(made).write_text("[]")
+    _refused(capsys, "analyze", ".", "that prunella wrote")
+
+
+@pytest.mark.parametrize("name, text", [("notes.txt", "mine"), ("plan.json", "[]"), ("plan.json", "{"), ("plan.json", "{}")])  # fmt: skip
+def test_build_says_before_loading_that_a_folder_holds_something_else(here, capsys, monkeypatch, name, text):
+    Path("new").mkdir()
+    Path("new", name).write_text(text)
+    monkeypatch.setattr("prunella.build.load", None)
+    _refused(capsys, "build", "new", "holds no build")
+
+
+def test_records_and_taps_replace_no_file_of_another(here, capsys):
+    """Asked before the system is opened, which is not there."""
+    Path("SPEECH").write_text('{"audio_filepath": "text.txt", "text": "one", "duration": 1}')
+    before = _all(here)
+    for words in (["eval", "nothing", "--speech", "SPEECH", "--records"], ["listen", "nothing", "--tap"]):
+        for name, reason in {
+            "text.txt": "that prunella wrote",
+            "MODEL": "is a folder",
+            "": "no name",
+            "text.txt/x": "is a file",
+        }.items():
+            assert main([*words, name]) == 2
+            assert reason in capsys.readouterr().err
+    assert _all(here) == before
+
+
 def test_what_prune_made_is_replaced_and_a_link_is_followed(here, capsys):
     Path("disk").mkdir()
     Path("out").symlink_to("disk")
@@ -98,7 +155,7 @@ def test_synth_adds_to_no_manifest_of_another(here, capsys):
 
 def test_notes_among_a_bundles_graphs_are_not_replaced(here):
     check_output("BUNDLE")
-    for name in ("onnx/notes.txt", "onnx/mine/decoder.onnx", "gguf/thesis.docx"):
+    for name in ("onnx/notes.txt", "onnx/mine.onnx", "onnx/mine/decoder.onnx", "gguf/thesis.docx"):
         file = Path("BUNDLE") / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()

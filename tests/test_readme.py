@@ -27,6 +27,7 @@ def desk(small_speech_llm, noise_manifest, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_verbs_of_the_readme_run_in_order(desk, noise_manifest, capfd):
     (commands,) = _blocks("sh")
     lines = commands.strip().splitlines()
@@ -46,6 +47,7 @@ def test_the_verbs_of_the_readme_run_in_order(desk, noise_manifest, capfd):
     assert (desk / "out" / "redundancy" / "redundancy.png").exists()
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs(desk, noise_manifest, capsys):
     (code,) = _blocks("python")
     code = code.replace('"reference"', '"tiny"').replace(

@@ -23,6 +23,8 @@ from prunella.speech_llm.checkpoint import save_checkpoint
 from prunella.speech_llm.load import load
 from prunella.weights.wheels import WHISPER_TINY_EN
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

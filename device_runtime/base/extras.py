@@ -42,6 +42,17 @@ LIBRARIES: dict[str, tuple[str, str]] = {
     "scipy": ("scipy", "build"),  # synth brings it too
     "matplotlib": ("matplotlib", "build"),
 }
+_EVERYWHERE = (
+    "numpy",
+    "msgspec",
+    "tokenizers",
+    "soundfile",
+    "soxr",
+    "sounddevice",
+    "threadpoolctl",
+    "tqdm",
+    "psutil",
+)
 _WITHIN = {"build": ("cpu", "eval")}  # extras that another one brings
 _NEWER_PYTHON = ("build", "datasets")  # these libraries need 3.11
 _SHOWN = 4
@@ -124,7 +135,7 @@ def _needs(modules: list[str], what: str) -> str:
         install_line,  # only where it is said: it takes time
     )
 
-    named = [LIBRARIES.get(module, (module, "build")) for module in modules]
+    named = [LIBRARIES.get(module, (module, "" if module in _EVERYWHERE else "build")) for module in modules]
     extras = {extra for module, (_, extra) in zip(modules, named, strict=True) if module != "scipy"}
     if "scipy" in modules and not extras & {"build", "synth"}:
         extras.add("build")
@@ -139,6 +150,6 @@ def _needs(modules: list[str], what: str) -> str:
     notes = [
         note for extra, note in _NOTES.items() if extra in extras and (extra != "cpu" or extras == {"cpu"})
     ]
-    return f"{what} needs {shown}: {install_line(*sorted(extras))}" + (
+    return f"{what} needs {shown}: {install_line(*sorted(filter(None, extras)))}" + (
         f" ({'; '.join(notes)})" if notes else ""
     )

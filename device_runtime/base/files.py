@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prunella.device_runtime.base.errors import OutputError
+from prunella.device_runtime.base.errors import OutputError, UsageError
 from prunella.device_runtime.base.exchange import exchange
 from prunella.device_runtime.base.outputs import HIDDEN, check_output, contents, output_path
 
@@ -28,6 +28,7 @@ else:
 _COMPLETE, _ARRIVING, _REPLACED = f"{HIDDEN}complete", f"{HIDDEN}arriving", f"{HIDDEN}replaced"
 _ABANDONED_SECONDS = 24 * 3_600
 _TRIES = 100
+_LONGEST = 200  # bytes of a name; the most that file systems take is 255
 _writing: set[Path] = set()  # temporary folders of this process
 
 
@@ -41,7 +42,7 @@ def whole_file(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
     """
     path = output_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
+    partial = path.with_name(f".{_short(path.name)}.{secrets.token_hex(4)}{_short(path.suffix)}")
     # The system applies the umask: to read it would be to change it, under the feet of other threads.
     os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
     try:
@@ -73,10 +74,8 @@ def whole_directory(path: str | Path) -> Iterator[Path]:
     path = check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     bring_back(path)
-    inside = path.is_dir() and not _can_be_renamed(path)
-    with scratch_directory(
-        path / HIDDEN.rstrip("-") if inside else path, "partial", dot=not inside
-    ) as partial:
+    inside = can_only_be_filled(path)
+    with scratch_directory(path, "partial") as partial:
         yield partial
         for file in partial.rglob("*"):
             if file.is_file():
@@ -92,15 +91,14 @@ def whole_directory(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def scratch_directory(path: str | Path, kind: str, *, dot: bool = True) -> Iterator[Path]:
-    """A folder `.NAME.KIND-*` beside `path`, gone afterwards. Those that a dead process left are removed, others not."""
-    path = output_path(path)
-    stem = f"{'.' if dot else ''}{path.name}{'.' if dot else '-'}{kind}-"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f"{glob.escape(stem)}*"):
+def scratch_directory(path: str | Path, kind: str) -> Iterator[Path]:
+    """A folder `beside` an output, gone afterwards. Those that a dead process left are removed, others not."""
+    stem = beside(path, kind)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for stale in stem.parent.glob(f"{glob.escape(stem.name)}*"):
         remove_abandoned(stale)
     while True:
-        folder = path.parent / f"{stem}{secrets.token_hex(4)}"
+        folder = stem.with_name(f"{stem.name}{secrets.token_hex(4)}")
         folder.mkdir()
         with hold(folder) as held:
             if not held:  # another process took it for abandoned in between
@@ -112,6 +110,14 @@ def scratch_directory(path: str | Path, kind: str, *, dot: bool = True) -> Itera
                 _writing.discard(folder)
                 shutil.rmtree(folder, ignore_errors=True)
             return
+
+
+def beside(path: str | Path, kind: str) -> Path:
+    """How the names of an output's unfinished companions begin: `.NAME.KIND-`, or inside it where it can only be filled."""
+    path = output_path(path)
+    if can_only_be_filled(path):
+        return path / f"{HIDDEN}{kind}-"
+    return path.with_name(f".{_short(path.name)}.{kind}-")
 
 
 @contextlib.contextmanager
@@ -136,6 +142,38 @@ def hold(folder: Path) -> Iterator[bool]:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """For a folder that is added to: one process at a time, until the block or the process ends, not its children.
+
+    Raises:
+        UsageError: another process writes there.
+    """
+    if fcntl is None:
+        yield
+        return
+    lock = folder / f"{HIDDEN}writer"
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.lockf(
+                handle, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # `flock` would go on in forked workers that outlive us
+            alone = os.path.samestat(os.fstat(handle), lock.stat())
+        except OSError as error:  # a file system without locks: everyone is alone
+            alone = error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.ENOENT)
+        if not alone:
+            raise UsageError(
+                f"another process is writing to {folder}: wait for it, or choose another folder with -o"
+            )
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
 def remove_abandoned(folder: Path) -> bool:
     """Remove a temporary folder whose process is dead; without locks, one that nobody has touched for a day."""
     if fcntl is None or not _has_locks(folder):
@@ -155,7 +193,7 @@ def bring_back(path: str | Path) -> None:
     path = Path(os.path.realpath(path))
     with contextlib.suppress(OSError):  # read-only media: nothing was half done there by us
         if not path.exists():
-            hidden = path.parent.glob(f"{glob.escape(f'.{path.name}.replaced-')}*")
+            hidden = path.parent.glob(f"{glob.escape(f'.{_short(path.name)}.replaced-')}*")
             for old in sorted(hidden, key=lambda folder: folder.stat().st_mtime, reverse=True)[:1]:
                 old.rename(path)
         elif any((path / name).is_dir() for name in (_COMPLETE, _ARRIVING)):
@@ -182,7 +220,7 @@ def _take_place(partial: Path, path: Path) -> bool:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT) or not partial.exists():
                 raise
         else:
-            for old in path.parent.glob(f"{glob.escape(f'.{path.name}.replaced-')}*"):
+            for old in path.parent.glob(f"{glob.escape(f'.{_short(path.name)}.replaced-')}*"):
                 shutil.rmtree(old, ignore_errors=True)
             _sync_folder(path.parent)
             return True
@@ -190,7 +228,7 @@ def _take_place(partial: Path, path: Path) -> bool:
 
 
 def _displace(partial: Path, path: Path) -> None:
-    old = path.with_name(f".{path.name}.replaced-{secrets.token_hex(4)}")
+    old = path.with_name(f".{_short(path.name)}.replaced-{secrets.token_hex(4)}")
     path.rename(old)
     try:
         partial.rename(path)
@@ -228,12 +266,22 @@ def _finish_moving(path: Path) -> None:
     shutil.rmtree(path / _REPLACED, ignore_errors=True)
 
 
-def _can_be_renamed(path: Path) -> bool:
+def can_only_be_filled(path: Path) -> bool:
+    """Whether an output is there that cannot be replaced by a rename: a mount point, or in a folder that is read-only."""
     # The folder that one stands in could be renamed, but a shell would go on in the one that is gone.
     try:
-        return not (path.is_mount() or path.samefile(Path.cwd()) or not os.access(path.parent, os.W_OK))
+        return path.is_dir() and (
+            path.is_mount() or path.samefile(Path.cwd()) or not os.access(path.parent, os.W_OK)
+        )
     except FileNotFoundError:  # another writer is replacing it at this moment
-        return True
+        return False
+
+
+def _short(name: str) -> str:
+    """A name, or where something put around it would make it too long for a file system, a part of it and a digest."""
+    if len(os.fsencode(name)) <= _LONGEST:
+        return name
+    return f"{name[:50]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
 
 
 def _has_locks(folder: Path) -> bool:

@@ -47,21 +47,22 @@ def fill_in(line: str, *, elsewhere: bool = False) -> str:
     )
 
 
-def _origin(extras: str) -> str:
+def _origin(asked: str) -> str:
+    extras = f"[{asked}]" if asked else ""
     if (_HERE / "pyproject.toml").is_file():
-        return f"-e {_quoted(f'{_HERE}[{extras}]')}"
+        return f"-e {_quoted(f'{_HERE}{extras}')}"
     record = _direct_url()
     url = str(record.get("url", ""))
     if url.startswith("file:"):
         place = Path(url2pathname(urlsplit(url).path))
         if place.exists():
-            return _quoted(f"{place}[{extras}]")
+            return _quoted(f"{place}{extras}")
     elif "vcs_info" in record:
         vcs = record["vcs_info"]
-        return _quoted(f"prunella[{extras}] @ {vcs.get('vcs', 'git')}+{url}@{vcs.get('commit_id', 'HEAD')}")
+        return _quoted(f"prunella{extras} @ {vcs.get('vcs', 'git')}+{url}@{vcs.get('commit_id', 'HEAD')}")
     elif url:
-        return _quoted(f"prunella[{extras}] @ {url}")
-    return _quoted(f"{wheel_name()}[{extras}]")
+        return _quoted(f"prunella{extras} @ {url}")
+    return _quoted(f"{wheel_name()}{extras}")
 
 
 def _direct_url() -> dict[str, Any]:

@@ -7,9 +7,9 @@ of others. These tables were read from the strings of the wheels onnxruntime-gpu
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
+from prunella.device_runtime.base.suggestions import did_you_mean
 from prunella.device_runtime.bundle import OptionValue
 from prunella.device_runtime.engines.providers import CPU
 
@@ -112,5 +112,4 @@ def split_llama_options(
 
 
 def _choice(name: str, known: Mapping[str, object] | frozenset[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"choose among {', '.join(sorted(known))}"
+    return did_you_mean(name, known) or f"choose among {', '.join(sorted(known))}"

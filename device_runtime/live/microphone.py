@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -13,6 +14,7 @@ import numpy as np
 
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import AudioError, PrunellaError
+from prunella.device_runtime.base.outputs import check_output_file
 from prunella.device_runtime.live.audio_block import AudioBlock, LiveResampler
 from prunella.device_runtime.live.capture_queue import CaptureQueue
 from prunella.device_runtime.live.portaudio import (
@@ -32,6 +34,7 @@ _SILENT_SECONDS = (
 )
 _FIRST_SECONDS = 2.0  # most that is waited for the first callback: only then does the device really record
 _RETRY_SECONDS = 1.0
+_TAPPED_BY = "prunella"  # stands in a tap, so that it is known again
 
 
 class Microphone:
@@ -45,11 +48,13 @@ class Microphone:
     Args:
         device: number, name or part of a name; by default the system's.
         queue_seconds: audio that may wait for whoever iterates.
-        tap: a WAV file to write what the device delivered to, at its own rate and channels, 32-bit float.
+        tap: a WAV file to write what the device delivered to, at its own rate and channels, 32-bit float; one of an
+            earlier run is replaced, nothing else.
         tell: called with one line when the device is lost or found again, or overruns inside PortAudio.
 
     Raises:
         AudioError: no PortAudio, no such device, or it cannot be opened.
+        UsageError: the tap is a file that no microphone was tapped to.
     """
 
     def __init__(
@@ -68,7 +73,7 @@ class Microphone:
         self._called = threading.Event()
         self.overflows = 0  # times that PortAudio itself lost samples; it does not say how many
         self._told_overflows = 0
-        self._tap_path = tap
+        self._tap_path = check_tap(tap) if tap is not None else None
         self._tap: Any = None
         try:
             self._open(find_device(device))
@@ -212,11 +217,34 @@ class Microphone:
         close_stream(self._stream)
 
 
-def _open_tap(path: str | Path, rate: int, channels: int) -> Any:
+def check_tap(path: str | Path) -> Path:
+    """Where a tap will really be written, links followed. One of an earlier run is replaced.
+
+    Raises:
+        UsageError: what is there is no tap, or nothing can be written there.
+    """
+    return check_output_file(path, "tap", _is_tap)
+
+
+def _is_tap(path: Path) -> bool:
+    import soundfile
+
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file, soundfile.SoundFile(file) as found:
+            return bool(found.software.startswith(_TAPPED_BY))
+    except soundfile.SoundFileError:
+        return False
+
+
+def _open_tap(path: Path, rate: int, channels: int) -> Any:
     import soundfile
 
     try:
-        return soundfile.SoundFile(path, "w", rate, channels, subtype="FLOAT", format="WAV")
+        tap = soundfile.SoundFile(os.fspath(path), "w", rate, channels, subtype="FLOAT", format="WAV")
+        tap.software = _TAPPED_BY
+        return tap
     except soundfile.SoundFileError as error:
         raise AudioError(f"the tap {path} cannot be written ({error}): name another file") from error
 

@@ -13,7 +13,7 @@ import numpy as np
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import AudioError
 from prunella.device_runtime.live.audio_block import AudioBlock, LiveResampler
-from prunella.device_runtime.sound.audio import MAX_CHANNELS
+from prunella.device_runtime.sound.audio import FULL_SCALE, MAX_CHANNELS
 from prunella.device_runtime.sound.recording import HIGHEST_RATE, LOWEST_RATE
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
@@ -28,9 +28,16 @@ _CODED = {
     b"caff": "a caf file",
     b"RF64": "an RF64 file",
     b"#!AMR": "an amr file",
+    b"riff\x2e\x91\xcf\x11": "a w64 file",
+    b"wvpk": "a WavPack file",
+    b"NIST_1A": "a NIST file",
 }
-_MPEG_SECOND = (0xFA, 0xFB, 0xF2, 0xF3, 0xE2, 0xE3, 0xFC, 0xFD, 0xF0, 0xF1, 0xF8, 0xF9)
+_MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide")
+_MPEG_SECOND = (0xFA, 0xFB, 0xF2, 0xF3, 0xF4, 0xF5, 0xE2, 0xE3, 0xFC, 0xFD, 0xF0, 0xF1, 0xF8, 0xF9)
 _LONGEST_CHUNK = 1 << 20  # bytes; of what a header may hold before its samples
+_INTEGERS = tuple(
+    2.0 ** (bits - 1) for bits in (16, 24, 32)
+)  # full scales of samples that were written as floats
 _BLOCK = 1 << 12  # bytes asked for at once: 128 ms at 16 kHz, less when the pipe has less
 
 
@@ -68,6 +75,14 @@ class PcmStream:
         stream: open for reading, for example `sys.stdin.buffer`; need not be seekable.
         raw: the format, if no WAV header says another.
 
+    Floats beyond full scale are integers that were written as floats, and are scaled.
+
+    Attributes:
+        format: of the samples.
+        headed: whether a header said so; if not, it is only believed.
+        frames: samples of every channel that came.
+        stopped: whether `stop` was called.
+
     Raises:
         AudioError: a WAV that is not PCM or float, or a format out of range.
     """
@@ -78,22 +93,25 @@ class PcmStream:
         )  # read1: what there is, without waiting for all of it
         self._pending = _exactly(stream, 12)
         self.format = raw or PcmFormat()
-        if self._pending[:4] == b"RIFF" and self._pending[8:] == b"WAVE":
+        self.headed = self._pending[:4] == b"RIFF" and self._pending[8:] == b"WAVE"
+        self.frames = 0
+        if self.headed:
             self.format = _wav_format(stream)
             self._pending = b""
-        elif (coded := _coded(self._pending)) is not None:
+        elif coded := name_container(self._pending) or _name_mpeg(self._pending):
             raise AudioError(
                 f"standard input is {coded}, not samples: pipe it through `ffmpeg -i - -f wav -`, "
                 "or give the file to `prunella transcribe`"
             )
         _check(self.format)
-        self._stopping = False
+        self._full_scale = 1.0
+        self.stopped = False
         self._reading = False
 
     def stop(self) -> None:
         """End the iteration after what was read. Safe to call from a signal handler, which it leaves by an exception
         if the reader waits for input."""
-        self._stopping = True
+        self.stopped = True
         if self._reading:
             raise _StopReading
 
@@ -101,21 +119,31 @@ class PcmStream:
         resampler = LiveResampler(self.format.rate)
         size = self.format.frame_bytes
         data, self._pending = self._pending, b""
-        while not self._stopping:
+        while not self.stopped:
             whole = len(data) // size * size
             if whole:
-                samples = resampler(self.format.decode(data[:whole]))
-                yield AudioBlock(samples, captured=time.perf_counter())
+                self.frames += whole // size
+                samples = self._scaled(self.format.decode(data[:whole]))
+                yield AudioBlock(resampler(samples), captured=time.perf_counter())
             more = self._more()
             if not more:
                 break
             data = data[whole:] + more
         yield AudioBlock(resampler.finish(), captured=time.perf_counter())
 
+    def _scaled(self, samples: Float32) -> Float32:
+        """Of integers it shows with the first that is no digital silence; which ones, with the loudest so far."""
+        if not self.format.floating:
+            return samples
+        peak = float(np.abs(samples).max())
+        if FULL_SCALE * self._full_scale < peak < np.inf:
+            self._full_scale = next((full for full in _INTEGERS if peak <= FULL_SCALE * full), peak)
+        return samples / np.float32(self._full_scale)
+
     def _more(self) -> bytes:
         try:
             self._reading = True
-            return b"" if self._stopping else self._read(max(_BLOCK, self.format.frame_bytes))
+            return b"" if self.stopped else self._read(max(_BLOCK, self.format.frame_bytes))
         except _StopReading:
             return b""
         finally:
@@ -126,14 +154,20 @@ class _StopReading(Exception):
     """Raised by a signal handler to get out of a read that would wait for ever."""
 
 
-def _coded(start: bytes) -> str | None:
-    """The format of a coded file by its first 12 bytes; None: raw samples, as far as one can tell."""
+def name_container(start: bytes) -> str | None:
+    """What a coded file is called, by its first 12 bytes; None: raw samples or WAV, as far as one can tell."""
     for magic, name in _CODED.items():
         if start.startswith(magic):
             return name
-    if start[4:8] == b"ftyp":
+    if start[4:8] in _MP4_BOXES:
         return "an mp4 or m4a file"
-    # MPEG audio: the sync word, then no reserved version, layer, rate or sampling rate. Quiet PCM begins with FF too.
+    if start.startswith(b"RIFF") and start[8:12] != b"WAVE":
+        return f"a RIFF file of kind {start[8:12].decode('ascii', 'replace').strip()!r}"
+    return None
+
+
+def _name_mpeg(start: bytes) -> str | None:
+    """MPEG audio: the sync word, then no reserved version, layer, rate or sampling rate. Quiet PCM begins with FF too."""
     if len(start) >= 4 and start[0] == 0xFF and start[1] in _MPEG_SECOND and _mpeg_third(start[1], start[2]):
         return "an mp3 or aac file"
     return None

@@ -121,8 +121,10 @@ class LiveSession:
         if self._finished:
             raise RuntimeError("this session is finished: open a new one")
         block = np.asarray(samples, np.float32)
-        if block.ndim != 1 or not np.isfinite(block).all():
-            raise AudioError(f"live audio must be finite samples of shape (n,), got shape {block.shape}")
+        if block.ndim != 1:
+            raise AudioError(f"live audio must be samples of shape (n,), got shape {block.shape}")
+        if not np.isfinite(block).all():
+            raise AudioError("live audio has NaN or infinite samples: correct what makes it")
         moment = time.perf_counter() if captured is None else captured
         if dropped:
             self._drops.append((self._fed, self._drops[-1][1] + dropped))

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.servers.addresses import ascii_name
 from prunella.device_runtime.servers.clients import Proxies
 
 _CORS_METHODS = "GET, POST, OPTIONS"
@@ -75,7 +76,7 @@ class Access:
             name = (urlsplit(f"//{host}").hostname or "").rstrip(".").lower()
         except ValueError:
             return False
-        if name in own_names() or name in {host.lower() for host in self.hosts}:
+        if name in own_names() or name in {ascii_name(host) for host in self.hosts}:
             return True
         return _is_address(name)
 
@@ -129,8 +130,10 @@ def _is_address(name: str) -> bool:
 
 
 def _plain_origin(origin: str) -> str:
-    """As browsers write it: lower case, without the scheme's own port."""
-    plain = origin.lower().rstrip("/")
+    """As browsers write it: lower case, names in ASCII, without the scheme's own port."""
+    scheme, slashes, rest = origin.lower().rstrip("/").partition("://")
+    name, colon, port = rest.partition(":")
+    plain = f"{scheme}{slashes}{ascii_name(name)}{colon}{port}"
     return plain.removesuffix(_DEFAULT_PORTS.get(plain.partition(":")[0], "/"))
 
 

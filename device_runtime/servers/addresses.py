@@ -7,6 +7,7 @@ import errno
 import ipaddress
 import os
 import socket
+import unicodedata
 from typing import Any
 
 import psutil
@@ -77,6 +78,12 @@ def lan_addresses() -> tuple[str, ...]:
     if not outer and (way := _way_out(socket.AF_INET6, "2001:db8::1")) and not _is_own(way):
         outer = [way]
     return tuple(outer)
+
+
+def ascii_name(name: str) -> str:
+    """A name as browsers send it: in lower case, letters beyond ASCII in the xn-- form."""
+    labels = unicodedata.normalize("NFKC", name.lower()).split(".")
+    return ".".join(one if one.isascii() else f"xn--{one.encode('punycode').decode()}" for one in labels)
 
 
 def is_loopback(host: str) -> bool:

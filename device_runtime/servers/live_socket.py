@@ -22,6 +22,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from prunella.device_runtime.base.errors import PrunellaError
 from prunella.device_runtime.live.events import LiveEvent
+from prunella.device_runtime.live.pcm_stream import name_container
 from prunella.device_runtime.live.session import LiveSession
 from prunella.device_runtime.servers.access import Access, bearer
 from prunella.device_runtime.servers.connections import ADMITTED
@@ -130,6 +131,8 @@ async def _feed(
             await service.on_thread(functools.partial(feed, np.zeros(0, np.float32), True))
             return False
         if isinstance(message, bytes):
+            if not session.seconds_fed and (coded := name_container(message[:12])):
+                raise RefusedError(1007, f"what came is {coded}, not samples: send 16-bit PCM")
             if len(message) % 2:
                 raise RefusedError(1007, "half a sample came: send whole 16-bit samples")
             samples = np.frombuffer(message, "<i2").astype(np.float32) / np.float32(32_768)

@@ -19,7 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.files import whole_file
 from prunella.device_runtime.servers.access import own_names
-from prunella.device_runtime.servers.addresses import lan_addresses
+from prunella.device_runtime.servers.addresses import ascii_name, lan_addresses
 
 _DAYS = 397  # the longest that browsers take
 
@@ -128,10 +128,10 @@ def _plain(name: str) -> str:
     with contextlib.suppress(ValueError):
         return str(ipaddress.ip_address(address))
     try:
-        plain = name.rstrip(".").encode("idna").decode().lower()
-    except UnicodeError:
+        plain = ascii_name(name.encode().decode().rstrip("."))
+    except UnicodeError:  # half a character, which punycode would take
         plain = ""
-    if not re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", plain):
+    if not re.fullmatch(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", plain):
         raise UsageError(f"'{name[:100]}' is no name of a host: give it as prunella.home")
     return plain
 

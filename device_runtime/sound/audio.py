@@ -22,7 +22,7 @@ from prunella.device_runtime.sound.resampling import StreamResampler, resample
 
 MAX_CHANNELS = 32
 HELD_SECONDS = 600.0
-_FULL_SCALE = 4.0  # a float file may go beyond 1; so far beyond, its samples are integers
+FULL_SCALE = 4.0  # a float file may go beyond 1; so far beyond, its samples are integers
 _MOST_EXPECTED = 8 * 3600 * SAMPLE_RATE  # samples; a header that says more is not believed
 _BLOCK = 1 << 16
 _GATE_FRAME = SAMPLE_RATE * 30 // 1000
@@ -201,7 +201,7 @@ def _checked_scale(low: float, high: float, count: int, name: str) -> np.float32
     if not np.isfinite((low, high)).all():
         raise UnreadableError(f"{name} has NaN or infinite samples: {CONVERT}, or record it again")
     peak = max(high, -low)
-    return np.float32(1 / peak if peak > _FULL_SCALE else 1)
+    return np.float32(1 / peak if peak > FULL_SCALE else 1)
 
 
 def _channel(channel: int, block: Float32) -> npt.NDArray[np.floating]:

@@ -16,6 +16,7 @@ from typing import IO, Any, BinaryIO, cast
 
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import AudioError, UnreadableError
+from prunella.device_runtime.base.suggestions import path_hint
 from prunella.device_runtime.sound.ffmpeg_decoder import RATE, ffmpeg_blocks, find_ffmpeg
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
 from prunella.device_runtime.sound.wav_header import PatchedFile, header_with_sizes, unread
@@ -94,7 +95,7 @@ def _open_path(path: Path, name: str, stack: contextlib.ExitStack) -> BinaryIO:
             return stack.enter_context(_open_fifo(path, name))
         return stack.enter_context(path.open("rb"))
     except FileNotFoundError as error:
-        raise AudioError(f"{name} does not exist: check the path") from error
+        raise AudioError(f"{name} does not exist{path_hint(name)}: check the path") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise AudioError(f"{name} cannot be read ({reason}): check its permissions") from error
@@ -176,6 +177,15 @@ def _decoder(file: BinaryIO, path: Path | None, name: str, stack: contextlib.Exi
     return Recording(name, decoder.samplerate, decoder.frames, blocks, (note,) if note else ())
 
 
+def _own_path(file: BinaryIO, path: Path) -> Path | None:
+    """Where another program finds an open file: /dev/stdin is its own there. None: nowhere."""
+    found = path.resolve()
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.fstat(file.fileno()), found.stat()):
+            return found
+    return None
+
+
 def _by_ffmpeg(
     file: BinaryIO, path: Path | None, name: str, reason: str, stack: contextlib.ExitStack
 ) -> Recording:
@@ -187,6 +197,8 @@ def _by_ffmpeg(
     size = file.seek(0, io.SEEK_END)
     if program is None or (size is not None and size < _SHORTEST_CODED):
         raise refusal
+    if path is not None:
+        path = _own_path(file, path)
     if path is None:  # a file, because the index of an mp4 may lie at its end
         copy: IO[Any] = stack.enter_context(tempfile.NamedTemporaryFile(prefix="prunella-"))  # noqa: SIM115
         file.seek(0)

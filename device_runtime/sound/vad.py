@@ -20,7 +20,8 @@ NETWORK = Path(__file__).parent / "silero_vad" / "silero_vad_16k.onnx"
 # The network was trained on speech at usual levels, and takes a microphone at low gain for silence from -42 dBFS on.
 _LOUD_ENOUGH = 0.2  # peak to which what is quieter is amplified (-14 dBFS); what is louder stays as it is
 _MOST_GAIN = 64.0  # 36 dB
-_RELEASE = 0.5 ** (FRAME / SAMPLE_RATE / 5.0)  # of the level for each frame: half in 5 s
+# Of the level for each frame: half in 0.5 s, so that somebody far away is heard two seconds after somebody near.
+_RELEASE = 0.5 ** (FRAME / SAMPLE_RATE / 0.5)
 _CONTEXT = 64  # samples of the frame before that the network sees again
 
 

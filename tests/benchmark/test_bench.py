@@ -160,6 +160,7 @@ def test_nothing_to_measure_is_refused(systems, repeat):
         compare.measure(systems, read_manifest(MANIFEST), repeat=repeat)
 
 
+@pytest.mark.slow
 def test_a_system_is_measured_against_itself(capsys):
     arguments = ["bench", "whisper-tiny.en", "whisper-tiny.en", "--speech", str(MANIFEST), "--json"]
     arguments += ["--limit", "2", "--source", "cards", "--threads", "1"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from prunella.cli import main
 from prunella.device_runtime.sound.audio import load_audio
@@ -90,6 +92,38 @@ def test_ctrl_c_prints_what_was_said_until_then(reference_bundle):
     process.stdin.close()
     finals = [event for event in map(json.loads, out.splitlines()) if event["type"] == "final"]
     assert [event["text"][:10] for event in finals] == ["he was not"]
+
+
+@pytest.mark.parametrize("shell", ["<&-", "</dev/null", "<header.wav"])
+def test_a_pipe_in_which_nothing_comes_is_a_failure(reference_bundle, tmp_path, shell):
+    soundfile.write(tmp_path / "header.wav", np.zeros(0), 16_000)
+    command = [sys.executable, "-c", RUN, "listen", str(reference_bundle), "-"]
+    done = subprocess.run(
+        ["sh", "-c", f"{shlex.join(command)} {shell}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "nothing came on standard input" in done.stderr.splitlines()[-1]
+
+
+def test_raw_samples_without_words_are_said_to_be_a_guess(reference_bundle):
+    process = listen(reference_bundle, "-")
+    noise = np.random.default_rng(0).integers(0, 256, 20_000, np.uint8).tobytes()
+    out, err = process.communicate(bytes(4_096) + noise, timeout=60)  # as an mp3 behind padding
+    assert (out, process.returncode) == (b"", 0)
+    assert b"taken for raw 16-bit samples at 16000 Hz" in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_under_the_log_loses_no_text(reference_bundle):
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN, "listen", str(reference_bundle), "-"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=full,
+        )
+        out, _ = process.communicate(pcm("librivox_0880.flac"), timeout=60)
+    assert process.returncode == 0 and out.startswith(b"he was not")
 
 
 def test_a_reader_that_goes_away_is_no_error(reference_bundle):

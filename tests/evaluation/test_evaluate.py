@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,17 @@ def test_an_interrupted_evaluation_goes_on(manifest_path, tmp_path):
     assert third.calls == 0
 
 
+def test_a_name_of_another_encoding_is_kept(manifest_path, tmp_path):
+    name = os.fsdecode(b"caf\xe9.wav")
+    (tmp_path / "1.wav").rename(tmp_path / name)
+    manifest_path.write_text(manifest_path.read_text().replace('"1.wav"', json.dumps(name)))
+    records = tmp_path / "records.jsonl"
+    for calls in (4, 0):
+        system = Fake(TEXTS)
+        evaluate(system, read_manifest(manifest_path), records=records)
+        assert system.calls == calls
+
+
 def test_nothing_is_appended_to_a_file_of_something_else(manifest_path, tmp_path):
     asked = Fake(TEXTS)
     before = manifest_path.read_text()
@@ -145,6 +157,18 @@ def test_records_are_not_reused_for_another_system_or_another_text(manifest_path
     report = evaluate(changed, read_manifest(manifest_path), records=records, fingerprint="a")
     assert changed.calls == 1
     assert report.overall.substitutions == pytest.approx(1 / 12)
+
+
+def test_records_are_not_reused_for_another_recording_of_the_same_size(manifest_path, tmp_path):
+    records = tmp_path / "records.jsonl"
+    evaluate(Fake(TEXTS), read_manifest(manifest_path), records=records)
+    clip = manifest_path.parent / "1.wav"
+    content = bytearray(clip.read_bytes())
+    content[-2:] = bytes(byte ^ 1 for byte in content[-2:])
+    clip.write_bytes(content)
+    again = Fake(TEXTS)
+    evaluate(again, read_manifest(manifest_path), records=records)
+    assert again.calls == 1
 
 
 def test_records_without_a_score_are_not_enough_where_one_is_wanted(manifest_path, tmp_path):

@@ -16,9 +16,10 @@ from prunella.export import onnx_gate
 from prunella.export.export import export_float
 from prunella.export.onnx_gate import FLOAT_ERROR, gate_onnx
 from prunella.quantize import onnx_drift, onnx_probe
-from prunella.quantize.free_memory import free_memory
+from prunella.quantize.free_memory import free_memory, whole_memory
 from prunella.quantize.gguf_recipes import find_bundle_recipe
 from prunella.quantize.onnx_drift import measure_drift
+from prunella.quantize.onnx_weights import check_weights
 
 pytestmark = pytest.mark.slow
 
@@ -135,3 +136,51 @@ def test_free_memory_is_that_of_the_container(tmp_path):
     assert free_memory(tmp_path) > 1_000_000
     (group / "memory.max").write_text("1000\n")
     assert free_memory(tmp_path) == 400
+    (group / "memory.stat").write_text("anon 200\ninactive_file 300\nactive_file 100\n")  # read files
+    assert free_memory(tmp_path) == 700
+    assert 1000 <= whole_memory(tmp_path) < whole_memory(tmp_path / "no such") > machine
+
+
+DECODER_GRAPH, ENCODER_GRAPH = "decoder_model_merged.onnx", "audio_encoder.onnx"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "graph", "part", "change"),
+    [
+        ("int4", DECODER_GRAPH, "layers.1.mlp.down_proj.MatMul.weight_scales", lambda values: 0 * values),
+        (
+            "int4",
+            DECODER_GRAPH,
+            "layers.0.mlp.up_proj.MatMul.weight_Q4",
+            lambda values: np.roll(values, 1, 0),
+        ),
+        ("int8", DECODER_GRAPH, "layers.0.attn.qkv_proj.MatMul.weight_Q8", lambda values: values ^ 128),
+        ("int4", DECODER_GRAPH, "layers.1.input_layernorm.weight", lambda values: 1.5 * values),
+        ("int8", ENCODER_GRAPH, "_int8", lambda values: np.roll(values, 1, 1)),
+        ("int8", "embed_tokens.onnx", "weight_scale", lambda values: values * np.float32(np.nan)),
+    ],
+)
+def test_a_matrix_that_is_not_the_models_is_seen_where_logits_cannot_tell(
+    float_bundle, bundles, tmp_path, recipe, graph, part, change
+):
+    folder = tmp_path / "onnx"
+    shutil.copytree(bundles[recipe].path / "onnx", folder)
+    check_weights(float_bundle.path / "onnx", folder)
+    model = onnx.load(folder / graph)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name.endswith(part))
+    values = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(change(values).astype(values.dtype), tensor.name))
+    onnx.save(model, folder / graph)
+    with pytest.raises(ExportError, match=f"in the quantised {graph}, .*report the model"):
+        check_weights(float_bundle.path / "onnx", folder)
+
+
+def test_a_matrix_that_is_missing_is_seen(float_bundle, bundles, tmp_path):
+    folder = tmp_path / "onnx"
+    shutil.copytree(bundles["int4"].path / "onnx", folder)
+    model = onnx.load(folder / DECODER_GRAPH)
+    node = next(node for node in model.graph.node if node.name.endswith("/layers.1/attn/o_proj/MatMul"))
+    model.graph.node.remove(node)
+    onnx.save(model, folder / DECODER_GRAPH)
+    with pytest.raises(ExportError, match=r"layers.1/attn/o_proj/MatMul is missing"):
+        check_weights(float_bundle.path / "onnx", folder)

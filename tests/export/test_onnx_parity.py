@@ -34,6 +34,7 @@ def onnx_engine(float_bundle):
     return OnnxEngine.open(float_bundle, threads=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [400, 1_600, 20_800, 100_001, 29 * 16_000])
 def test_audio_encoder_at_any_length(samples, torch_engine, onnx_engine):
     audio = np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32)

@@ -115,6 +115,7 @@ def test_positions_are_known_before_audio_is_read(model, manifest):
             assert len(mel) <= 3_000
 
 
+@pytest.mark.slow
 def test_the_feeder_starts_anywhere(model, manifest):
     plan = HealingPlan(steps=1, batch_positions=200, micro_positions=100)
     feeder = Feeder(store(model, manifest, Augmentation(noise_only=0.1), encode=True), plan)

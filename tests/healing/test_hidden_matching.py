@@ -58,6 +58,7 @@ def test_the_distance_is_of_the_states_around_the_cut(make_model, manifest):
     assert added == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_training_lowers_it(make_model, manifest):
     full = make_model(layers=4)
     pruned = cut(full)

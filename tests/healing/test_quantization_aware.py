@@ -16,6 +16,8 @@ from prunella.healing.plan import Augmentation, HealingPlan
 from prunella.healing.quantization_aware import rounded
 from prunella.quantize.blockwise import quantize_blocks
 
+pytestmark = pytest.mark.slow
+
 PLAN = HealingPlan(
     steps=6, rank=4, precision="fp32", batch_positions=300, micro_positions=150,
     augmentation=Augmentation.none(), rounding=16, rounding_steps=2,

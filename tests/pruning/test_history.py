@@ -79,6 +79,7 @@ def test_a_second_cut_keeps_the_first_ones_provenance(model, tmp_path):
         healed_blocks(str(tmp_path / "second"), str(tmp_path / "first"))
 
 
+@pytest.mark.slow
 def test_bridges_are_named_in_the_first_numbering_too(small_speech_llm, noise_manifest):
     calibration = speech_calibration(small_speech_llm, read_manifest(noise_manifest))
     first, _ = prune(small_speech_llm, [Block(2, 3)], calibration=calibration)

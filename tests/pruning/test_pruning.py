@@ -75,6 +75,7 @@ def test_blocks_outside_the_model_are_refused(blocks, message):
         check_blocks(blocks, 6)
 
 
+@pytest.mark.slow
 def test_the_map_is_the_papers_formula(small_speech_llm, noise_manifest):
     model = small_speech_llm
     batches = speech_batches(model, read_manifest(noise_manifest).utterances[:3], max_positions=10_000)
@@ -96,6 +97,7 @@ def test_the_map_is_the_papers_formula(small_speech_llm, noise_manifest):
     assert sum(found.counts.values()) == int(batch.attention_mask.sum())
 
 
+@pytest.mark.slow
 def test_padding_does_not_reach_the_map(small_speech_llm, noise_manifest):
     clips = read_manifest(noise_manifest).utterances
     together = measure_redundancy(small_speech_llm.decoder, speech_batches(small_speech_llm, clips, 10_000))
@@ -123,6 +125,7 @@ def test_maps_survive_being_written(small_speech_llm, noise_manifest, tmp_path):
         load_maps(tmp_path / "other.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("size", [1, 3])
 def test_every_strategy_cuts_as_many_as_asked(small_speech_llm, calibration, strategy, size):
@@ -288,6 +291,7 @@ def test_the_refit_fits_at_least_as_well_as_the_map(small_speech_llm, calibratio
     assert refit <= mapped < 0
 
 
+@pytest.mark.slow
 def test_candidates_in_one_pass_equal_one_by_one(small_speech_llm, calibration):
     decoder, blocks = small_speech_llm.decoder, [Block(1, 3), Block(2, 4), Block(4, 6)]
     for block, together in zip(blocks, collect_candidates(decoder, blocks, calibration.fit), strict=True):
@@ -349,6 +353,7 @@ def test_equal_states_give_distance_zero_not_nan():
     assert isinstance(found, RedundancyMap) and found.counts == {"prompt": 0, "audio": 2, "text": 0}
 
 
+@pytest.mark.slow
 def test_the_verbs_write_what_they_say(small_speech_llm, noise_manifest, tmp_path, capsys):
     from prunella.cli import main
     from prunella.speech_llm import save_checkpoint

@@ -2,6 +2,7 @@ import pytest
 
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.speech_llm import hub
+from prunella.speech_llm.load import resolve
 
 
 def test_a_mistyped_embedded_model_gets_a_hint_and_no_text_of_the_hub(monkeypatch):
@@ -12,3 +13,11 @@ def test_a_mistyped_embedded_model_gets_a_hint_and_no_text_of_the_hub(monkeypatc
     with pytest.raises(CheckpointError, match="did you mean 'reference'") as refused:
         hub.download("refrence")
     assert "snapshot" not in str(refused.value)
+
+
+def test_a_typing_error_is_not_sent_to_the_hub(monkeypatch):
+    asked = []
+    monkeypatch.setattr(hub, "snapshot_download", lambda *given, **named: asked.append(given))
+    with pytest.raises(CheckpointError, match="did you mean 'reference-pruned'"):
+        resolve("referenc-pruned")
+    assert not asked

@@ -139,3 +139,12 @@ def test_what_goes_by_the_number_of_the_layer_is_refused():
     decoder.config.hidden_size_per_layer_input = 8
     with pytest.raises(CheckpointError, match="gives every layer embeddings of its own"):
         decoder_view(decoder)
+
+
+def test_a_model_larger_than_all_memory_is_refused_before_it_is_read(folder, monkeypatch):
+    monkeypatch.setattr("prunella.speech_llm.model_folder.whole_memory", lambda: 20_000)
+    with pytest.raises(CheckpointError, match=r"takes 0.0 GB of memory in float32.*take one with more"):
+        load_any(folder)
+    (folder / "model.safetensors").write_bytes(b"\xff" * 40)  # a header of no length: its reader says so
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_any(folder)

@@ -64,6 +64,16 @@ def test_goes_on_after_a_kill(beeper, tmp_path):
         synthesise(sentences, part, replace(PLAN, seed=1))
 
 
+def test_lines_of_the_users_own_stay_in_the_manifest(beeper, tmp_path):
+    manifest = synthesise(["go left"], tmp_path, PLAN)
+    with manifest.open("a") as file:
+        file.write('{"audio_filepath": "mine.wav", "text": "mine"}\n')
+    before = manifest.read_text()
+    with pytest.raises(UsageError, match="did not write"):
+        synthesise(["go left"], tmp_path, PLAN)
+    assert manifest.read_text() == before
+
+
 def test_errors(tmp_path, monkeypatch):
     with pytest.raises(ManifestError, match="no sentence"):
         synthesise(["", " "], tmp_path, PLAN)
@@ -98,6 +108,7 @@ def test_hibari_speaks_through_the_verb(tmp_path, capsys):
     assert {row.speaker for row in manifest.utterances} == {"hibari:heart"}
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("program", ["flite", "espeak-ng"])
 def test_programs_speak(program):
     if voices.shutil.which(program) is None:

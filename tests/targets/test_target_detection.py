@@ -154,6 +154,7 @@ def test_a_bundle_against_the_budget():
     assert not check_target(small, MACHINES["raspberry-pi-5"], bundle)[-1].ok
 
 
+@pytest.mark.native
 def test_settings_that_a_target_may_make_exist_in_llama_cpp():
     llama_cpp = pytest.importorskip("llama_cpp")
     of_model = dict(llama_cpp.llama_model_params._fields_)

@@ -52,6 +52,17 @@ def test_all_that_is_missing_is_named_at_once(monkeypatch):
     assert install_line("build", "gguf") in message  # build brings cpu and eval
 
 
+def test_what_every_install_has_names_no_extra(monkeypatch):
+    for module in ("soxr", "starlette"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(EngineError) as refused:
+        require(["soxr"], "this")
+    assert str(refused.value) == f"this needs soxr: {install_line()}" and "[" not in install_line()
+    with pytest.raises(EngineError) as refused:
+        require(["soxr", "starlette"], "this")
+    assert str(refused.value).endswith(install_line("serve"))
+
+
 def test_a_folder_of_the_same_name_is_no_library(tmp_path, monkeypatch):
     (tmp_path / "uvicorn_of_mine").mkdir()
     monkeypatch.syspath_prepend(tmp_path)

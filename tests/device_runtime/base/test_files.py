@@ -16,8 +16,10 @@ import pytest
 from prunella.device_runtime.base import files
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.files import (
+    beside,
     bring_back,
     hold,
+    only_writer,
     scratch_directory,
     whole_directory,
     whole_file,
@@ -70,6 +72,9 @@ def test_what_prunella_made_is_replaced_whole(tmp_path, swapping):
         ["thesis/chapter1.txt"],
         [*OURS, "notes.txt"],
         [*OURS, "decoder/thesis.docx"],
+        [*OURS, "thesis.safetensors"],
+        [*OURS, "llama/config.json"],
+        [*OURS, "decoder/decoder/config.json"],
         ["bundle.json"],
         ["config.json", "model.safetensors"],
         [".git/config"],
@@ -164,6 +169,37 @@ def test_a_folder_that_turns_out_to_be_busy_is_filled(tmp_path, monkeypatch):
         _replace(out, text)
         assert _read(out) == dict.fromkeys(OURS, text)
         assert _clean(tmp_path)
+
+
+@pytest.mark.parametrize("length", [201, 255])
+def test_names_as_long_as_the_system_takes_them(tmp_path, swapping, length):
+    out = tmp_path / ("n" * length)
+    for text in ("old", "new"):
+        _replace(out, text)
+        assert _read(out) == dict.fromkeys(OURS, text) and _clean(tmp_path)
+    with whole_file(out.with_name("f" * length)) as partial:
+        partial.touch()
+
+
+def test_companions_lie_inside_what_can_only_be_filled(tmp_path, monkeypatch):
+    assert beside(tmp_path / "out", "search") == tmp_path / ".out.search-"
+    monkeypatch.chdir(tmp_path)
+    with scratch_directory(".", "float") as work:
+        assert work.parent == tmp_path
+        check_output(".", inputs=[work])
+    assert _clean(tmp_path)
+
+
+def test_one_writer_at_a_time_adds_to_a_folder(tmp_path):
+    other = (
+        "import sys; from pathlib import Path; from prunella.device_runtime.base.files import only_writer\n"
+    )
+    other += "with only_writer(Path(sys.argv[1])): print('alone')"
+    call = [sys.executable, "-c", other, str(tmp_path)]
+    with only_writer(tmp_path):
+        refused = subprocess.run(call, capture_output=True, text=True)
+        assert "another process is writing" in refused.stderr
+    assert subprocess.run(call, capture_output=True, text=True).stdout == "alone\n" and _clean(tmp_path)
 
 
 def test_an_error_leaves_the_old_one(tmp_path):

@@ -115,6 +115,7 @@ def cuda_bundle(small_speech_llm, tmp_path_factory):
     return export_float(small_speech_llm, profile, out)
 
 
+@pytest.mark.slow
 def test_a_bundle_carries_the_choice_of_its_target(cuda_bundle):
     manifest = open_bundle(cuda_bundle.path).manifest
     assert [provider.name for provider in manifest.providers] == [CUDA, CPU]

@@ -58,6 +58,8 @@ def test_devices_are_found_by_number_name_and_default(portaudio):
 
 def test_what_was_recorded_before_stop_arrives_resampled_and_tapped(portaudio, tmp_path):
     tap = tmp_path / "tap.wav"
+    Microphone(tap=tap).close()  # of an earlier run
+    portaudio.streams.clear()
     microphone = Microphone(tap=tap)
     assert (microphone.rate, microphone.channels) == (44_100, 2)
     signal = 0.5 * np.random.default_rng(0).standard_normal((44_100, 2)).astype(np.float32)
@@ -71,6 +73,12 @@ def test_what_was_recorded_before_stop_arrives_resampled_and_tapped(portaudio, t
     assert rate == 44_100
     np.testing.assert_array_equal(tapped[1:], signal)
     np.testing.assert_allclose(np.concatenate([b.samples for b in blocks]), load_audio(tap), atol=1e-6)
+    mine = tmp_path / "mine.wav"
+    soundfile.write(mine, signal, 44_100)
+    before = mine.read_bytes()
+    with pytest.raises(UsageError, match="no tap that prunella wrote"):
+        Microphone(tap=mine)
+    assert mine.read_bytes() == before
 
 
 def test_the_queue_is_bounded_and_what_does_not_fit_is_counted_in_its_place(portaudio):

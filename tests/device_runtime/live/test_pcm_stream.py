@@ -61,6 +61,17 @@ def test_the_sizes_in_a_streamed_header_are_not_believed(tmp_path):
         assert len(read(bytes(data))) == 8_000
 
 
+@pytest.mark.parametrize("bits", [16, 24, 32])
+def test_integers_written_as_floats_are_scaled(bits):
+    wave = noise(16_000, 1)[:, 0]
+    wave[:4_000] *= 1e-3
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wave * 2.0 ** (bits - 1), 16_000, format="WAV", subtype="FLOAT")
+    samples = read(buffer.getvalue())
+    np.testing.assert_allclose(samples[6_000:], wave[6_000:], atol=1e-4)
+    assert np.abs(samples).max() < 1.5, "nor was the beginning beyond full scale"
+
+
 def test_raw_samples_are_taken_at_the_rate_that_was_given():
     values = (noise(6_000, 2) * 32_767).astype("<i2")
     np.testing.assert_allclose(
@@ -130,6 +141,23 @@ def test_a_coded_file_is_not_taken_for_samples(kind, subtype):
     soundfile.write(buffer, noise(16_000, 1), 16_000, format=kind, subtype=subtype)
     with pytest.raises(AudioError, match=r"not samples.*ffmpeg"):
         PcmStream(io.BytesIO(buffer.getvalue()))
+
+
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        (b"\0\0\0\x18ftypM4A ", "m4a"),
+        (b"\0\0\0\x08wide\0\0\0\0", "m4a"),
+        (b"RIFF\0\0\0\0AVI LIST", "'AVI'"),
+        (b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb", "w64"),
+        (b"wvpk\0\0\0\0\0\0\0\0", "WavPack"),
+        (b"NIST_1A\n   1024\n", "NIST"),
+        (b"\xff\xf5\x84\xc4" + bytes(8), "mp3"),
+    ],
+)
+def test_containers_are_named(start, name):
+    with pytest.raises(AudioError, match=f"{name}.*not samples"):
+        read(start + bytes(1_000))
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,21 @@ def test_a_host_that_no_browser_sends_is_refused(host):
         Access(None, (host,))
 
 
+@pytest.mark.parametrize(
+    ("name", "sent"),
+    [
+        ("bücher.example", "xn--bcher-kva.example"),
+        ("Straße.Example", "xn--strae-oqa.example"),
+        ("xn--bcher-kva.example", "xn--bcher-kva.example"),
+    ],
+)
+def test_names_beyond_ascii_are_those_that_browsers_send(name, sent):
+    access = Access(None, (name,), (f"https://{name}:8443",))
+    assert access.host_allowed(f"{sent}:8000") and access.origin_allowed(f"https://{sent}:8443", "localhost")
+    assert not access.host_allowed("bucher.example")
+    assert not access.origin_allowed(f"https://{sent}", "localhost")
+
+
 @pytest.mark.parametrize("path", [URL, "/v1/models", "/health", "/nowhere"])
 def test_a_preflight_needs_no_key(path):
     client = client_of(Access("key", (), (HOME,)))

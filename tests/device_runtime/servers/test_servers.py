@@ -661,6 +661,16 @@ def test_a_drop_of_audio_now_and_then_keeps_no_session_for_ever(service):
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("start", [b"\x1aE\xdf\xa3", b"OggS", b"\0\0\0\x18ftyp"])
+def test_a_coded_recording_is_not_taken_for_live_samples(client, start):
+    """What a page's MediaRecorder gives."""
+    with client.websocket_connect(LIVE) as socket:
+        socket.send_json({"type": "start"})
+        assert socket.receive_json()["type"] == "ready"
+        socket.send_bytes(start.ljust(1_001, b"\0"))
+        assert "not samples: send 16-bit PCM" in socket.receive_json()["message"]
+
+
 def test_only_so_many_microphones(client, service):
     with client.websocket_connect(LIVE) as first:
         first.send_json({"type": "start"})

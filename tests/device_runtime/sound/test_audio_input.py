@@ -9,6 +9,7 @@ import struct
 import subprocess
 import threading
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -311,6 +312,7 @@ def test_decoding_takes_little_more_than_its_result(tmp_path):
     assert peak < 1.2 * samples.nbytes
 
 
+@pytest.mark.native
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg on this machine")
 @pytest.mark.parametrize(
     ("name", "codec"), [("a.webm", "libopus"), ("a.m4a", "aac"), ("a.aac", "aac"), ("a.wma", "wmav2")]
@@ -328,12 +330,28 @@ def test_what_browsers_and_phones_record_is_decoded_by_ffmpeg(tmp_path, name, co
         load_audio(tmp_path / name, max_seconds=1.0)
 
 
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg on this machine")
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no /dev/fd here")
+@pytest.mark.parametrize("still_there", [True, False])
+def test_an_open_file_is_found_by_ffmpeg(tmp_path, still_there):
+    """`transcribe BUNDLE /dev/stdin < FILE`: another program has another standard input."""
+    path = tmp_path / "a.mka"
+    (tmp_path / "a.wav").write_bytes(_wav(2.0))
+    subprocess.run(["ffmpeg", "-v", "error", "-i", tmp_path / "a.wav", "-c:a", "flac", path], check=True)
+    samples = load_audio(path)
+    with path.open("rb") as opened:
+        if not still_there:
+            path.unlink()
+        np.testing.assert_array_equal(load_audio(f"/dev/fd/{opened.fileno()}"), samples)
+
+
 def test_without_ffmpeg_the_message_names_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(AudioError, match=r"webm.*where ffmpeg is installed"):
         load_audio(io.BytesIO(b"\x1aE\xdf\xa3" + bytes(4_000)))
 
 
+@pytest.mark.native
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg on this machine")
 def test_a_playlist_opens_no_other_file(tmp_path):
     (tmp_path / "secret.wav").write_bytes(_wav())

@@ -53,6 +53,28 @@ def test_quiet_speech_is_found_as_loud_speech_is(peak_dbfs):
     assert np.mean((judge(SileroVad(), quiet) > 0.5) == expected) > 0.9
 
 
+@pytest.mark.parametrize("peak_dbfs", [-40, -45])
+def test_quiet_speech_is_found_behind_loud_speech(peak_dbfs):
+    """Somebody by the microphone, and after two seconds somebody at the other end of the room."""
+    loud = load_audio(CLIP)
+    loud = 0.9 * loud / np.abs(loud).max()
+    alone = judge(SileroVad(), loud) > 0.5
+    quiet = (loud * 10 ** (peak_dbfs / 20) / 0.9).astype(np.float32)
+    lead = np.concatenate([loud, np.zeros(32_000 + -len(loud) % 512, np.float32)])
+    behind = (
+        judge(SileroVad(), np.concatenate([lead[: len(lead) // 512 * 512], quiet]))[len(lead) // 512 :] > 0.5
+    )
+    assert np.mean(behind == alone) > 0.85
+
+
+def test_noise_behind_loud_speech_is_not_speech():
+    loud, rng = load_audio(CLIP), np.random.default_rng(2)
+    loud = loud / np.abs(loud).max()
+    for level in (-70, -55, -40):
+        hush = 10 ** (level / 20) * rng.standard_normal(64_000).astype(np.float32)
+        assert judge(SileroVad(), np.concatenate([loud, hush]))[-115:].max() < 0.5
+
+
 def test_quiet_noise_tones_and_clicks_are_not_speech():
     vad = SileroVad()
     for kind, blocks in groupby(not_speech(48.0, seed=5), key=lambda pair: pair[0]):

@@ -1,0 +1,60 @@
+"""argparse whose errors are a line: what is wrong, what was most likely meant, and where the options are explained."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from prunella.device_runtime.base.suggestions import did_you_mean
+
+_CHOICE = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)$", re.DOTALL)
+_NAME = re.compile(r"[\w.:+-]+")
+_UNKNOWN = "unrecognized arguments: "
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Says in a line what argparse says with its whole usage."""
+
+    _words: Sequence[str] = ()
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's."""
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with exit code 2 and a line."""
+        known = _options(self)
+        own = self._words[: self._words.index("--")] if "--" in self._words else self._words
+        unknown = [word.partition("=")[0] for word in own if _is_unknown(word, known)]
+        said = [f"no option '{word}'{_hint(word, known)}" for word in dict.fromkeys(unknown)]
+        choice = _CHOICE.search(message)
+        if choice:
+            message += _hint(choice[1], _NAME.findall(choice[2]))
+        if not (said and message.startswith(_UNKNOWN)):
+            said.append(message)
+        line = "; ".join([*said, f"`{self.prog} --help` explains"]).replace("?; ", "? ")
+        self.exit(2, f"prunella: {line}\n")
+
+
+def _options(parser: argparse.ArgumentParser) -> list[str]:
+    """Of a parser and of its verbs."""
+    found = list(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found += [name for inner in action.choices.values() for name in _options(inner)]
+    return [name for name in dict.fromkeys(found) if name.startswith("--")]
+
+
+def _is_unknown(word: str, known: Sequence[str]) -> bool:
+    name = word.partition("=")[0]
+    return re.match("--[a-zA-Z]", name) is not None and not any(one.startswith(name) for one in known)
+
+
+def _hint(word: str, known: Sequence[str]) -> str:
+    dashes = "--" if word.startswith("--") else ""
+    hint = did_you_mean(word[len(dashes) :], [name[len(dashes) :] for name in known], prefix=dashes)
+    return f": {hint}" if hint else ""
