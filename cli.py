@@ -2,15 +2,19 @@
 
 Every verb's module offers `add_arguments(parser)` and `run(args) -> int | None`; it is imported only when it is
 called, so that `prunella transcribe` on a device never loads what `prunella prune` needs.
-Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 interrupted. Results go to stdout, all else to stderr.
+Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 interrupted. Results go to stdout, all else to stderr. What failed
+is said in a line; PRUNELLA_TRACEBACK=1 adds the traceback where the error came from the system or a library.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from prunella._version import __version__
@@ -49,6 +53,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "models": ("prunella.models", "list the embedded models and fetch their parts"),
 }
 
+TRACEBACK = "PRUNELLA_TRACEBACK"
 _TRAINING = ("heal", "build")  # they may train, for which malloc is chosen before anything is imported
 
 
@@ -88,12 +93,18 @@ def _run(argv: Sequence[str] | None) -> int:
             )
         hint = did_you_mean(verb, VERBS)
         return _fail(f"no verb '{verb}'{f': {hint}' if hint else '.'} `prunella --help` lists them.", 2)
+    return _run_verb(verb, rest, is_program=is_program)
+
+
+def _run_verb(verb: str, rest: Sequence[str], *, is_program: bool) -> int:
     module_name, summary = VERBS[verb]
     try:
         require(needed_modules(verb, rest), f"`prunella {verb}`")
         if is_program and verb in _TRAINING:
             importlib.import_module("prunella.healing.allocator").restart_with_tcmalloc()
         module = importlib.import_module(module_name)
+        if "prunella.speech_llm" in sys.modules:
+            importlib.import_module("prunella.speech_llm.process").tune()
         parser = ArgumentParser(
             prog=f"prunella {verb}",
             description=module.__doc__ or summary,
@@ -102,8 +113,11 @@ def _run(argv: Sequence[str] | None) -> int:
         module.add_arguments(parser)
         return int(module.run(parser.parse_args(rest)) or 0)
     except PrunellaError as error:
+        if error.__cause__ is not None:
+            _show_traceback(error)
         return _fail(str(error), error.exit_code)
     except ImportError as error:
+        _show_traceback(error)
         try:  # `--help` comes as far as the imports
             require(needed_modules(verb, [word for word in rest if word not in HELP]), f"`prunella {verb}`")
         except PrunellaError as all_at_once:
@@ -112,6 +126,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
+        _show_traceback(error)
         if error.errno == errno.ENOSPC:
             return _fail(
                 f"the disk is full ({error.filename or 'while writing'}): free some space and run it again", 1
@@ -131,8 +146,16 @@ def _usage() -> str:
             *lines,
             "",
             "`prunella VERB --help` explains a verb; `prunella --version`.",
+            f"{TRACEBACK}=1 in the environment shows where an error of the system or of a library came from.",
         ]
     )
+
+
+def _show_traceback(error: Exception) -> None:
+    """Where an error that is not of prunella's own making came from, for those who ask."""
+    if os.environ.get(TRACEBACK, "0") != "0":
+        with contextlib.suppress(OSError):  # nobody reads it
+            traceback.print_exception(error, file=sys.stderr)
 
 
 def _fail(message: str, code: int) -> int:

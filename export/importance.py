@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from prunella.export.gguf_decoder import tensor_names
 from prunella.export.gguf_families import find_family
@@ -29,39 +31,40 @@ def measure_importance(
     decoder = model.decoder
     names = tensor_names(decoder, find_family(decoder.config, max_context))
     modules = dict(decoder.named_modules())
-    sums: dict[str, torch.Tensor] = {}
-    inside: list[torch.Tensor] = []
-    handles = []
-
-    def watch(name: str, module: torch.nn.Module) -> None:
-        def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            rows = inputs[0][inside[-1]].double()
-            sums[name] = sums.get(name, torch.zeros(rows.shape[-1], dtype=torch.float64)) + rows.square().sum(
-                0
-            )
-
-        handles.append(module.register_forward_pre_hook(hook))
-
-    for source, name in names.items():
-        module = modules[source.rpartition(".")[0]]
-        if source.endswith(".weight") and isinstance(module, torch.nn.Linear):
-            watch(name, module)
-    if decoder.config.tie_word_embeddings:  # the table is multiplied as the head
-        watch("token_embd.weight", model.view.head)
-    positions = 0
-    try:
+    energy, positions = _InputEnergy(), 0
+    with ExitStack() as watched:
+        for source, name in names.items():
+            module = modules[source.rpartition(".")[0]]
+            if source.endswith(".weight") and isinstance(module, torch.nn.Linear):
+                watched.callback(energy.watch(name, module).remove)
+        if decoder.config.tie_word_embeddings:  # the table is multiplied as the head
+            watched.callback(energy.watch("token_embd.weight", model.view.head).remove)
         for batch in batches:
-            inside.append(batch.is_token)
+            energy.counted = batch.is_token
             positions += int(batch.is_token.sum())
             with torch.inference_mode():
                 decoder(
                     inputs_embeds=batch.inputs_embeds, attention_mask=batch.attention_mask, use_cache=False
                 )
-            inside.clear()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return Importance({name: values.float().numpy() for name, values in sums.items()}, positions)
+    return Importance({name: values.float().numpy() for name, values in energy.sums.items()}, positions)
+
+
+class _InputEnergy:
+    """Sums of squares of what modules are given, by column: `sums` has (columns,) float64 a name."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        # (batch, length) bool: the positions of the pass that is running which count. Hooks are not told of it.
+        self.counted = torch.empty(0)
+
+    def watch(self, name: str, module: torch.nn.Module) -> RemovableHandle:
+        """Add up what `module` is given from now on, under `name`."""
+
+        def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            rows = inputs[0][self.counted].double().square().sum(0)
+            self.sums[name] = self.sums[name] + rows if name in self.sums else rows
+
+        return module.register_forward_pre_hook(hook)
 
 
 def export_importance(model: SpeechLLM, batches: Iterable[DecoderBatch], folder: Path) -> int:

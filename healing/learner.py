@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,13 @@ from prunella.speech_llm.decoder_view import decoder_view
 from prunella.speech_llm.model import SpeechLLM
 
 _PLACEHOLDER = 0  # token id where audio goes; its embedding is overwritten
+
+
+@dataclass(frozen=True)
+class Unregistered:
+    """A module that another one uses and that is no part of it: nn.Module registers every module that it is given."""
+
+    module: SpeechLLM | None
 
 
 class Learner(nn.Module):
@@ -52,9 +60,8 @@ class Learner(nn.Module):
         self.encoder = model.audio_encoder if "encoder" in plan.parts else None
         embeddings = model.view.token_table()
         self.embedding_rms = float(embeddings.square().mean().sqrt())
-        # In tuples, so that they are not parameters of this module.
-        self._teacher = (teacher,)
-        self.decoder: Any = model.decoder if plan.stage == "transcript" else None
+        self._teacher = Unregistered(teacher)
+        self.decoder: Any = model.decoder if plan.with_decoder else None
         self.spelling = LetterHead(model) if plan.stage == "ctc-head" else None
         self.alignment = TokenAlignment(embeddings, vocabulary) if plan.needs_alignment else None
         self._matching: HiddenMatching | None = None
@@ -100,7 +107,7 @@ class Learner(nn.Module):
         losses = nn.functional.cross_entropy(
             logits, labels, reduction="none", label_smoothing=self.plan.label_smoothing
         )
-        (teacher,) = self._teacher
+        teacher = self._teacher.module
         if teacher is not None:
             with torch.no_grad():
                 heard = inputs.features if self.encoder is None else None

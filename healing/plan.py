@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from prunella.device_runtime.base.errors import PrunellaError, UsageError
+from prunella.healing.option_fields import option
 
 STAGES = ("transcript", "ctc", "ctc-head")
 PARTS = ("projector", "decoder", "encoder")
 PRECISIONS = ("auto", "fp32", "bf16")
 COMPILE = ("auto", "on", "off")
+# The headings of `prunella heal --help`, what most need first.
+NEEDED, TRAINED, LOSS = "what most runs need", "what is trained", "learning rates and loss"
+SPEECH, MACHINE, SAVED = "speech", "memory and speed", "evaluations and checkpoints"
 # May change between two sittings of one run: they decide when it ends and what is written, not what a step computes.
 _FREE = (
     "steps",
@@ -40,8 +44,13 @@ class Augmentation:
     transcript is empty. `masks`: SpecAugment, time masks a second.
     """
 
-    variants: int = 4
-    speed: float = 0.1  # 1 - speed ... 1 + speed
+    variants: int = option(4, "augmented versions of each clip, cached", SPEECH, metavar="N")
+    speed: float = option(
+        0.1,
+        "by how much versions are faster or slower at most; more sounds like more speakers",
+        SPEECH,
+        metavar="SHARE",
+    )
     noisy: float = 0.3
     snr_db: tuple[float, float] = (5.0, 30.0)
     gain_db: float = 6.0
@@ -59,48 +68,88 @@ class Augmentation:
 class HealingPlan:
     """Settings of one run. Of `steps`, `epochs` and `minutes` the first that is reached ends it."""
 
-    stage: str = "transcript"
-    lora: str = "all"  # "all", "receiving", or layers such as "0,3:7"
-    rank: int = 32  # 0: no LoRA, the layers' own weights are trained
-    alpha: float | None = None  # default: the rank
+    stage: str = option(
+        "transcript",
+        "ctc: align projector and encoder with the tokens first; ctc-head: teach letters to a CTC head on the encoder, "
+        "which the runner weighs beside the decoder",
+        TRAINED,
+        choices=STAGES,
+    )
+    train: tuple[str, ...] = option(
+        ("projector", "decoder"), f"of {','.join(PARTS)}", TRAINED, metavar="PARTS"
+    )
+    lora: str = option("all", "all, receiving, or layers such as 0,3:7", TRAINED, metavar="LAYERS")
+    rank: int = option(32, "LoRA rank; 0: train the layers' own weights", TRAINED, metavar="N")
+    alpha: float | None = option(None, "LoRA alpha (default: the rank)", TRAINED, metavar="A")
     lora_dropout: float = 0.0
-    train: tuple[str, ...] = ("projector", "decoder")
-    decoder_lr: float = 5e-4
-    projector_lr: float = 5e-4
-    encoder_lr: float = 1e-4
-    ctc_head_lr: float = 2e-3
-    warmup: float = 0.05  # share of the run
+    new_ctc_head: bool = option(False, "with --stage ctc-head: begin with a head that knows nothing", TRAINED)
+    steps: int | None = option(None, "optimiser steps after which the run ends", NEEDED, metavar="N")
+    epochs: float | None = option(None, "passes over the speech after which it ends", NEEDED, metavar="N")
+    minutes: float | None = option(
+        None, "minutes of training, over all sittings, after which it ends", NEEDED, metavar="M"
+    )
+    decoder_lr: float = option(
+        5e-4, "learning rate of the decoder", LOSS, metavar="RATE", flag="--learning-rate"
+    )
+    projector_lr: float = option(5e-4, "learning rate of the projector", LOSS, metavar="RATE")
+    encoder_lr: float = option(1e-4, "learning rate of the encoder", LOSS, metavar="RATE")
+    ctc_head_lr: float = option(2e-3, "learning rate of the CTC head", LOSS, metavar="RATE")
+    # A share of the run.
+    warmup: float = 0.05
     beta2: float = 0.95
     max_grad_norm: float = 1.0
-    label_smoothing: float = 0.0
-    scale_weight: float = 0.02  # pulls the RMS of the projector's output towards that of the token embeddings
-    ctc_weight: float = (
-        0.0  # of a CTC loss beside the transcript's: keeps the audio embeddings near their tokens
+    kl_weight: float = option(
+        0.5, "share of the teacher's distribution in the loss, when there is a teacher", LOSS, metavar="SHARE"
     )
-    kl_weight: float = 0.5  # share of the teacher's distribution in the loss, when there is a teacher
-    hidden_weight: float = 0.0  # of the distance to the teacher's hidden states behind what was cut
-    new_ctc_head: bool = False  # a head that has learned nothing in place of the model's
-    rounding: int = 0  # train with 4-bit weights that share a scale in blocks of so many; 0: as they are
-    rounding_steps: int = 10  # after which they are rounded anew
-    steps: int | None = None
-    epochs: float | None = None
-    minutes: float | None = None
-    batch_positions: int = 4_096  # decoder positions of one optimiser step, over all processes
-    micro_positions: int = 2_048  # of one forward pass, padding included
-    curriculum: bool = False  # the first epoch goes from short to long clips
+    hidden_weight: float = option(
+        0.0, "weight of the distance to the teacher's hidden states behind what was cut", LOSS, metavar="W"
+    )
+    ctc_weight: float = option(
+        0.0,
+        "weight of a CTC loss beside the transcript's; audio embeddings near their tokens make drafts that decode faster",
+        LOSS,
+        metavar="W",
+    )
+    label_smoothing: float = option(0.0, "label smoothing of the transcript's tokens", LOSS, metavar="SHARE")
+    # Pulls the RMS of the projector's output towards that of the token embeddings.
+    scale_weight: float = 0.02
     augmentation: Augmentation = Augmentation()
-    seed: int = 0
-    precision: str = "auto"
-    compile: str = (
-        "auto"  # the decoder's layers by torch.compile; "auto": on a CPU in bf16, for runs that are long
+    curriculum: bool = option(False, "the first epoch goes from short to long clips", SPEECH)
+    seed: int = option(0, "seed of every draw", SPEECH, metavar="N")
+    batch_positions: int = option(
+        4_096, "decoder positions of one step, over all processes", MACHINE, metavar="N"
     )
-    base_bits: int = 0  # 4: QLoRA
-    gradient_checkpointing: bool = False
-    checkpoint_steps: int | None = None
-    checkpoint_minutes: float = 3.0
-    dev_steps: int | None = None
-    dev_minutes: float = 10.0
-    patience: int = 0  # evaluations without a better dev WER after which the run ends; 0: never
+    micro_positions: int = option(
+        2_048, "of one forward pass, padding included: what bounds the memory", MACHINE, metavar="N"
+    )
+    precision: str = option(
+        "auto", "of the arithmetic; auto measures what is faster here", MACHINE, choices=PRECISIONS
+    )
+    compile: str = option(
+        "auto",
+        "whether the decoder's layers are; auto: in long runs on a CPU in bf16",
+        MACHINE,
+        choices=COMPILE,
+    )
+    base_bits: int = option(0, "4: QLoRA, where bitsandbytes supports the device", MACHINE, choices=(0, 4))
+    rounding: int = option(
+        0,
+        "train with 4-bit weights in blocks of so many inputs, for the int4 recipes (32); 0: with weights as they are",
+        MACHINE,
+        metavar="BLOCK",
+    )
+    # Steps after which they are rounded anew.
+    rounding_steps: int = 10
+    gradient_checkpointing: bool = option(False, "less memory, a third more work", MACHINE)
+    dev_minutes: float = option(10.0, "minutes between evaluations", SAVED, metavar="M")
+    dev_steps: int | None = option(None, "evaluations by steps instead", SAVED, metavar="N")
+    patience: int = option(
+        0, "evaluations without improvement that end the run (default: never)", SAVED, metavar="N"
+    )
+    checkpoint_minutes: float = option(
+        3.0, "minutes between checkpoints: at most this is lost", SAVED, metavar="M"
+    )
+    checkpoint_steps: int | None = option(None, "checkpoints by steps instead", SAVED, metavar="N")
 
     def __post_init__(self) -> None:
         _check(self.stage in STAGES, f"no stage '{self.stage}': choose {' or '.join(STAGES)}")
@@ -155,9 +204,14 @@ class HealingPlan:
         return tuple(part for part in self.train if part not in unused)
 
     @property
+    def with_decoder(self) -> bool:
+        """Whether the decoder runs at this stage."""
+        return self.stage == "transcript"
+
+    @property
     def needs_alignment(self) -> bool:
         """Whether a CTC loss is computed, alone or beside the transcript's."""
-        return self.stage == "ctc" or (self.stage == "transcript" and self.ctc_weight > 0)
+        return self.stage == "ctc" or (self.with_decoder and self.ctc_weight > 0)
 
     @property
     def scaling_alpha(self) -> float:
@@ -166,10 +220,6 @@ class HealingPlan:
     def identity(self) -> dict[str, Any]:
         """The settings that decide what a step computes."""
         return json.loads(json.dumps({key: value for key, value in asdict(self).items() if key not in _FREE}))
-
-    def with_limits(self, **limits: Any) -> HealingPlan:
-        """A copy that ends elsewhere."""
-        return replace(self, **limits)
 
 
 def fingerprint(*facts: Any) -> str:

@@ -77,11 +77,17 @@ def unshard(module: nn.Module) -> None:
     """
     for part in module.modules():
         if isinstance(part, FSDPModule):
-            part.__class__ = type(part).__bases__[1]  # fully_shard mixed FSDPModule into the part's own class
+            _leave_fsdp(part)
         for name, parameter in part.named_parameters(recurse=False):
             if isinstance(parameter, DTensor):
                 whole = parameter.full_tensor().cpu()
                 part.register_parameter(name, nn.Parameter(whole, requires_grad=parameter.requires_grad))
+
+
+def _leave_fsdp(part: nn.Module) -> None:
+    """Give a module back the class that it had: `fully_shard` made one of FSDPModule and it, and knows no way back."""
+    _, own = type(part).__bases__
+    part.__class__ = own
 
 
 def restore(learner: nn.Module, optimizer: torch.optim.Optimizer | None, folder: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,43 +49,41 @@ def make_accelerator() -> Accelerator:
     return accelerator
 
 
+@dataclass(frozen=True)
+class TrainingJob:
+    """What a `Trainer` does with a learner."""
+
+    plan: HealingPlan
+    # The training clips.
+    store: FeatureStore
+    # Their WER (of a CTC head their loss) chooses the best checkpoint and may end the run.
+    dev: DevSet | None = None
+    # Folder of the checkpoints; None keeps none.
+    work: Path | None = None
+    # A bar on stderr.
+    progress: bool = False
+    # Called with the number and the loss of every step.
+    on_step: Callable[[int, float], None] | None = None
+    # Frozen weights that are kept rounded.
+    rounded: RoundedWeights | None = None
+
+
 class Trainer:
     """Trains a `Learner` in place.
 
     Args:
         accelerator: where and with whom.
         learner: what is trained.
-        plan: the settings.
-        store: training clips.
-        dev: dev clips, if any: their WER (of a CTC head their loss) chooses the best checkpoint and may end the run.
+        job: on what, how, and until when.
         state: where the run is.
-        work: folder of its checkpoints; None keeps none.
-        progress: a bar on stderr.
-        on_step: called with the number and the loss of every step.
-        rounded: frozen weights that are kept rounded.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        learner: Learner,
-        plan: HealingPlan,
-        store: FeatureStore,
-        dev: DevSet | None,
-        state: RunState,
-        work: Path | None,
-        *,
-        progress: bool = False,
-        on_step: Callable[[int, float], None] | None = None,
-        rounded: RoundedWeights | None = None,
-    ) -> None:
-        self._rounded = rounded
-        self.accelerator, self.plan = accelerator, plan
-        self.dev, self.state, self.work, self.progress = dev, state, work, progress
+    def __init__(self, accelerator: Accelerator, learner: Learner, job: TrainingJob, state: RunState) -> None:
+        self.accelerator, self.job, self.state = accelerator, job, state
+        self.plan = plan = job.plan
         self.losses: list[float] = []
-        self._on_step = on_step or (lambda step, loss: None)
         self.feeder = Feeder(
-            store,
+            job.store,
             plan,
             accelerator.process_index,
             accelerator.num_processes,
@@ -98,8 +97,8 @@ class Trainer:
         self._parameters = [p for p in self.wrapped.parameters() if p.requires_grad]
         self._began = self._saved = self._evaluated = time.monotonic()
         self._before = state.seconds
-        if work is not None and (work / LAST).is_dir():
-            restore(self.wrapped, self.optimizer.optimizer, work / LAST)
+        if job.work is not None and (job.work / LAST).is_dir():
+            restore(self.wrapped, self.optimizer.optimizer, job.work / LAST)
 
     def run(self) -> RunState:
         """Train until the plan ends, then put the best weights into the learner.
@@ -113,7 +112,7 @@ class Trainer:
             total=1_000,
             initial=int(1_000 * self._done(total)),
             file=sys.stderr,
-            disable=None if self.progress and self.accelerator.is_main_process else True,
+            disable=None if self.job.progress and self.accelerator.is_main_process else True,
             bar_format="{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}",
         )
         self.wrapped.train()
@@ -123,21 +122,22 @@ class Trainer:
                 self._set_rates(done)
                 self._round(again=not self.losses)
                 self.losses.append(self._step(next(steps)))
-                self._on_step(self.state.step, self.losses[-1])
+                if self.job.on_step is not None:
+                    self.job.on_step(self.state.step, self.losses[-1])
                 if self.accelerator.is_main_process:
                     self._show(bar, total)
                 self._evaluate_and_save(final=False)
             if not state.finished:
                 state.finished = True
                 self._evaluate_and_save(final=True)
-        if self.work is not None and (self.work / BEST).is_dir():
-            restore(self.wrapped, None, self.work / BEST)
+        if self.job.work is not None and (self.job.work / BEST).is_dir():
+            restore(self.wrapped, None, self.job.work / BEST)
         return state
 
     def _round(self, *, again: bool) -> None:
         """At the same steps whether or not the run was stopped in between, and once more when it goes on."""
-        if self._rounded is not None and (again or self.state.step % self.plan.rounding_steps == 0):
-            self._rounded.refresh()
+        if self.job.rounded is not None and (again or self.state.step % self.plan.rounding_steps == 0):
+            self.job.rounded.refresh()
 
     def _step(self, step: Step) -> float:
         accelerator, state = self.accelerator, self.state
@@ -158,7 +158,7 @@ class Trainer:
         sums = accelerator.reduce(sums, "sum")
         loss = float(sums[0]) / step.tokens
         if not (torch.isfinite(sums).all() and torch.isfinite(torch.as_tensor(norm))):
-            kept = f"{self.work / LAST} is intact" if self.work else "nothing was saved"
+            kept = f"{self.job.work / LAST} is intact" if self.job.work else "nothing was saved"
             raise HealingError(
                 f"the loss is not finite at step {state.step + 1} (loss {loss:.3g}, gradient {float(norm):.3g}); {kept}: "
                 "remove it and train with a lower --learning-rate, or in --precision fp32"
@@ -173,7 +173,7 @@ class Trainer:
 
     def _evaluate_and_save(self, *, final: bool) -> None:
         plan, state, now = self.plan, self.state, time.monotonic()
-        evaluate = self.dev is not None and (
+        evaluate = self.job.dev is not None and (
             final
             or (plan.dev_steps is not None and state.step % plan.dev_steps == 0)
             or (plan.dev_steps is None and now - self._evaluated > 60 * plan.dev_minutes)
@@ -187,18 +187,20 @@ class Trainer:
         if evaluate:
             self._evaluate()
             self._evaluated = time.monotonic()
-        if save and self.work is not None:
+        if save and self.job.work is not None:
             state.seconds = self._seconds()
             self._write(LAST, optimizer=True)
             self._saved = time.monotonic()
 
     def _evaluate(self) -> None:
-        assert self.dev is not None
+        assert self.job.dev is not None
         accelerator, state = self.accelerator, self.state
         if accelerator.distributed_type == DistributedType.FSDP:
-            score = self.dev.score(self.learner)  # every forward is a collective: all decode the same clips
+            score = self.job.dev.score(
+                self.learner
+            )  # every forward is a collective: all decode the same clips
         else:
-            mine = self.dev.score(self.learner, accelerator.process_index, accelerator.num_processes)
+            mine = self.job.dev.score(self.learner, accelerator.process_index, accelerator.num_processes)
             score = sum(gather_object([mine]), DevScore())
         wer, loss = score.words.rate, score.loss / max(score.tokens, 1)
         state.seconds = self._seconds()
@@ -211,12 +213,12 @@ class Trainer:
         best = next((row[counts] for row in state.history if row["step"] == state.best_step), math.inf)
         if state.best_wer is None or state.history[-1][counts] < best:
             state.best_wer, state.best_step, state.bad_evaluations = wer, state.step, 0
-            if self.work is not None:
+            if self.job.work is not None:
                 self._write(BEST, optimizer=False)
         else:
             state.bad_evaluations += 1
             state.finished |= 0 < self.plan.patience <= state.bad_evaluations
-        if accelerator.is_main_process and self.progress:
+        if accelerator.is_main_process and self.job.progress:
             tqdm.tqdm.write(
                 f"step {state.step}: dev WER {100 * wer:.1f} % (best {100 * state.best_wer:.1f} at {state.best_step}), "
                 f"dev loss {loss:.3f}, loss {self._recent_loss():.3f}",
@@ -226,8 +228,8 @@ class Trainer:
     def _write(self, name: str, *, optimizer: bool) -> None:
         weights = trainable_tensors(self.wrapped)
         moments = optimizer_tensors(self.wrapped, self.optimizer.optimizer) if optimizer else {}
-        if self.accelerator.is_main_process and self.work is not None:
-            write_run(self.work, name, self.state, weights, moments)
+        if self.accelerator.is_main_process and self.job.work is not None:
+            write_run(self.job.work, name, self.state, weights, moments)
         self.accelerator.wait_for_everyone()
 
     def _total_steps(self) -> int | None:

@@ -6,8 +6,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -98,10 +99,17 @@ class CompiledLayers:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Within it the layers are the compiled ones."""
-        for layer, compiled in self._layers:
-            layer.forward = compiled
-        try:
+        with ExitStack() as stack:
+            for layer, compiled in self._layers:
+                stack.enter_context(_forward_replaced(layer, compiled))
             yield
-        finally:
-            for layer, _ in self._layers:
-                del layer.forward
+
+
+@contextmanager
+def _forward_replaced(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within it, calling `layer` runs `forward`; wrapping the layer instead would rename its parameters."""
+    layer.forward = forward  # an attribute of the object hides the method of its class
+    try:
+        yield
+    finally:
+        del layer.forward

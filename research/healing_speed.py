@@ -110,6 +110,9 @@ def side(args):
     from prunella.healing.plan import Augmentation
     from prunella.healing.training_speed import matmul_rate
     from prunella.speech_llm.load import load
+    from prunella.speech_llm.process import tune
+
+    tune()
 
     torch.set_num_threads(args.threads)
     clips = open_speech([args.speech])

@@ -5,7 +5,6 @@
 >>> save_checkpoint(model, "out/reference")
 """
 
-from prunella.speech_llm import process as process
 from prunella.speech_llm.checkpoint import load_checkpoint as load_checkpoint
 from prunella.speech_llm.checkpoint import save_checkpoint as save_checkpoint
 from prunella.speech_llm.config import SpeechLLMConfig as SpeechLLMConfig

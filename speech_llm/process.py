@@ -1,4 +1,4 @@
-"""Settings of the whole process, made when `prunella.speech_llm` is imported."""
+"""Settings of a whole process that works with models in PyTorch: a program makes them, importing prunella does not."""
 
 from __future__ import annotations
 
@@ -12,11 +12,22 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _KEEP = 1 << 30
 
 
+def tune() -> None:
+    """Set memory and logging as the `prunella` command has them; whoever uses prunella as a library may do the same.
+
+    transformers shows neither advice nor progress bars (prunella has its own), torch.onnx no warnings about operators
+    that it does not know.
+    """
+    keep_freed_memory()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    standard_logging.getLogger("torch.onnx").setLevel(standard_logging.ERROR)
+
+
 def keep_freed_memory() -> bool:
     """Make glibc's malloc keep large freed blocks; returns whether it does.
 
-    By default every large activation is mapped and returned anew, and the page faults cost several times the
-    arithmetic (once, on 2 loaded cores: 78 s against 15 s for the same forward passes).
+    By default every large activation is mapped and returned anew, and the page faults cost several times the arithmetic.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -24,11 +35,3 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and bool(
         mallopt(_M_MMAP_THRESHOLD, _KEEP) and mallopt(_M_TRIM_THRESHOLD, _KEEP)
     )
-
-
-keep_freed_memory()
-# prunella shows its own progress; transformers' bars and advice would only bury it.
-logging.set_verbosity_error()
-logging.disable_progress_bar()
-# The ONNX exporter warns about every torchvision operator that it does not know.
-standard_logging.getLogger("torch.onnx").setLevel(standard_logging.ERROR)

@@ -17,6 +17,7 @@ from prunella.device_runtime.sound.log_mel import log_mel, pad_to_stacks
 from prunella.device_runtime.transcript import DecodeOptions
 from prunella.speech_llm.load import load
 from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.process import tune
 
 if TYPE_CHECKING:
     from prunella.device_runtime.transcriber import Transcriber
@@ -134,7 +135,11 @@ def model_transcriber(model: SpeechLLM, options: DecodeOptions | None = None) ->
 def open_model_transcriber(
     name: str | Path, *, options: DecodeOptions | None = None, threads: int | None = None
 ) -> Transcriber:
-    """A transcriber for an embedded name, a checkpoint folder or a Hugging Face id, on `threads` CPU threads."""
+    """A transcriber for an embedded name, a checkpoint folder or a Hugging Face id, on `threads` CPU threads.
+
+    Tunes the process as commands are (`process.tune`): those that are free of torch come to it here.
+    """
+    tune()
     if threads:
         torch.set_num_threads(threads)
     return model_transcriber(load(name), options)

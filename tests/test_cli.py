@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from prunella.cli import VERBS, main
+from prunella.device_runtime.base.errors import UsageError
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -41,6 +42,50 @@ def test_a_full_disk_and_an_interrupt_are_said_in_a_line(monkeypatch, capsys):
     assert main(["info", "x"]) == 1 and "disk is full (out/bundle)" in capsys.readouterr().err
     monkeypatch.setattr(module, "run", interrupt)
     assert main(["info", "x"]) == 130 and "interrupted" in capsys.readouterr().err
+
+
+def test_a_part_of_prunella_that_is_missing_is_not_asked_of_pip(monkeypatch, capsys):
+    monkeypatch.setitem(VERBS, "info", ("prunella.device_runtime.nothing", "a module that is not there"))
+    assert main(["info", "x"]) == 1
+    said = capsys.readouterr().err
+    assert "installation of prunella is incomplete" in said and "nothing" in said and "pip" not in said
+
+
+@pytest.mark.parametrize("wanted", [None, "0", "1"])
+def test_tracebacks_are_for_those_who_ask(monkeypatch, capsys, wanted):
+    module = importlib.import_module("prunella.device_runtime.info")
+
+    def gone(_args):
+        raise OSError(5, "Input/output error", "bundle")
+
+    def ours(_args):
+        raise UsageError("give a number")
+
+    def explained(_args):
+        raise UsageError("give a number") from ValueError("x is none")
+
+    if wanted is None:
+        monkeypatch.delenv("PRUNELLA_TRACEBACK", raising=False)
+    else:
+        monkeypatch.setenv("PRUNELLA_TRACEBACK", wanted)
+    for run, foreign in ((gone, True), (ours, False), (explained, True)):
+        monkeypatch.setattr(module, "run", run)
+        assert main(["info", "x"]) in (1, 2)
+        said = capsys.readouterr().err
+        assert ("Traceback" in said and f"in {run.__name__}" in said) == (foreign and wanted == "1")
+        assert said.splitlines()[-1].startswith("prunella: ")
+
+
+@pytest.mark.slow
+def test_importing_the_library_changes_nothing_of_the_process():
+    code = (
+        "import logging; from transformers.utils import logging as theirs; "
+        "before = theirs.get_verbosity(), theirs.is_progress_bar_enabled(), logging.getLogger('torch.onnx').level; "
+        "import prunella.speech_llm, prunella.healing.heal, prunella.export.export; "
+        "after = theirs.get_verbosity(), theirs.is_progress_bar_enabled(), logging.getLogger('torch.onnx').level; "
+        "assert before == after, (before, after)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def _program(shell, **environment):

@@ -10,6 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
 from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.process import tune
+
+tune()  # as the command does it: else page faults take longer than the tests
 
 
 def byte_level_tokenizer() -> PreTrainedTokenizerFast:

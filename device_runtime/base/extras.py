@@ -107,6 +107,8 @@ def explained(error: ImportError, what: str) -> EngineError:
         what: as in `require`.
     """
     name = (error.name or "").partition(".")[0]
+    if name == "prunella":
+        return EngineError(f"this installation of prunella is incomplete ({error}): install it again")
     missing = isinstance(error, ModuleNotFoundError) and not is_installed(name)
     frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     importers = [module.partition(".")[0] for module in frames]

@@ -27,6 +27,7 @@ from prunella.pruning.surgery import drop_layers
 from prunella.speech_llm import load
 from prunella.speech_llm.batches import PositionClass, cross_entropy
 from prunella.speech_llm.decoder_view import decoder_view
+from prunella.speech_llm.process import tune
 
 BLOCKS = ("13:16", "13:19", "6:15")
 RIDGE = 0.1
@@ -150,4 +151,5 @@ def main():
 
 
 if __name__ == "__main__":
+    tune()
     main()

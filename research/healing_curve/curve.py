@@ -49,6 +49,7 @@ from prunella.speech_llm.batches import cross_entropy
 from prunella.speech_llm.checkpoint import save_checkpoint
 from prunella.speech_llm.load import load
 from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.process import tune
 from prunella.speech_llm.reference import wheel_decoder
 
 
@@ -324,4 +325,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     restart_with_tcmalloc()
+    tune()
     raise SystemExit(main())

@@ -21,6 +21,7 @@ from prunella.evaluation.table import render_table
 from prunella.export.export import export_float
 from prunella.quantize.bundle_writer import requantize
 from prunella.speech_llm import load
+from prunella.speech_llm.process import tune
 
 RECIPES = ("fp32", "int8", "int4", "F16", "Q8_0", "Q5_K_M", "Q4_K_M", "Q4_0")
 COMPATIBLE = ("F16", "Q4_K_M")  # through libmtmd too
@@ -148,4 +149,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tune()
     main()

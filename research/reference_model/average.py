@@ -17,6 +17,7 @@ from prunella.device_runtime.base.errors import UsageError
 from prunella.speech_llm.checkpoint import save_checkpoint
 from prunella.speech_llm.load import load
 from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.process import tune
 from prunella.speech_llm.reference import pack_reference
 
 
@@ -61,4 +62,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tune()
     main()

@@ -18,6 +18,7 @@ import torch
 from prunella.speech_llm.checkpoint import save_checkpoint
 from prunella.speech_llm.load import load
 from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.process import tune
 from prunella.speech_llm.reference import matching_layers
 
 _DECODER_LAYER = re.compile(r"^(decoder\..*?\blayers\.)(\d+)\.")
@@ -68,4 +69,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    tune()
     raise SystemExit(main())

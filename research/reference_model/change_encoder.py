@@ -25,6 +25,7 @@ from prunella.speech_llm.checkpoint import save_checkpoint
 from prunella.speech_llm.config import AudioEncoderConfig
 from prunella.speech_llm.load import load
 from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.process import tune
 from prunella.speech_llm.torch_engine import model_features
 from prunella.speech_llm.ultravox import UltravoxProjector
 from prunella.speech_llm.whisper_encoder import TrueLengthWhisperEncoder
@@ -181,4 +182,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    tune()
     raise SystemExit(main())

@@ -32,6 +32,7 @@ from prunella.healing.heal import heal
 from prunella.healing.plan import Augmentation, HealingPlan
 from prunella.healing.run_state import read_state
 from prunella.speech_llm.load import load
+from prunella.speech_llm.process import tune
 
 
 @dataclass(frozen=True)
@@ -174,4 +175,5 @@ def _named(text: str) -> tuple[str, Path]:
 
 
 if __name__ == "__main__":
+    tune()
     raise SystemExit(main())

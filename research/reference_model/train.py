@@ -25,6 +25,7 @@ from prunella.healing.plan import Augmentation, HealingPlan
 from prunella.healing.run_state import read_state
 from prunella.speech_llm.checkpoint import save_checkpoint
 from prunella.speech_llm.load import load
+from prunella.speech_llm.process import tune
 from prunella.speech_llm.reference import pack_reference
 from prunella.speech_llm.reference_prompt import instruct_before_audio
 
@@ -108,4 +109,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     restart_with_tcmalloc()
+    tune()
     raise SystemExit(main())

@@ -33,6 +33,12 @@ def test_leaves_the_process_alone_without_the_library(started, monkeypatch):
     assert not started
 
 
+def test_an_environment_variable_keeps_it_from_starting_again(started, monkeypatch):
+    monkeypatch.setenv(allocator.SWITCH, "0")
+    allocator.restart_with_tcmalloc()
+    assert not started
+
+
 def test_only_the_program_starts_again(started, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main(["heal"])
