@@ -50,8 +50,8 @@ from prunella.pruning.history import blocks_between
 from prunella.pruning.prune import REPORT_NAME, layers_to_drop, prune, save_pruned
 from prunella.pruning.redundancy import load_maps
 from prunella.pruning.selection import STRATEGIES, Evidence, choose_blocks
+from prunella.quantize.bundle_recipe import find_bundle_recipe
 from prunella.quantize.bundle_writer import requantize
-from prunella.quantize.gguf_recipes import find_bundle_recipe
 from prunella.speech_llm.checkpoint import save_checkpoint, saved_bytes
 from prunella.speech_llm.load import load, resolve
 from prunella.speech_llm.model import SpeechLLM

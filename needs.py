@@ -32,7 +32,7 @@ def needed_modules(verb: str, words: Sequence[str]) -> tuple[str, ...]:
 
 def recipe_modules(recipe: str) -> tuple[str, ...]:
     """What writing bundles of a recipe needs beside the model."""
-    from prunella.quantize.gguf_recipes import find_bundle_recipe  # rooms open when their verb is called
+    from prunella.quantize.bundle_recipe import find_bundle_recipe  # rooms open when their verb is called
 
     engines = find_bundle_recipe(recipe).engines
     return tuple(name for engine in ("onnx", *engines) for name in _RECIPES[engine])

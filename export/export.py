@@ -28,8 +28,9 @@ from prunella.export.onnx_families import check_onnx_decoder
 from prunella.export.onnx_gate import gate_onnx
 from prunella.needs import recipe_modules
 from prunella.pruning.calibration import speech_batches
+from prunella.quantize.bundle_recipe import BundleRecipe, find_bundle_recipe
 from prunella.quantize.bundle_writer import TOKENIZER_NAME, requantize, seal_bundle
-from prunella.quantize.gguf_recipes import SUPER_BLOCK, BundleRecipe, default_gguf_recipe, find_bundle_recipe
+from prunella.quantize.gguf_recipes import SUPER_BLOCK, default_gguf_recipe
 from prunella.speech_llm.checkpoint import save_decoder, saved_bytes
 from prunella.speech_llm.load import load
 from prunella.speech_llm.model import SpeechLLM

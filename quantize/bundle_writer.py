@@ -13,7 +13,8 @@ from prunella.device_runtime.base.outputs import check_output
 from prunella.device_runtime.bundle import MANIFEST_NAME, Bundle, BundleManifest, FileEntry, open_bundle
 from prunella.device_runtime.engines.gguf_engine import DECODER_PATTERN, MMPROJ_PATTERN, one_file
 from prunella.device_runtime.engines.llama_library import llama_library
-from prunella.quantize.gguf_recipes import BundleRecipe, GgufRecipe, find_bundle_recipe
+from prunella.quantize.bundle_recipe import BundleRecipe, find_bundle_recipe
+from prunella.quantize.gguf_recipes import GgufRecipe
 from prunella.quantize.onnx_drift import measure_drift
 from prunella.quantize.onnx_graphs import quantize_audio_encoder, quantize_graphs
 from prunella.quantize.onnx_weights import check_weights

@@ -16,7 +16,7 @@ import numpy as np
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import ExportError
 from prunella.device_runtime.bundle import Bundle, BundleManifest
-from prunella.quantize.gguf_recipes import BundleRecipe
+from prunella.quantize.bundle_recipe import BundleRecipe
 from prunella.quantize.onnx_probe import probe_graphs, too_large
 
 _LOG = logging.getLogger(__name__)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -19,6 +21,13 @@ from prunella.quantize.onnx_passes import (
 from prunella.quantize.recipes import Recipe, WeightFormat
 
 GRAPHS = ("audio_encoder.onnx", "embed_tokens.onnx", "decoder_model_merged.onnx")
+# Which part of a `Recipe` a matrix of the decoder is, by its node's name: the first that matches.
+_DECODER_PARTS: tuple[tuple[Callable[[str], bool], str], ...] = (
+    (lambda name: name == HEAD, "head"),
+    (lambda name: name.endswith(DOWN_PROJECTION), "down_projection"),
+    (lambda name: ATTENTION in name, "attention"),
+    (lambda name: True, "decoder"),
+)
 _ENCODER_LAYERS = ("audio_encoder.layers.", "ctc_head.")
 
 
@@ -41,18 +50,8 @@ def quantize_graphs(source: Path, recipe: Recipe, out: Path) -> None:
             continue
         model = load_graph(source / name)
         if name.startswith("decoder"):
-            quantize_matmuls(model, recipe.head, lambda node: node.name == HEAD)
-            quantize_matmuls(model, recipe.down_projection, lambda node: node.name.endswith(DOWN_PROJECTION))
-            quantize_matmuls(model, recipe.attention, lambda node: ATTENTION in node.name)
-            quantize_matmuls(
-                model,
-                recipe.decoder,
-                lambda node: (
-                    node.name != HEAD
-                    and ATTENTION not in node.name
-                    and not node.name.endswith(DOWN_PROJECTION)
-                ),
-            )
+            for _, part in _DECODER_PARTS:
+                quantize_matmuls(model, getattr(recipe, part), partial(_is_part, part))
         elif name.startswith("audio_encoder"):
             _quantize_layers(model, recipe.audio_encoder)
         else:
@@ -79,10 +78,14 @@ def _quantize_layers(model: onnx.ModelProto, weights: WeightFormat) -> None:
     quantize_matmuls(model, weights, lambda node: node.name.startswith(_ENCODER_LAYERS))
 
 
+def _is_part(part: str, node: onnx.NodeProto) -> bool:
+    return part == next(name for matches, name in _DECODER_PARTS if matches(node.name))
+
+
 def _is_float(recipe: Recipe, name: str) -> bool:
     formats = {
-        "decoder_model_merged.onnx": (recipe.decoder, recipe.attention, recipe.down_projection, recipe.head),
-        "audio_encoder.onnx": (recipe.audio_encoder,),
-        "embed_tokens.onnx": (recipe.embed_tokens,),
+        "decoder_model_merged.onnx": [getattr(recipe, part) for _, part in _DECODER_PARTS],
+        "audio_encoder.onnx": [recipe.audio_encoder],
+        "embed_tokens.onnx": [recipe.embed_tokens],
     }[name]
     return all(format_.method == "float" for format_ in formats)

@@ -6,17 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from prunella.device_runtime.base.errors import UsageError
-from prunella.quantize.gguf_recipes import BundleRecipe
-from prunella.quantize.recipes import WeightFormat
+from prunella.quantize.bundle_recipe import BundleRecipe
+from prunella.quantize.recipes import FLOAT, INT8_BLOCKS, INT8_ROWS, WeightFormat
 
-_FLOAT = WeightFormat("float")
-_ROWS = WeightFormat("channelwise", bits=8)
-_BLOCKS = WeightFormat("blockwise", bits=8, block_size=64, accuracy_level=4)
 # What "float" and "int8" mean for each part that a target may name.
 _FORMATS: dict[str, dict[str, WeightFormat]] = {
-    "audio_encoder": {"float": _FLOAT, "int8": _ROWS},
-    "embed_tokens": {"float": _FLOAT, "int8": _ROWS},
-    "head": {"float": _FLOAT, "int8": _BLOCKS},
+    "audio_encoder": {"float": FLOAT, "int8": INT8_ROWS},
+    "embed_tokens": {"float": FLOAT, "int8": INT8_ROWS},
+    "head": {"float": FLOAT, "int8": INT8_BLOCKS},
 }
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from prunella.device_runtime.base.errors import UsageError
-from prunella.device_runtime.base.suggestions import did_you_mean
-
 
 @dataclass(frozen=True)
 class WeightFormat:
@@ -44,9 +41,10 @@ class Recipe:
     drift: float
 
 
-_FLOAT = WeightFormat("float")
-_INT8_ROWS = WeightFormat("channelwise", bits=8)
-_INT8_BLOCKS = WeightFormat("blockwise", bits=8, block_size=64, accuracy_level=4)
+# Formats that recipes and targets name.
+FLOAT = WeightFormat("float")
+INT8_ROWS = WeightFormat("channelwise", bits=8)
+INT8_BLOCKS = WeightFormat("blockwise", bits=8, block_size=64, accuracy_level=4)
 # A model that was never trained with rounded weights loses several points of WER to 4 bits in blocks of 32; finer blocks and
 # 8 bits for all but gate and up projections keep it, at the speed of int8.
 _INT4_BLOCKS = WeightFormat("blockwise", bits=4, block_size=32, accuracy_level=4)
@@ -58,23 +56,23 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "fp32",
             "everything in float32: what the other recipes start from",
-            decoder=_FLOAT,
-            attention=_FLOAT,
-            down_projection=_FLOAT,
-            head=_FLOAT,
-            audio_encoder=_FLOAT,
-            embed_tokens=_FLOAT,
+            decoder=FLOAT,
+            attention=FLOAT,
+            down_projection=FLOAT,
+            head=FLOAT,
+            audio_encoder=FLOAT,
+            embed_tokens=FLOAT,
             drift=1e-3,
         ),
         Recipe(
             "int8",
             "8-bit weights, close to float32",
-            decoder=_INT8_BLOCKS,
-            attention=_INT8_BLOCKS,
-            down_projection=_INT8_BLOCKS,
-            head=_INT8_BLOCKS,
-            audio_encoder=_INT8_ROWS,
-            embed_tokens=_INT8_ROWS,
+            decoder=INT8_BLOCKS,
+            attention=INT8_BLOCKS,
+            down_projection=INT8_BLOCKS,
+            head=INT8_BLOCKS,
+            audio_encoder=INT8_ROWS,
+            embed_tokens=INT8_ROWS,
             drift=0.2,
         ),
         Recipe(
@@ -84,32 +82,20 @@ RECIPES: dict[str, Recipe] = {
             attention=_INT4_BLOCKS,
             down_projection=_INT4_BLOCKS,
             head=_INT4_BLOCKS,
-            audio_encoder=_INT8_ROWS,
-            embed_tokens=_INT8_ROWS,
+            audio_encoder=INT8_ROWS,
+            embed_tokens=INT8_ROWS,
             drift=1.0,
         ),
         Recipe(
             "int4-mixed",
             "4-bit feed-forward in fine blocks, 8-bit attention, down projections, head and encoder: for any other model",
             decoder=_INT4_FINE,
-            attention=_INT8_BLOCKS,
-            down_projection=_INT8_BLOCKS,
-            head=_INT8_BLOCKS,
-            audio_encoder=_INT8_ROWS,
-            embed_tokens=_INT8_ROWS,
+            attention=INT8_BLOCKS,
+            down_projection=INT8_BLOCKS,
+            head=INT8_BLOCKS,
+            audio_encoder=INT8_ROWS,
+            embed_tokens=INT8_ROWS,
             drift=0.4,
         ),
     )
 }
-
-
-def find_recipe(name: str) -> Recipe:
-    """The recipe of this name.
-
-    Raises:
-        UsageError: there is none; the message names the nearest.
-    """
-    if name in RECIPES:
-        return RECIPES[name]
-    hint = did_you_mean(name, RECIPES)
-    raise UsageError(f"no recipe '{name}': {hint}{' ' if hint else ''}there are {', '.join(RECIPES)}")

@@ -21,8 +21,9 @@ from prunella.evaluation.manifest import SpeechManifest
 from prunella.evaluation.report import EvaluationReport, compare_reports
 from prunella.evaluation.systems import open_system
 from prunella.evaluation.table import megabytes, number, percent, render_table
+from prunella.quantize.bundle_recipe import find_bundle_recipe
 from prunella.quantize.bundle_writer import requantize, seal_bundle
-from prunella.quantize.gguf_recipes import GGUF_RECIPES, find_bundle_recipe
+from prunella.quantize.gguf_recipes import GGUF_RECIPES
 from prunella.quantize.recipes import RECIPES
 from prunella.targets.profile import load_target
 

@@ -25,9 +25,10 @@ from prunella.device_runtime.sound.audio import load_audio
 from prunella.device_runtime.transcriber import open_transcriber
 from prunella.evaluation.manifest import read_manifest
 from prunella.export.export import default_recipe, export, export_float
+from prunella.quantize.bundle_recipe import find_bundle_recipe
 from prunella.quantize.bundle_writer import requantize
 from prunella.quantize.gguf_files import read_gguf
-from prunella.quantize.gguf_recipes import GGUF_RECIPES, find_bundle_recipe
+from prunella.quantize.gguf_recipes import GGUF_RECIPES
 from prunella.speech_llm.ctc_head import ENGLISH
 from prunella.speech_llm.torch_engine import TorchEngine, model_transcriber
 from prunella.targets.profile import TargetProfile, load_target

@@ -16,8 +16,8 @@ from prunella.export import onnx_gate
 from prunella.export.export import export_float
 from prunella.export.onnx_gate import FLOAT_ERROR, gate_onnx
 from prunella.quantize import onnx_drift, onnx_probe
+from prunella.quantize.bundle_recipe import find_bundle_recipe
 from prunella.quantize.free_memory import free_memory, whole_memory
-from prunella.quantize.gguf_recipes import find_bundle_recipe
 from prunella.quantize.onnx_drift import measure_drift
 from prunella.quantize.onnx_weights import check_weights
 

@@ -7,8 +7,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from prunella.device_runtime.base.errors import UsageError
 from prunella.quantize.blockwise import quantize_blocks
+from prunella.quantize.bundle_recipe import find_bundle_recipe
 from prunella.quantize.onnx_passes import quantize_embeddings, quantize_matmuls
-from prunella.quantize.recipes import RECIPES, WeightFormat, find_recipe
+from prunella.quantize.recipes import RECIPES, WeightFormat
 
 
 def run(model, **inputs):
@@ -140,9 +141,9 @@ def test_embeddings_per_row():
 
 
 def test_recipes_are_found_by_name():
-    assert find_recipe("int8").name == "int8"
+    assert find_bundle_recipe("int8").name == "int8"
     with pytest.raises(UsageError, match="no recipe 'int44': did you mean 'int4'"):
-        find_recipe("int44")
+        find_bundle_recipe("int44")
 
 
 def test_no_recipe_breaks_what_the_field_learned():

@@ -3,7 +3,7 @@
 import pytest
 
 from prunella.device_runtime.base.errors import UsageError
-from prunella.quantize.gguf_recipes import find_bundle_recipe
+from prunella.quantize.bundle_recipe import find_bundle_recipe
 from prunella.quantize.part_precision import with_precision
 
 
