@@ -15,7 +15,6 @@ from prunella.speech_llm.model import SpeechLLM
 
 AUDIO_ENCODER_NAME = "audio_encoder.onnx"
 _OPSET = 20  # 23 has a fused Attention, 7 % faster here but unknown to the older runtimes that devices have
-_MEL_FRAMES_PER_ENCODER_FRAME = 2
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -43,9 +42,9 @@ def export_audio_encoder(model: SpeechLLM, out: Path) -> Path:
     Returns:
         The path of the file.
     """
-    frames_per_token = _MEL_FRAMES_PER_ENCODER_FRAME * model.config.stack_factor
-    longest = _MEL_FRAMES_PER_ENCODER_FRAME * model.config.audio_encoder.max_source_positions
-    tokens = torch.export.Dim("audio_tokens", min=2, max=longest // frames_per_token)
+    frames_per_token = model.config.mel_frames_per_token
+    longest = model.config.longest_mel_frames // frames_per_token
+    tokens = torch.export.Dim("audio_tokens", min=2, max=longest)
     example = torch.zeros(1, model.config.audio_encoder.num_mel_bins, 4 * frames_per_token)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

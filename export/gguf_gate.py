@@ -178,7 +178,7 @@ def compare_embeddings(model: SpeechLLM, path: Path, kind: str, decoder: Path) -
 
 
 def _whole_stacks(model: SpeechLLM, frames: int) -> int:
-    stride = 2 * model.config.stack_factor
+    stride = model.config.mel_frames_per_token
     return frames // stride * stride
 
 

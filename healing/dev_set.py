@@ -74,7 +74,7 @@ class DevSet:
             return learner.spelling.read(inputs)
         with torch.autocast(inputs.features.device.type, torch.bfloat16, enabled=learner.precision == "bf16"):
             audio = learner.audio_embeddings(inputs)
-            steps = inputs.frames // learner.stack_factor
+            steps = learner.audio_tokens(inputs)
             if learner.decoder is None:
                 assert learner.alignment is not None
                 ids = learner.alignment.read(learner.alignment(audio), steps.tolist())

@@ -137,7 +137,7 @@ class FeatureStore:
         config = self.model.config
         if self.encode:
             return torch.zeros(config.stack_factor, config.audio_encoder.d_model)
-        return torch.zeros(2 * config.stack_factor, config.audio_encoder.num_mel_bins)
+        return torch.zeros(config.mel_frames_per_token, config.audio_encoder.num_mel_bins)
 
     @torch.no_grad()
     def finish(self, loaded: torch.Tensor, index: int, variant: int) -> torch.Tensor:

@@ -55,7 +55,7 @@ class Learner(nn.Module):
         super().__init__()
         self.plan, self.precision = plan, precision
         self._layers_compiled = compiled.active if compiled is not None else contextlib.nullcontext
-        self.stack_factor = model.config.stack_factor
+        self._config = model.config
         self.projector = model.projector
         self.encoder = model.audio_encoder if "encoder" in plan.parts else None
         embeddings = model.view.token_table()
@@ -78,7 +78,7 @@ class Learner(nn.Module):
                 loss = self.spelling.loss(inputs)
                 return torch.stack([loss, torch.zeros_like(loss)])
             audio = self.audio_embeddings(inputs)
-            steps = inputs.frames // self.stack_factor
+            steps = self.audio_tokens(inputs)
             objective = audio.new_zeros((), dtype=torch.float32)
             if self.decoder is not None:
                 with self._recording():
@@ -87,6 +87,10 @@ class Learner(nn.Module):
                 weight = 1.0 if self.decoder is None else self.plan.ctc_weight
                 objective = objective + weight * self.alignment.loss(self.alignment(audio), steps, inputs)
             return torch.stack([objective, self._scale_penalty(audio, steps, inputs.weights)])
+
+    def audio_tokens(self, inputs: PassInputs) -> torch.Tensor:
+        """(batch,) audio tokens of each clip, padding left out."""
+        return self._config.audio_tokens(inputs.frames)
 
     def audio_embeddings(self, inputs: PassInputs) -> torch.Tensor:
         """(batch, audio_tokens, hidden)"""

@@ -51,10 +51,11 @@ def pass_inputs(
     `encoded`: features are encoder frames, not log-mel. `weights`: 0 for a clip that is not to count (default: all do).
     """
     pad = nn.utils.rnn.pad_sequence
-    frames = torch.tensor([len(rows) if encoded else len(rows) // 2 for rows in features])
+    lengths = torch.tensor([len(rows) for rows in features])
+    frames = lengths if encoded else model.config.encoder_frames(lengths)
     before, after = list(model.prompt.before_ids), list(model.prompt.after_ids)
     ids, audio, labels = [], [], []
-    for count, row in zip((frames // model.config.stack_factor).tolist(), tokens, strict=True):
+    for count, row in zip(model.config.audio_tokens(frames).tolist(), tokens, strict=True):
         # The end token is predicted, never read.
         text = list(row)
         ids.append(torch.tensor(before + [_PLACEHOLDER] * count + after + text[:-1]))

@@ -36,7 +36,7 @@ class SpeechExample:
     def length(self, model: SpeechLLM) -> int:
         """Positions that the example takes in the decoder."""
         prompt = model.prompt
-        audio = self.log_mel.shape[1] // (2 * model.config.stack_factor)
+        audio = model.config.audio_tokens(model.config.encoder_frames(self.log_mel.shape[1]))
         return len(prompt.before_ids) + audio + len(prompt.after_ids) + len(self.tokens)
 
 
@@ -61,7 +61,7 @@ class DecoderBatch:
 
 
 def speech_example(model: SpeechLLM, utterance: Utterance) -> SpeechExample:
-    """Read one utterance's audio and tokenise its transcript as the model writes.
+    """Read one utterance's audio and tokenize its transcript as the model writes.
 
     Raises:
         AudioError: the file cannot be read.
@@ -93,9 +93,9 @@ def speech_batch(model: SpeechLLM, examples: Sequence[SpeechExample]) -> Decoder
     log_mel = torch.zeros(len(examples), examples[0].log_mel.shape[0], int(lengths.max()))
     for row, example in zip(log_mel, examples, strict=True):
         row[:, : example.log_mel.shape[1]] = example.log_mel
-    frames = lengths // 2
+    frames = model.config.encoder_frames(lengths)
     audio = model.embed_audio(log_mel, frames if len(examples) > 1 else None)
-    audio_tokens = frames // model.config.stack_factor
+    audio_tokens = model.config.audio_tokens(frames)
     rows = [row[:count] for row, count in zip(audio, audio_tokens.tolist(), strict=True)]
     return layout_batch(model, rows, [example.tokens for example in examples])
 
@@ -112,8 +112,13 @@ def layout_batch(
         target = torch.tensor(ids, dtype=torch.long)
         # The end token is predicted, never read.
         rows.append(torch.cat([before, embeddings, after, model.embed_tokens(target[:-1])]))
-        parts = [(len(before), 0), (len(embeddings), 1), (len(after), 0), (len(ids) - 1, 2)]
-        classes.append(torch.cat([torch.full((count,), kind) for count, kind in parts]))
+        parts = (
+            (len(before), PositionClass.PROMPT),
+            (len(embeddings), PositionClass.AUDIO),
+            (len(after), PositionClass.PROMPT),
+            (len(ids) - 1, PositionClass.TEXT),
+        )
+        classes.append(torch.cat([torch.full((count,), int(kind)) for count, kind in parts]))
         label = torch.full((len(rows[-1]),), IGNORE)
         label[len(label) - len(ids) :] = target
         labels.append(label)

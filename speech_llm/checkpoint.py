@@ -8,7 +8,6 @@ the GGUF writer all point at it unchanged.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -111,18 +110,11 @@ def saved_bytes(module: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 
 
-def copy_checkpoint(source: Path, folder: Path) -> None:
-    """Copy a checkpoint folder, whole or not at all."""
-    with whole_directory(folder) as partial:
-        shutil.copytree(source, partial, dirs_exist_ok=True)
-
-
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
-    except (
-        Exception
-    ) as error:  # safetensors raises its own class for a corrupt file, OSError for a missing one
+    # safetensors raises a class of its own for a corrupt file, OSError for a missing one.
+    except Exception as error:
         raise CheckpointError(
             f"cannot read {path} ({error}): save or download the checkpoint again"
         ) from error

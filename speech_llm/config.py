@@ -6,13 +6,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.device_runtime.base.files import write_json
 from prunella.device_runtime.bundle import AudioSpec
 from prunella.device_runtime.transcript import DecodeOptions
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Count = TypeVar("Count", int, "Tensor")
 CONFIG_NAME = "config.json"
 _MEL_FRAMES_PER_ENCODER_FRAME = 2  # Whisper's second convolution has stride 2
 _HOP_LENGTH = 160
@@ -42,7 +46,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class SpeechLLMConfig:
-    """A speech LLM in one of the layouts of `families.py`; the decoder has a `config.json` of its own."""
+    """A speech LLM of one of `model.PROJECTORS`; the decoder has a `config.json` of its own."""
 
     audio_encoder: AudioEncoderConfig
     stack_factor: int
@@ -64,9 +68,27 @@ class SpeechLLMConfig:
             object.__setattr__(self, "provenance", {**self.provenance, "pruning": [cut]})
 
     @property
+    def mel_frames_per_token(self) -> int:
+        """Log-mel frames that become one audio token."""
+        return _MEL_FRAMES_PER_ENCODER_FRAME * self.stack_factor
+
+    @property
     def samples_per_token(self) -> int:
         """Samples that become one audio token."""
-        return _HOP_LENGTH * _MEL_FRAMES_PER_ENCODER_FRAME * self.stack_factor
+        return _HOP_LENGTH * self.mel_frames_per_token
+
+    @property
+    def longest_mel_frames(self) -> int:
+        """Log-mel frames that the audio encoder has positions for."""
+        return _MEL_FRAMES_PER_ENCODER_FRAME * self.audio_encoder.max_source_positions
+
+    def encoder_frames(self, mel_frames: Count) -> Count:
+        """Frames that the audio encoder makes of so many log-mel frames; one number, or a tensor of them."""
+        return mel_frames // _MEL_FRAMES_PER_ENCODER_FRAME
+
+    def audio_tokens(self, encoder_frames: Count) -> Count:
+        """Audio tokens that the projector makes of so many encoder frames; one number, or a tensor of them."""
+        return encoder_frames // self.stack_factor
 
     @property
     def audio(self) -> AudioSpec:

@@ -12,13 +12,13 @@ import argparse
 from pathlib import Path
 
 import torch
+from packing import pack_reference
 
 from prunella.device_runtime.base.errors import UsageError
 from prunella.speech_llm.checkpoint import save_checkpoint
 from prunella.speech_llm.load import load
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.process import tune
-from prunella.speech_llm.reference import pack_reference
 
 
 @torch.no_grad()

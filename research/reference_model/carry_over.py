@@ -14,12 +14,12 @@ import re
 from pathlib import Path
 
 import torch
+from packing import matching_layers
 
 from prunella.speech_llm.checkpoint import save_checkpoint
 from prunella.speech_llm.load import load
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.process import tune
-from prunella.speech_llm.reference import matching_layers
 
 _DECODER_LAYER = re.compile(r"^(decoder\..*?\blayers\.)(\d+)\.")
 

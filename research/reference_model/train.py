@@ -17,6 +17,8 @@ import json
 import sys
 from pathlib import Path
 
+from packing import pack_reference
+
 from prunella.evaluation.manifest import read_manifest
 from prunella.healing.allocator import restart_with_tcmalloc
 from prunella.healing.clips import manifest_clips, open_speech
@@ -26,7 +28,6 @@ from prunella.healing.run_state import read_state
 from prunella.speech_llm.checkpoint import save_checkpoint
 from prunella.speech_llm.load import load
 from prunella.speech_llm.process import tune
-from prunella.speech_llm.reference import pack_reference
 from prunella.speech_llm.reference_prompt import instruct_before_audio
 
 

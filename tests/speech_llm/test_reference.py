@@ -17,7 +17,6 @@ from prunella.speech_llm.embedded_weights import embedded_weights
 from prunella.speech_llm.load import load
 from prunella.speech_llm.reference import (
     convert_reference,
-    pack_reference,
     wheel_decoder,
 )
 from prunella.speech_llm.reference_prompt import INSTRUCTION, instruct_before_audio
@@ -26,6 +25,14 @@ from prunella.speech_llm.torch_engine import model_transcriber
 pytestmark = pytest.mark.model
 
 CLIPS = Path(__file__).parents[2] / "examples" / "clips"
+
+
+@pytest.fixture
+def pack_reference(research_folder):
+    research_folder("reference_model")
+    from packing import pack_reference
+
+    return pack_reference
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +57,7 @@ def test_the_chat_template_renders_the_trained_prompt(reference, content):
     assert prompt.before_audio.index(INSTRUCTION) > 0
 
 
-def test_packed_weights_make_the_same_model(reference, tmp_path):
+def test_packed_weights_make_the_same_model(reference, pack_reference, tmp_path):
     pack_reference(reference, tmp_path / "weights", rank=44)
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "weights").iterdir()}
     assert sizes["ctc_head.safetensors"] < 7.2e6
@@ -69,7 +76,7 @@ def test_packed_weights_make_the_same_model(reference, tmp_path):
     assert (before - after).abs().max() < 0.02 * before.std()
 
 
-def test_a_pruned_and_bridged_model_is_packed_without_the_encoder(reference, tmp_path):
+def test_a_pruned_and_bridged_model_is_packed_without_the_encoder(reference, pack_reference, tmp_path):
     pruned, _ = prune(reference, [Block(3, 20), Block(21, 26)])
     down = pruned.decoder.model.layers[2].mlp.down_proj.weight
     down.copy_(down + 0.05 * torch.randn(down.shape, generator=torch.Generator().manual_seed(0)))
@@ -109,7 +116,7 @@ def test_the_pruned_reference_has_seventy_per_cent_of_the_layers_and_hears(refer
     assert errors[0].wer < 0.35
 
 
-def test_what_cannot_be_packed_is_refused(reference, tmp_path):
+def test_what_cannot_be_packed_is_refused(pack_reference, tmp_path):
     changed = convert_reference(embedded_weights("reference"))
     changed.decoder.model.layers[4].post_attention_layernorm.weight.mul_(2)
     with pytest.raises(CheckpointError, match=r"only changes of linear layers.*post_attention_layernorm"):
