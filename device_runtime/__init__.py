@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prunella.device_runtime.bundle import open_bundle as open_bundle
     from prunella.device_runtime.live.session import LiveSession as LiveSession
+    from prunella.device_runtime.opening import open_transcriber as open_transcriber
     from prunella.device_runtime.sound.audio import load_audio as load_audio
     from prunella.device_runtime.transcriber import Transcriber as Transcriber
-    from prunella.device_runtime.transcriber import open_transcriber as open_transcriber
     from prunella.device_runtime.transcript import Transcript as Transcript
 
 _HOMES = {
@@ -22,7 +22,7 @@ _HOMES = {
     "LiveSession": "live.session",
     "load_audio": "sound.audio",
     "Transcriber": "transcriber",
-    "open_transcriber": "transcriber",
+    "open_transcriber": "opening",
     "Transcript": "transcript",
 }
 __all__ = ["LiveSession", "Transcriber", "Transcript", "load_audio", "open_bundle", "open_transcriber"]

@@ -25,23 +25,15 @@ from typing import Protocol
 
 from prunella.device_runtime.base.errors import AudioError, UsageError
 from prunella.device_runtime.base.standard_streams import piped
-from prunella.device_runtime.decoding.beam_search import check_beams
-from prunella.device_runtime.engines.providers import require_all
 from prunella.device_runtime.live.audio_block import AudioBlock
 from prunella.device_runtime.live.decode_worker import Recognizer
 from prunella.device_runtime.live.events import LiveEvent, LiveOptions
 from prunella.device_runtime.live.microphone import Microphone, check_tap
 from prunella.device_runtime.live.pcm_stream import PcmFormat, PcmStream
 from prunella.device_runtime.live.session import LiveSession
-from prunella.device_runtime.options import (
-    LIVE_BEAMS_HELP,
-    STRICT_HELP,
-    add_phrase_arguments,
-    hold_to_phrases,
-)
+from prunella.device_runtime.options import LIVE_BEAMS_HELP, add_runtime_options, open_from
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
 from prunella.device_runtime.sound.turn_detector import TurnOptions
-from prunella.device_runtime.transcriber import ENGINES, open_transcriber
 
 
 class Source(Protocol):
@@ -139,15 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=defaults.partial_interval,
         help="seconds between partial texts, 0 for none (default: %(default)s)",
     )
-    parser.add_argument("--beams", type=int, default=0, metavar="N", help=LIVE_BEAMS_HELP)
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="0: one per physical core (default: the bundle's)"
-    )
-    parser.add_argument(
-        "--engine", metavar="NAME", help=f"{' or '.join(ENGINES)} (default: the bundle's first)"
-    )
-    parser.add_argument("--strict", action="store_true", help=STRICT_HELP)
-    add_phrase_arguments(parser)
+    add_runtime_options(parser, beams_help=LIVE_BEAMS_HELP)
     parser.add_argument("--rate", type=int, default=SAMPLE_RATE, help="of raw PCM (default: %(default)s)")
     parser.add_argument("--channels", type=int, default=1, help="of raw PCM (default: %(default)s)")
     parser.add_argument("--tap", metavar="WAV", help="also write what the microphone delivered to this file")
@@ -163,15 +147,11 @@ def run(args: argparse.Namespace) -> int:
     turns = TurnOptions()
     turns = replace(turns, end_silence=args.end_silence, tail=min(turns.tail, args.end_silence))
     options = LiveOptions(turns, partial_interval=max(0.0, args.partial_interval))
-    check_beams(args.beams)
-    transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
-    if args.strict:
-        require_all(transcriber.engine)
-    transcriber = hold_to_phrases(transcriber, args).following(args.beams)
+    transcriber = open_from(args).with_options(beams=args.beams)
     transcriber.warm_up()
     printer = Printer(as_json=args.json)
     with _open_source(args) as source, _stopped_by_signals(source):
-        warnings = listen(transcriber, source, printer, options, partials=transcriber.following(1))
+        warnings = listen(transcriber, source, printer, options, partials=transcriber.with_options(beams=1))
         if isinstance(source, PcmStream) and not printer.texts:
             warnings += _taken_for(source)
     for warning in warnings:

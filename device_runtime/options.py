@@ -1,12 +1,15 @@
-"""Options that several verbs have, the same in each."""
+"""Options that every verb has which opens a bundle to transcribe, and the transcriber that they ask for."""
 
 from __future__ import annotations
 
 import argparse
 
+from prunella.device_runtime.decoding.beam_search import check_beams
 from prunella.device_runtime.decoding.engine import PAYING_BEAMS
 from prunella.device_runtime.decoding.phrase_grammar import read_phrases
 from prunella.device_runtime.decoding.phrases import MIN_SCORE
+from prunella.device_runtime.engines.providers import require_all
+from prunella.device_runtime.opening import ENGINES, open_transcriber
 from prunella.device_runtime.transcriber import Transcriber
 
 STRICT_HELP = "stop where hardware that the bundle asks for cannot be used, instead of saying so"
@@ -20,8 +23,8 @@ LIVE_BEAMS_HELP = (
 )
 
 
-def add_phrase_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that hold a transcriber to a list of phrases, the same for every verb that transcribes."""
+def add_runtime_options(parser: argparse.ArgumentParser, *, beams_help: str = BEAMS_HELP) -> None:
+    """How a bundle is opened and decoded: what `open_from` reads, and `--beams`."""
     parser.add_argument(
         "--phrases",
         metavar="FILE",
@@ -35,14 +38,27 @@ def add_phrase_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="refuse a phrase that scores lower, 0 to 1 (default: %(default)s)",
     )
+    parser.add_argument("--beams", type=int, default=0, metavar="N", help=beams_help)
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="0: one per physical core (default: the bundle's)"
+    )
+    parser.add_argument(
+        "--engine", metavar="NAME", help=f"{' or '.join(ENGINES)} (default: the bundle's first)"
+    )
+    parser.add_argument("--strict", action="store_true", help=STRICT_HELP)
 
 
-def hold_to_phrases(transcriber: Transcriber, args: argparse.Namespace) -> Transcriber:
-    """The transcriber that `--phrases` and `--min-score` ask for.
+def open_from(args: argparse.Namespace) -> Transcriber:
+    """The transcriber that the options ask for, but for beams: they are each verb's to choose, with `with_options`.
 
     Raises:
-        UsageError: the file cannot be read, or holds no phrases.
+        UsageError: a number of beams or threads out of range, or phrases that cannot be read.
+        BundleError, EngineError: as `open_transcriber`; with `--strict` also hardware that cannot be used.
     """
+    check_beams(args.beams)
+    transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
+    if args.strict:
+        require_all(transcriber.engine)
     if args.phrases is None:
         return transcriber
-    return transcriber.limited_to(read_phrases(args.phrases), min_score=args.min_score)
+    return transcriber.with_phrases(read_phrases(args.phrases), min_score=args.min_score)

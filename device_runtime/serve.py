@@ -25,19 +25,12 @@ from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.extras import explained
 from prunella.device_runtime.decoding.beam_search import check_beams
 from prunella.device_runtime.decoding.phrase_grammar import parse_phrases
-from prunella.device_runtime.engines.providers import require_all
 from prunella.device_runtime.live.decode_worker import Recognizer
-from prunella.device_runtime.options import (
-    BEAMS_HELP,
-    LIVE_BEAMS_HELP,
-    STRICT_HELP,
-    add_phrase_arguments,
-    hold_to_phrases,
-)
+from prunella.device_runtime.options import BEAMS_HELP, LIVE_BEAMS_HELP, add_runtime_options, open_from
 from prunella.device_runtime.servers.addresses import is_loopback, is_unspecified, listen_at, urls
 from prunella.device_runtime.servers.connections import Connections, CountedListener
 from prunella.device_runtime.servers.service import Limits, TranscriptionService
-from prunella.device_runtime.transcriber import ENGINES, Transcriber, open_transcriber
+from prunella.device_runtime.transcriber import Transcriber
 
 WYOMING_PORT = 10_300
 _BACKLOG = 128  # connections that wait to be accepted
@@ -46,7 +39,7 @@ _GRACE = 10  # seconds that requests have to end in when the server is stopped
 
 def phrases_of_requests(transcriber: Transcriber, min_score: float) -> Callable[[str], Recognizer]:
     """What gives a request or a live session that brings phrases of its own a recognizer that is held to them."""
-    return lambda text: transcriber.limited_to(parse_phrases(text, name="phrases"), min_score=min_score)
+    return lambda text: transcriber.with_phrases(parse_phrases(text, name="phrases"), min_score=min_score)
 
 
 async def serve(
@@ -219,18 +212,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-live", type=int, default=limits.live, help="live sessions at once (default: %(default)s)"
     )
-    add_phrase_arguments(parser)
-    parser.add_argument("--beams", type=int, default=0, metavar="N", help=f"in recordings, {BEAMS_HELP}")
+    add_runtime_options(parser, beams_help=f"in recordings, {BEAMS_HELP}")
     parser.add_argument(
         "--live-beams", type=int, default=0, metavar="N", help=f"of a microphone, {LIVE_BEAMS_HELP}"
     )
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="0: one per physical core (default: the bundle's)"
-    )
-    parser.add_argument(
-        "--engine", metavar="NAME", help=f"{' or '.join(ENGINES)} (default: the bundle's first)"
-    )
-    parser.add_argument("--strict", action="store_true", help=STRICT_HELP)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -248,17 +233,13 @@ def run(args: argparse.Namespace) -> int:
         )
     _check_places(args)
     tls = _tls(args)
-    check_beams(args.beams)
     check_beams(args.live_beams)
-    transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
-    if args.strict:
-        require_all(transcriber.engine)
-    held = hold_to_phrases(transcriber, args)
-    live = held.following(args.live_beams)
+    transcriber = open_from(args)
+    live = transcriber.with_options(beams=args.live_beams)
     service = TranscriptionService(
-        recordings=held.following(args.beams),
+        recordings=transcriber.with_options(beams=args.beams),
         live=live,
-        partials=held.following(1),
+        partials=transcriber.with_options(beams=1),
         model=Path(args.bundle).resolve().name,
         language=args.language,
         limits=limits,

@@ -10,16 +10,13 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from prunella.device_runtime.base.errors import AudioError
 from prunella.device_runtime.base.standard_streams import piped
-from prunella.device_runtime.decoding.beam_search import check_beams
-from prunella.device_runtime.engines.providers import require_all
-from prunella.device_runtime.options import BEAMS_HELP, STRICT_HELP, add_phrase_arguments, hold_to_phrases
+from prunella.device_runtime.options import add_runtime_options, open_from
 from prunella.device_runtime.sound.audio import open_audio
-from prunella.device_runtime.transcriber import ENGINES, Transcriber, open_transcriber
+from prunella.device_runtime.transcriber import Transcriber
 from prunella.device_runtime.transcript import Transcript
 
 
@@ -62,29 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="one JSON object per file, with segments and timings"
     )
-    add_phrase_arguments(parser)
-    parser.add_argument("--beams", type=int, default=0, metavar="N", help=BEAMS_HELP)
     parser.add_argument("--no-guards", action="store_true", help="no silence gate and no repeat stop")
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="0: one per physical core (default: the bundle's)"
-    )
-    parser.add_argument(
-        "--engine", metavar="NAME", help=f"{' or '.join(ENGINES)} (default: the bundle's first)"
-    )
-    parser.add_argument("--strict", action="store_true", help=STRICT_HELP)
+    add_runtime_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    check_beams(args.beams)
     if "-" in args.files:
         piped()  # a terminal is refused before any work
-    transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
-    if args.strict:
-        require_all(transcriber.engine)
-    if args.no_guards:
-        transcriber.options = replace(transcriber.options, guards=False)
-    transcriber.follow(args.beams)
-    transcriber = hold_to_phrases(transcriber, args)
+    transcriber = open_from(args).with_options(beams=args.beams, guards=False if args.no_guards else None)
     failed = False
     for path, outcome in transcribe_files(transcriber, args.files):
         if isinstance(outcome, AudioError):

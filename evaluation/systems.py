@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,11 +25,11 @@ from prunella.device_runtime.base.model_names import BASELINE as BASELINE
 from prunella.device_runtime.base.suggestions import path_hint
 from prunella.device_runtime.bundle import MANIFEST_NAME
 from prunella.device_runtime.decoding.beam_search import check_beams
-from prunella.device_runtime.transcript import DecodeOptions, Transcript
+from prunella.device_runtime.transcript import Transcript
 
 # kind → module:function
 _OPENERS = {
-    "bundle": "prunella.device_runtime.transcriber:open_transcriber",
+    "bundle": "prunella.device_runtime.opening:open_transcriber",
     "baseline": "prunella.evaluation.whisper_baseline:open_whisper_tiny_en",
     "model": "prunella.speech_llm.torch_engine:open_model_transcriber",
 }
@@ -89,10 +89,8 @@ def open_system(
         if (error.name or "").startswith("prunella"):
             raise
         raise explained(error, f"'{name_or_path}' is a {kind}, which") from error
-    if not guards and isinstance(options := getattr(system, "options", None), DecodeOptions):
-        system.options = replace(options, guards=False)
-    if beams is not None and (follow := getattr(system, "follow", None)) is not None:
-        follow(beams)
+    if (with_options := getattr(system, "with_options", None)) is not None:
+        system = with_options(beams=beams, guards=None if guards else False)
     folder = getattr(system, "path", None) if kind == "baseline" else Path(name)
     fingerprint = _fingerprint(name, kind, engine, guards, beams)
     return OpenedSystem(name_or_path, system, fingerprint, _disk_bytes(folder))

@@ -29,8 +29,8 @@ from pathlib import Path
 
 import numpy as np
 
+from prunella.device_runtime.opening import open_transcriber
 from prunella.device_runtime.sound.audio import load_audio
-from prunella.device_runtime.transcriber import open_transcriber
 
 RATE = 16_000
 CLIPS = Path(__file__).parent / "clips" / "evaluation"
@@ -221,7 +221,7 @@ def check(bundle: Path, clips: list[Path], *, unplug: bool) -> bool:
 
 
 def _judge(bundle: Path, clips: list[Path], listener: Listener, recording: np.ndarray, unplug: bool) -> bool:
-    transcriber = open_transcriber(bundle).following(0)  # as `listen` decodes
+    transcriber = open_transcriber(bundle).with_options(beams=0)  # as `listen` decodes
     finals = [event for event in listener.events if event["type"] == "final"]
     held = True
     gap = next((round(event["t0"] * RATE) for event in listener.events if event.get("drops")), len(recording))

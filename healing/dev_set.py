@@ -123,10 +123,7 @@ class DevSet:
         return self._guard(ids).looped
 
     def _guard(self, ids: list[int]) -> RepeatStop:
-        options = self._model.config.decode
-        guard = RepeatStop(
-            options.repeat_max_words, options.repeat_times if options.guards else 0, options.repeat_min_words
-        )
+        guard = RepeatStop.of(self._model.config.decode)
         guard.feed(str(self._model.tokenizer.decode(ids, skip_special_tokens=True)))
         return guard
 

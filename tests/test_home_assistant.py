@@ -142,7 +142,7 @@ def test_the_tmpfs_holds_all_that_may_wait():
     size = int(mount.partition("size=")[2].partition("m")[0]) * (1 << 20)
     words = SERVICE["command"]
     largest = float(words[words.index("--max-upload-mb") + 1]) * 1e6
-    from prunella.device_runtime.servers.desk import Limits
+    from prunella.device_runtime.servers.service import Limits
 
     assert largest >= 25e6
     assert size >= largest * (Limits().requests + 2)  # and two copies of the one that is read

@@ -14,7 +14,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -23,8 +23,9 @@ from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.live.decode_worker import Recognizer
 from prunella.device_runtime.live.events import LiveEvent
 from prunella.device_runtime.live.session import LiveSession
+from prunella.device_runtime.opening import open_transcriber
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
-from prunella.device_runtime.transcriber import Transcriber, open_transcriber
+from prunella.device_runtime.transcriber import Transcriber
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,8 @@ def count_hallucinations(
 
 
 def _texts(transcriber: Transcriber, pieces: Sequence[Float32], *, guards: bool) -> list[str]:
-    before = transcriber.options
-    transcriber.options = replace(before, guards=guards)
-    try:
-        texts = [transcriber.transcribe(piece).text for piece in pieces]
-    finally:
-        transcriber.options = before
-    return [text for text in texts if text]
+    told = transcriber.with_options(guards=guards)
+    return [text for piece in pieces if (text := told.transcribe(piece).text)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,10 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="seconds the model alone gets (default: %(default)s)",
     )
     args = parser.parse_args(argv)
-    transcriber = open_transcriber(args.bundle).following(0)
+    transcriber = open_transcriber(args.bundle).with_options(beams=0)
     wrote = 0
     for count in count_hallucinations(
-        transcriber, args.minutes, args.piece, partials=transcriber.following(1)
+        transcriber, args.minutes, args.piece, partials=transcriber.with_options(beams=1)
     ):
         wrote += len(count.live_texts)
         sys.stdout.write(json.dumps(asdict(count), ensure_ascii=False) + "\n")

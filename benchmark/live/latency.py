@@ -27,8 +27,8 @@ from prunella.device_runtime.base.errors import ManifestError
 from prunella.device_runtime.listen import listen
 from prunella.device_runtime.live.decode_worker import Recognizer
 from prunella.device_runtime.live.events import LiveEvent, LiveOptions
+from prunella.device_runtime.opening import open_transcriber
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
-from prunella.device_runtime.transcriber import open_transcriber
 from prunella.device_runtime.transcript import Transcript
 from prunella.evaluation.manifest import Utterance, read_manifest
 from prunella.weights.wheels import WHISPER_TINY_EN
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not chosen:
         raise ManifestError(f"no clip lasts {shortest} to {longest} s: choose another range with --seconds")
     ours, whisper = open_transcriber(args.bundle, threads=args.threads), WhisperRecognizer(args.threads)
-    greedy, beams = ours.following(1), ours.following(0)
+    greedy, beams = ours.with_options(beams=1), ours.with_options(beams=0)
     systems: dict[str, Recognizer] = {"prunella, greedy": greedy}
     if beams.options.beams > 1:
         systems[f"prunella, {beams.options.beams} beams"] = beams

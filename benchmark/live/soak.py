@@ -26,8 +26,8 @@ from prunella.device_runtime.listen import listen
 from prunella.device_runtime.live.decode_worker import Recognizer
 from prunella.device_runtime.live.events import LiveEvent, LiveOptions
 from prunella.device_runtime.live.session import LiveSession
+from prunella.device_runtime.opening import open_transcriber
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
-from prunella.device_runtime.transcriber import open_transcriber
 from prunella.device_runtime.transcript import Transcript
 from prunella.evaluation.manifest import Utterance, read_manifest
 
@@ -293,11 +293,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     utterances = [row for manifest in args.speech for row in read_manifest(manifest).utterances]
-    recognizer = open_transcriber(args.bundle).following(0)
+    recognizer = open_transcriber(args.bundle).with_options(beams=0)
     # One utterance of the greatest length: the engine then holds all the memory that it can ever need.
     recognizer.warm_up(LiveOptions().turns.maximum)
     held = True
-    for part in _parts(recognizer, recognizer.following(1), utterances, args.minutes, args.seconds):
+    for part in _parts(recognizer, recognizer.with_options(beams=1), utterances, args.minutes, args.seconds):
         held &= part.held
         sys.stdout.write(json.dumps({**asdict(part), "held": part.held}, ensure_ascii=False) + "\n")
         sys.stdout.flush()

@@ -10,15 +10,22 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Generator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
 from prunella.device_runtime.base.arrays import Float32
-from prunella.device_runtime.base.errors import UsageError
-from prunella.device_runtime.decoding.ctc_rescorer import CtcPrefixRescorer
+from prunella.device_runtime.base.errors import EngineError, UsageError
+from prunella.device_runtime.decoding.ctc_rescorer import CtcPrefixRescorer, TokenSpeller
+from prunella.device_runtime.decoding.engine import PAYING_BEAMS, BeamEngine, Engine
+from prunella.device_runtime.decoding.repeat_stop import RepeatStop
+from prunella.device_runtime.decoding.strategy import Decoded, Prefilled
+from prunella.device_runtime.decoding.template_text import strip_template
+from prunella.device_runtime.transcript import DecodeOptions, FinishReason
 
 # Nats that each letter counts for where transcripts that go on are compared: of equally many tokens they have spelled
 # differently much of the audio, and who is behind has paid for fewer letters. Which one wins in the end is the score's alone.
@@ -35,6 +42,30 @@ def check_beams(beams: int | None) -> None:
     """
     if beams is not None and not 0 <= beams <= MAX_BEAMS:
         raise UsageError(f"{beams} beams are not possible: give 1 to {MAX_BEAMS}, or 0 for as many as pay")
+
+
+def beams_to_follow(engine: Engine, asked: int, usual: int) -> int:
+    """How many transcripts an engine follows that is asked for so many.
+
+    Args:
+        engine: that is to follow them.
+        asked: 1 is greedy; 0: as many as pay, where the model has a CTC head and the engine can, or `usual`.
+        usual: what the bundle says.
+
+    Raises:
+        UsageError: fewer than 0, or more than any engine follows.
+        EngineError: the engine cannot follow so many.
+    """
+    check_beams(asked)
+    many = engine if isinstance(engine, BeamEngine) else None
+    if asked == 0 and many is not None:
+        asked = max(PAYING_BEAMS if many.has_ctc_head else 1, usual)
+    beams = asked or 1
+    most = many.most_beams if many is not None else 1
+    if beams > (most or beams):
+        follows = "one transcript at a time" if most == 1 else f"{most} transcripts at most, not {beams}"
+        raise EngineError(f"{engine.name} follows {follows}: use --engine onnx, or fewer --beams")
+    return beams
 
 
 @dataclass(frozen=True)
@@ -147,3 +178,54 @@ class BeamSearch:
 
     def _heard(self, tokens: tuple[int, ...]) -> float:
         return self.weight * self.rescorer.score(tokens) if self.rescorer is not None else 0.0
+
+
+class Beams:
+    """The best of several transcripts that are followed at once. A `Decoding`; it yields what all of them agree in.
+
+    Args:
+        engine: that has the utterance.
+        tokenizer: the decoder's.
+        end: tokens that end a transcript.
+        alphabet: letters of the CTC head.
+        options: how many transcripts, the weight of the letters, and the guards.
+    """
+
+    def __init__(
+        self,
+        engine: BeamEngine,
+        tokenizer: Tokenizer,
+        end: Collection[int],
+        alphabet: str,
+        options: DecodeOptions,
+    ) -> None:
+        self._engine, self._tokenizer, self._end, self._options = engine, tokenizer, end, options
+        self._speller = TokenSpeller(alphabet, lambda token: tokenizer.decode([token]))
+
+    def decode(self, utterance: Prefilled) -> Generator[str, None, Decoded]:
+        """See `Decoding.decode`."""
+        options, end = self._options, self._end
+        rescorer = None
+        if utterance.ctc_log_probs is not None and options.ctc_weight > 0:
+            rescorer = CtcPrefixRescorer(utterance.ctc_log_probs, self._speller, end)
+        search = BeamSearch(options.beams, end, rescorer, options.ctc_weight)
+        passes = shown = 0
+        pieces, agreed = DecodeStream(skip_special_tokens=True), ""
+        tokens, parents = search.advance(utterance.logits[None])
+        while tokens and passes < utterance.max_tokens:
+            passes += 1
+            tokens, parents = search.advance(self._engine.step_beams(tokens, parents))
+            fresh = [token for token in search.settled[shown:] if token not in end]
+            shown += len(fresh)
+            agreed += "".join(pieces.step(self._tokenizer, token) or "" for token in fresh)
+            yield strip_template(agreed)
+        return self._decoded(search.best.tokens, passes, utterance.max_tokens)
+
+    def _decoded(self, best: tuple[int, ...], passes: int, max_tokens: int) -> Decoded:
+        reason: FinishReason = "eos" if best and best[-1] in self._end else "length"
+        said = [token for token in best if token not in self._end][:max_tokens]
+        guard = RepeatStop.of(self._options)
+        guard.feed(self._tokenizer.decode(said, skip_special_tokens=True))
+        guard.finish()
+        reason = "repeat" if guard.looped else reason
+        return Decoded(tuple(said), strip_template(guard.text), reason, passes)

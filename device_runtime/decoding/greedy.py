@@ -9,13 +9,19 @@ are rounded to 8 bits, a pass over several tokens rounds differently from a pass
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Generator, Iterator
 
 import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
 from prunella.device_runtime.base.arrays import Float32
-from prunella.device_runtime.decoding.draft import Draft
+from prunella.device_runtime.decoding.draft import AudioDrafter, Draft, draft_of_tokens
 from prunella.device_runtime.decoding.engine import Engine
+from prunella.device_runtime.decoding.repeat_stop import RepeatStop
+from prunella.device_runtime.decoding.strategy import Decoded, Prefilled
+from prunella.device_runtime.decoding.template_text import strip_template
+from prunella.device_runtime.transcript import DecodeOptions, FinishReason
 
 
 class GreedyDecoder:
@@ -85,3 +91,57 @@ class GreedyDecoder:
             self.passes += len(self._loose)
             self._loose.clear()
         return int(np.argmax(row))
+
+
+class Greedy:
+    """The most likely token each time, until an end token, a loop or the cap. A `Decoding`.
+
+    Args:
+        engine: that has the utterance.
+        tokenizer: the decoder's.
+        end: tokens that end a transcript.
+        options: the guards, and whether drafts are read off the audio.
+        drafter: what reads them off; none: only a draft that comes with the utterance is verified.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        end: Collection[int],
+        options: DecodeOptions,
+        drafter: AudioDrafter | None = None,
+    ) -> None:
+        self._engine, self._tokenizer, self._end, self._options = engine, tokenizer, end, options
+        self._drafter = drafter if options.draft else None
+
+    def decode(self, utterance: Prefilled) -> Generator[str, None, Decoded]:
+        """See `Decoding.decode`."""
+        decoder = GreedyDecoder(self._engine, utterance.logits, self._draft(utterance))
+        guard = RepeatStop.of(self._options)
+        pieces = DecodeStream(skip_special_tokens=True)
+        tokens: list[int] = []
+        reason: FinishReason = "length"
+        for token in decoder.tokens(utterance.max_tokens):
+            if token in self._end:
+                reason = "eos"
+                break
+            tokens.append(token)
+            piece = pieces.step(self._tokenizer, token)
+            if piece:
+                if guard.feed(piece):
+                    break
+                yield strip_template(guard.text)
+        if not guard.looped:
+            # The stream holds back the bytes of an unfinished character; the whole text shows them.
+            whole = self._tokenizer.decode(tokens, skip_special_tokens=True)
+            guard.feed(whole[len(guard.text) :] if whole.startswith(guard.text) else "")
+            guard.finish()
+        reason = "repeat" if guard.looped else reason
+        return Decoded(tuple(tokens), strip_template(guard.text), reason, decoder.passes)
+
+    def _draft(self, utterance: Prefilled) -> Draft | None:
+        """What to verify while decoding: the caller's tokens, else what the audio embeddings are near to."""
+        if utterance.draft:
+            return draft_of_tokens(utterance.draft)
+        return self._drafter.draft(utterance.embeddings) if self._drafter else None

@@ -10,7 +10,7 @@ needs no second decode. What it gives in use: `research/phrases/measure.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.decoding.engine import Engine
+from prunella.device_runtime.decoding.strategy import Decoded, Prefilled
 from prunella.device_runtime.decoding.text_style import style_text
 from prunella.device_runtime.transcript import Phrase, PhraseMatch
 
@@ -176,3 +177,18 @@ def _log_probabilities(logits: Float32, tokens: list[int]) -> list[float]:
     largest = float(logits.max())
     total = float(np.exp(logits - largest).sum(dtype=np.float64))
     return [float(logits[token]) - largest - math.log(total) for token in tokens]
+
+
+class Phrases:
+    """The likeliest phrase of a list, or no text at all. A `Decoding`; it yields nothing before it knows."""
+
+    def __init__(self, engine: Engine, trie: PhraseTrie) -> None:
+        self._engine, self._trie = engine, trie
+
+    def decode(self, utterance: Prefilled) -> Generator[str, None, Decoded]:
+        """See `Decoding.decode`."""
+        yield from ()
+        found = find_phrase(self._engine, utterance.logits, self._trie)
+        if found.phrase is None:
+            return Decoded(found.tokens, "", "no-phrase", found.passes, found)
+        return Decoded(found.tokens, found.phrase.text, "phrase", found.passes, found)

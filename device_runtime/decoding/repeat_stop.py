@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import string
 
+from prunella.device_runtime.transcript import DecodeOptions
+
 _WORD = re.compile(r"\S+")
 
 LONG_PHRASE = 8  # words; a phrase as long as this is a loop when it is said twice
@@ -35,6 +37,12 @@ class RepeatStop:
         self._text = ""
         self._decided = 0
         self.looped = False
+
+    @classmethod
+    def of(cls, options: DecodeOptions) -> RepeatStop:
+        """One that these options ask for; it sees nothing where their guards are off."""
+        times = options.repeat_times if options.guards else 0
+        return cls(options.repeat_max_words, times, options.repeat_min_words)
 
     @property
     def text(self) -> str:

@@ -10,11 +10,13 @@ import numpy as np
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import EngineError
 from prunella.device_runtime.sound.audio import is_silent
+from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
 from prunella.device_runtime.sound.turn_detector import FRAME
 from prunella.device_runtime.sound.vad import SileroVad
 from prunella.device_runtime.transcript import DecodeOptions
 
 SHORTEST_SECONDS = 0.1  # no word is shorter; a model writes one all the same
+_GATE_GAIN = 30.0  # dB, by which `SileroVad` amplifies what is quiet
 _QUIET_PEAK = 10.0 ** (-45.0 / 20.0)  # from which on speech is heard like loud speech
 _FAINT_PEAK = 10.0 ** (-55.0 / 20.0)  # below it rounding to 16 bits is a part of the sound
 
@@ -78,6 +80,23 @@ def speech_listener(gate: SpeechGate | None, options: DecodeOptions) -> Callable
     if gate is None or options.speech_probability <= 0:
         return lambda frame: not is_silent(frame, options.silence_dbfs)
     return gate.listener(options.speech_probability)
+
+
+def worth_decoding(
+    samples: Float32, gate: SpeechGate | None, options: DecodeOptions, *, heard: bool = False
+) -> bool:
+    """(n,) samples at 16 kHz → whether they may hold a word; `heard`: it is known that there is speech in them."""
+    if not options.guards:
+        return True
+    if len(samples) < SHORTEST_SECONDS * SAMPLE_RATE:
+        return False
+    if heard:
+        return True
+    if gate is None or options.speech_probability <= 0:
+        return not is_silent(samples, options.silence_dbfs)
+    # Quiet speech is below what is called silence where nothing better judges: the gate amplifies it.
+    loud_enough = not is_silent(samples, options.silence_dbfs - _GATE_GAIN)
+    return loud_enough and gate.hears_speech(samples, options.speech_probability)
 
 
 def doubts(seconds: float, peak: float, *, heard: bool, words: bool) -> tuple[str, ...]:

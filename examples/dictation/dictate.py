@@ -20,7 +20,7 @@ from pathlib import Path
 from prunella.device_runtime.listen import listen
 from prunella.device_runtime.live.events import LiveEvent
 from prunella.device_runtime.live.microphone import Microphone
-from prunella.device_runtime.transcriber import open_transcriber
+from prunella.device_runtime.opening import open_transcriber
 
 MARKS = {
     "new paragraph": "\n\n",
@@ -66,7 +66,7 @@ def main() -> None:
     if args.type and typer is None:
         parser.error(f"--type needs one of {', '.join(TYPERS)}: install it, or leave --type out")
     text = args.notes.read_text(encoding="utf-8") if args.notes.exists() else ""
-    transcriber = open_transcriber(args.bundle).following(0)
+    transcriber = open_transcriber(args.bundle).with_options(beams=0)
     transcriber.warm_up()
 
     def on_event(event: LiveEvent) -> None:
@@ -85,7 +85,7 @@ def main() -> None:
 
     with Microphone(args.device) as microphone:
         signal.signal(signal.SIGINT, lambda *_: microphone.stop())
-        listen(transcriber, microphone, on_event, partials=transcriber.following(1))
+        listen(transcriber, microphone, on_event, partials=transcriber.with_options(beams=1))
 
 
 if __name__ == "__main__":

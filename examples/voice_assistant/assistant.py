@@ -24,8 +24,8 @@ from prunella.device_runtime.decoding.phrases import MIN_SCORE
 from prunella.device_runtime.listen import listen
 from prunella.device_runtime.live.events import LiveEvent
 from prunella.device_runtime.live.microphone import Microphone
+from prunella.device_runtime.opening import open_transcriber
 from prunella.device_runtime.sound.audio import load_audio
-from prunella.device_runtime.transcriber import open_transcriber
 
 COMMANDS = Path(__file__).with_name("commands.txt")
 
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--device", help="`prunella devices` lists them")
     parser.add_argument("--min-score", type=float, default=MIN_SCORE)
     args = parser.parse_args()
-    transcriber = open_transcriber(args.bundle).limited_to(read_phrases(COMMANDS), min_score=args.min_score)
+    transcriber = open_transcriber(args.bundle).with_phrases(read_phrases(COMMANDS), min_score=args.min_score)
     transcriber.warm_up()
     home = Home(answer=lambda text: print(text, flush=True))
 

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from prunella.device_runtime.base.errors import AudioError, UsageError
 from prunella.device_runtime.base.files import write_json
-from prunella.device_runtime.transcriber import open_transcriber
+from prunella.device_runtime.opening import open_transcriber
 from prunella.evaluation.evaluate import evaluate
 from prunella.evaluation.manifest import read_manifest
 from prunella.export.export import export
@@ -220,8 +220,8 @@ class Curve:
         with tempfile.TemporaryDirectory() as folder:
             export(model, "x86-cpu", Path(folder) / "bundle", recipe="int8")
             gc.collect()
-            alone = open_transcriber(Path(folder) / "bundle").following(1)
-            beams = alone.following(0)
+            alone = open_transcriber(Path(folder) / "bundle").with_options(beams=1)
+            beams = alone.with_options(beams=0)
             parts = {part: (beams, manifest) for part, manifest in self.dev.items()}
             parts["greedy"] = (alone, self.dev["main"])
             judged: dict[str, dict[str, Any]] = {}

@@ -20,8 +20,8 @@ import sys
 from prunella.device_runtime.decoding.phrase_grammar import parse_phrases
 from prunella.device_runtime.decoding.phrases import MIN_SCORE
 from prunella.device_runtime.decoding.text_style import style_text
+from prunella.device_runtime.opening import open_transcriber
 from prunella.device_runtime.sound.audio import load_audio
-from prunella.device_runtime.transcriber import open_transcriber
 from prunella.evaluation.manifest import read_manifest
 
 SCORES = (0.02, 0.05, 0.1, MIN_SCORE, 0.25, 0.4, 0.6)
@@ -60,7 +60,7 @@ def main() -> None:
         and style_text(row.text, style) not in listed
     ]
     # A score of 0.01 keeps nearly every phrase, so that one pass over the clips answers for all thresholds.
-    held = free.limited_to(parse_phrases("\n".join(listed)), min_score=0.01)
+    held = free.with_phrases(parse_phrases("\n".join(listed)), min_score=0.01)
     answers: dict[str, list[tuple[bool, float]]] = {}
     spent: dict[str, list[float]] = {"phrases": [], "free": []}
     passes, right_freely = [], 0

@@ -16,8 +16,8 @@ import sys
 import numpy as np
 
 from prunella.device_runtime.decoding.draft import spoken_tokens
+from prunella.device_runtime.opening import open_transcriber
 from prunella.device_runtime.sound.audio import load_audio
-from prunella.device_runtime.transcriber import open_transcriber
 from prunella.evaluation.manifest import read_manifest
 
 STEP = 0.05

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from prunella.device_runtime.opening import open_transcriber
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
-from prunella.device_runtime.transcriber import open_transcriber
 
 
 def main() -> int:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
 
 import numpy as np
 
@@ -55,18 +54,16 @@ def main() -> int:
     parser.add_argument("--clips", type=int, default=12, help="of every source")
     parser.add_argument("--beams", type=int, default=0, metavar="N", help=BEAMS_HELP)
     args = parser.parse_args()
-    system = open_system(args.system, beams=args.beams).system
-    guarded = system.options
+    guarded = open_system(args.system, beams=args.beams).system
     manifest = read_manifest(args.speech).at_most(LONGEST).limit(args.clips, seed=0)
     behind: dict[str, dict[str, float]] = {}
     said: dict[str, list[str]] = {}
-    for name, options in (("model alone", replace(guarded, guards=False)), ("with guards", guarded)):
-        system.options = options
+    for name, system in (("model alone", guarded.with_options(guards=False)), ("with guards", guarded)):
         heard = [_errors(system, manifest, silence) for silence in (0.0, SILENCE)]
         behind[name] = {"wer": heard[0].rate, "wer_before_silence": heard[1].rate,
                         "insertions": heard[0].insertions, "insertions_before_silence": heard[1].insertions}  # fmt: skip
         said[name] = [text for piece in noises() if (text := system.transcribe(piece).text)]
-    result = {"system": args.system, "beams": guarded.beams, "clips": len(manifest), "silence": behind,
+    result = {"system": args.system, "beams": guarded.options.beams, "clips": len(manifest), "silence": behind,
               "noise_clips_with_text": {name: len(texts) for name, texts in said.items()}, "texts": said}  # fmt: skip
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
     return 0

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from prunella.device_runtime.opening import open_transcriber
 from prunella.device_runtime.sound.audio import load_audio
-from prunella.device_runtime.transcriber import open_transcriber
 
 CLIPS = Path(__file__).parents[2] / "examples" / "clips" / "evaluation"
 

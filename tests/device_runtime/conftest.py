@@ -96,7 +96,7 @@ def scripted(tokenizer) -> Callable[..., Transcriber]:
     def make(*said: str | list[int], options: DecodeOptions | None = None) -> Transcriber:
         scripts = [[*(tokenizer.encode(text).ids if isinstance(text, str) else text), EOS] for text in said]
         engine = ScriptedEngine(scripts, tokenizer.get_vocab_size())
-        return Transcriber(engine, tokenizer, AUDIO, PROMPT, options)
+        return Transcriber(engine, tokenizer, AUDIO, PROMPT, options or DecodeOptions())
 
     return make
 

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from prunella import cli
-from prunella.device_runtime import transcribe
+from prunella.device_runtime import options
 from prunella.device_runtime.bundle import MANIFEST_NAME, AudioSpec
 
 
@@ -26,7 +26,7 @@ def speaking(monkeypatch, scripted):
 
     def use(*texts):
         transcriber = scripted(*texts)
-        monkeypatch.setattr(transcribe, "open_transcriber", lambda *_, **__: transcriber)
+        monkeypatch.setattr(options, "open_transcriber", lambda *_, **__: transcriber)
         return transcriber
 
     return use

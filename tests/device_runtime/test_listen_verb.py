@@ -16,8 +16,8 @@ import pytest
 import soundfile
 
 from prunella.cli import main
+from prunella.device_runtime.opening import open_transcriber
 from prunella.device_runtime.sound.audio import load_audio
-from prunella.device_runtime.transcriber import open_transcriber
 
 CLIPS = Path(__file__).parents[2] / "examples" / "clips"
 RUN = "import sys; from prunella.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -47,7 +47,7 @@ def test_a_pipe_becomes_events_and_text(reference_bundle):
     finals = [event for event in events if event["type"] == "final"]
     assert [event["utterance_id"] for event in finals] == [1, 2]
     samples = np.frombuffer(data, "<i2").astype(np.float32) / 32_768
-    transcriber = open_transcriber(reference_bundle).following(0)
+    transcriber = open_transcriber(reference_bundle).with_options(beams=0)
     assert transcriber.options.beams > 1
     for final in finals:
         piece = samples[round(final["t0"] * 16_000) : round(final["t1"] * 16_000)]
@@ -70,7 +70,7 @@ def test_finals_follow_as_many_beams_as_are_asked_for(reference_bundle):
     samples = np.frombuffer(data, "<i2").astype(np.float32) / 32_768
     transcriber = open_transcriber(reference_bundle)
     pieces = [samples[round(one["t0"] * 16_000) : round(one["t1"] * 16_000)] for one in finals]
-    searched = [transcriber.following(3).transcribe(piece) for piece in pieces]
+    searched = [transcriber.with_options(beams=3).transcribe(piece) for piece in pieces]
     assert [one["text"] for one in finals] == [one.text for one in searched]
     assert all(one.options.beams == 3 for one in searched) and transcriber.options.beams == 1
 

@@ -15,7 +15,7 @@ import pytest
 
 from prunella.device_runtime.base.errors import AudioError, BundleError, EngineError, UsageError
 from prunella.device_runtime.bundle import open_bundle
-from prunella.device_runtime.transcriber import open_transcriber
+from prunella.device_runtime.opening import open_transcriber
 from prunella.device_runtime.transcript import DecodeOptions
 
 
@@ -98,8 +98,7 @@ def test_warming_up_goes_through_the_engine_though_the_gate_hears_no_speech(scri
         def listener(self, probability):
             return lambda frame: False
 
-    transcriber = scripted("anything", "tone")
-    transcriber._speech_gate = NoSpeech()
+    transcriber = replace(scripted("anything", "tone"), speech_gate=NoSpeech())
     transcriber.engine.rewind = lambda count: None
     transcriber.engine.scripts[0] = transcriber.engine.scripts[0] * 40
     transcriber.warm_up(2.0)

@@ -1,3 +1,4 @@
+import copy
 import importlib
 import importlib.metadata
 import json
@@ -45,8 +46,10 @@ class Configurable:
         self.threads = threads
         self.beams = None
 
-    def follow(self, beams):
-        self.beams = beams
+    def with_options(self, *, beams, guards):
+        other = copy.copy(self)
+        other.beams, other.options = beams, DecodeOptions(guards=guards is not False)
+        return other
 
 
 def test_options_reach_the_system_and_its_fingerprint(monkeypatch, tmp_path):

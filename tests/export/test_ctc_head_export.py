@@ -1,7 +1,6 @@
 """A CTC head goes with the audio encoder into the graph, and the runner hears the same letters as PyTorch."""
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 
 from prunella.device_runtime.bundle import open_bundle
 from prunella.device_runtime.engines.onnx_engine import OnnxEngine
-from prunella.device_runtime.transcriber import open_transcriber
+from prunella.device_runtime.opening import open_transcriber
 from prunella.export.export import export_float
 from prunella.quantize.bundle_writer import requantize
 from prunella.speech_llm.checkpoint import load_checkpoint, save_checkpoint
@@ -58,10 +57,9 @@ def test_beams_say_the_same_in_pytorch_and_in_the_bundle(lettered, bundle, noise
     plain, exported = model_transcriber(lettered), open_transcriber(bundle.path, threads=1)
     texts = set()
     for transcriber in (plain, exported):
-        transcriber.follow(0)
-        assert transcriber.options.beams == 4
-        transcriber.options = replace(transcriber.options, guards=False)  # which know that nobody speaks
-        found = transcriber.transcribe(noise)
+        search = transcriber.with_options(beams=0, guards=False)  # the guards know that nobody speaks
+        assert search.options.beams == 4
+        found = search.transcribe(noise)
         assert found.segments[0].passes > 0
         texts.add(found.text)
     assert len(texts) == 1

@@ -21,8 +21,8 @@ from prunella.device_runtime.base.install_lines import install_line
 from prunella.device_runtime.decoding.greedy import GreedyDecoder
 from prunella.device_runtime.engines.gguf_engine import GgufEngine
 from prunella.device_runtime.engines.llama_decoder import _has_amx
+from prunella.device_runtime.opening import open_transcriber
 from prunella.device_runtime.sound.audio import load_audio
-from prunella.device_runtime.transcriber import open_transcriber
 from prunella.evaluation.manifest import read_manifest
 from prunella.export.export import default_recipe, export, export_float
 from prunella.quantize.bundle_recipe import find_bundle_recipe
@@ -372,9 +372,9 @@ def test_more_branches_than_there_is_room_for_are_refused_and_forgotten(engine, 
 
 def test_more_beams_than_there_are_branches_are_refused_before_any_audio_is_heard(exact_bundle):
     transcriber = open_transcriber(exact_bundle.path)
-    assert transcriber.following(16).options.beams == 16
+    assert transcriber.with_options(beams=16).options.beams == 16
     with pytest.raises(UsageError, match="17 beams are not possible: give 1 to 16"):
-        transcriber.follow(17)
+        transcriber.with_options(beams=17)
 
 
 def test_letters_are_weighed_where_our_encoder_hears_them(tiny_model, tmp_path, noise):
@@ -391,8 +391,7 @@ def test_letters_are_weighed_where_our_encoder_hears_them(tiny_model, tmp_path, 
             if name == "pytorch"
             else open_transcriber(bundle, engine=name, threads=1)
         )
-        transcriber.follow(0)
-        transcriber.options = dataclasses.replace(transcriber.options, guards=False)
+        transcriber = transcriber.with_options(beams=0, guards=False)
         found[name] = (transcriber.options.beams, transcriber.transcribe(noise).tokens)
     assert found["gguf"] == found["pytorch"]
     assert found["gguf"][0] == 4

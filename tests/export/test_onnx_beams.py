@@ -1,12 +1,10 @@
 """Several transcripts in one pass: each row is what the transcript alone would give, in PyTorch and in ONNX."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from prunella.device_runtime.engines.onnx_engine import OnnxEngine
-from prunella.device_runtime.transcriber import open_transcriber
+from prunella.device_runtime.opening import open_transcriber
 from prunella.speech_llm.torch_engine import TorchEngine
 
 pytestmark = pytest.mark.slow
@@ -48,11 +46,9 @@ def test_beams_of_a_long_text_find_room(float_bundle, tiny_model, noise) -> None
 
 
 def test_a_search_can_be_stopped_between_two_passes(float_bundle, noise) -> None:
-    transcriber = open_transcriber(float_bundle.path).following(3)
-    transcriber.options = replace(transcriber.options, guards=False)
+    transcriber = open_transcriber(float_bundle.path).with_options(beams=3, guards=False)
     steps = transcriber.stream(noise)
     assert [next(steps) for _ in range(3)] == ["", "", ""]
     steps.close()
-    whole = open_transcriber(float_bundle.path).following(3)
-    whole.options = transcriber.options
+    whole = open_transcriber(float_bundle.path).with_options(transcriber.options)
     assert transcriber.transcribe(noise).tokens == whole.transcribe(noise).tokens != ()

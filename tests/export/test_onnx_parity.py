@@ -10,7 +10,7 @@ from prunella.device_runtime.base.cores import physical_cores
 from prunella.device_runtime.base.errors import BundleError, EngineError
 from prunella.device_runtime.bundle import open_bundle
 from prunella.device_runtime.engines.onnx_engine import OnnxEngine
-from prunella.device_runtime.transcriber import open_transcriber
+from prunella.device_runtime.opening import open_transcriber
 from prunella.speech_llm.torch_engine import TorchEngine
 
 

@@ -38,7 +38,7 @@ class Slow:
 
 
 def test_the_reference_endures_half_a_minute(reference_bundle, commands):
-    from prunella.device_runtime.transcriber import open_transcriber
+    from prunella.device_runtime.opening import open_transcriber
 
     report = endure(open_transcriber(reference_bundle), commands, 0.5)
     assert report.spoken >= 4

@@ -177,11 +177,10 @@ def test_what_cannot_be_spelled_is_not_said(text: str) -> None:
 def test_an_engine_that_follows_one_transcript_says_so(scripted) -> None:
     transcriber = scripted("go forward")
     with pytest.raises(EngineError, match="one transcript at a time"):
-        transcriber.follow(4)
+        transcriber.with_options(beams=4)
     with pytest.raises(UsageError, match="-1 beams"):
-        transcriber.follow(-1)
-    transcriber.follow(0)
-    assert transcriber.options.beams == 1
+        transcriber.with_options(beams=-1)
+    assert transcriber.with_options(beams=0).options.beams == 1
     # A bundle that asks for beams is not unusable there.
     assert (
         scripted("go forward", options=DecodeOptions(beams=4))

@@ -250,6 +250,7 @@ class SpeakingEngine(GuessingEngine):
     """Finds one text far more likely than any other, whatever it hears."""
 
     name = "speaking"
+    ctc_log_probs = None
 
     def __init__(self, tokens: list[int], vocab: int) -> None:
         super().__init__(0, vocab, 0.0)
@@ -283,7 +284,7 @@ def speaking(tokenizer):
 
 def test_a_transcriber_held_to_phrases_says_them_or_nothing(speaking, tone):
     phrases = parse_phrases("Go: Go forward {number} meters\nStop!")
-    transcript = speaking("go forward ten meters").limited_to(phrases).transcribe(tone)
+    transcript = speaking("go forward ten meters").with_phrases(phrases).transcribe(tone)
     assert (transcript.text, transcript.finish_reason) == ("Go forward ten meters", "phrase")
     (found,) = transcript.phrases
     assert (found["label"], found["slots"]) == ("Go", {"number": "ten"})
@@ -291,20 +292,20 @@ def test_a_transcriber_held_to_phrases_says_them_or_nothing(speaking, tone):
     json.dumps(transcript.to_json())
 
     free = speaking("a song and a dance")
-    refused = free.limited_to(phrases).transcribe(tone)
+    refused = free.with_phrases(phrases).transcribe(tone)
     assert (refused.text, refused.finish_reason, refused.phrases) == ("", "no-phrase", ())
     assert free.transcribe(tone).text == "a song and a dance", "the first transcriber is as free as before"
 
 
 def test_silence_is_no_phrase(speaking):
-    limited = speaking("stop").limited_to(parse_phrases("stop"))
+    limited = speaking("stop").with_phrases(parse_phrases("stop"))
     assert limited.transcribe(np.zeros(16_000)).finish_reason == "silence"
 
 
 def test_transcribe_takes_a_list_of_phrases(speaking, tone, tmp_path, monkeypatch, capsys):
     soundfile.write(tmp_path / "tone.wav", tone, 16_000)
     (tmp_path / "phrases.txt").write_text("go forward\nstop\n")
-    module = "prunella.device_runtime.transcribe"
+    module = "prunella.device_runtime.options"
     monkeypatch.setattr(f"{module}.open_transcriber", lambda *_, **__: speaking("stop"))
     words = ["transcribe", "B", str(tmp_path / "tone.wav"), "--phrases", str(tmp_path / "phrases.txt")]
     assert main(words) == 0

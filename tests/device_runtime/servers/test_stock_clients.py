@@ -23,8 +23,8 @@ from wyoming.asr import Transcribe, Transcript
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.client import AsyncTcpClient
 
+from prunella.device_runtime.opening import open_transcriber
 from prunella.device_runtime.sound.audio import load_audio
-from prunella.device_runtime.transcriber import open_transcriber
 
 pytestmark = pytest.mark.slow
 
@@ -154,7 +154,7 @@ def test_the_text_is_that_of_the_samples_of_the_utterance(client, clip, referenc
             model="m", file=file, response_format="verbose_json"
         ).segments
     samples = load_audio(clip)[round(segment.start * 16_000) : round(segment.end * 16_000)]
-    transcriber = open_transcriber(reference_bundle, threads=1).following(0)  # as the server does
+    transcriber = open_transcriber(reference_bundle, threads=1).with_options(beams=0)  # as the server does
     assert transcriber.transcribe(samples).text == segment.text
 
 

@@ -1,5 +1,6 @@
 """Noise is told from speech before anything is encoded."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,6 @@ import pytest
 
 from prunella.device_runtime.sound.audio import load_audio
 from prunella.device_runtime.sound.speech_gate import SpeechGate, doubts
-from prunella.device_runtime.transcriber import Transcriber
 from prunella.device_runtime.transcript import DecodeOptions
 
 CLIPS = sorted((Path(__file__).parents[3] / "examples" / "clips" / "evaluation").iterdir())
@@ -43,7 +43,7 @@ def test_what_is_not_speech_is_never_encoded(scripted, gate):
         ("unguarded", DecodeOptions(guards=False)),
         ("ungated", DecodeOptions(speech_probability=0)),
     ):
-        gated = Transcriber(plain.engine, plain.tokenizer, plain.audio, plain.prompt, options, gate)
+        gated = replace(plain, options=options, speech_gate=gate)
         said[name] = gated.transcribe(noise)
     assert said["guarded"].text == "" and said["guarded"].finish_reason == "silence"
     assert said["unguarded"].text == said["ungated"].text == "hello"
@@ -55,7 +55,7 @@ def test_an_empty_text_says_why_words_may_be_missing(scripted, gate):
     plain = scripted("", "")
 
     def warnings(samples):
-        transcriber = Transcriber(plain.engine, plain.tokenizer, plain.audio, plain.prompt, None, gate)
+        transcriber = replace(plain, speech_gate=gate)
         transcript = transcriber.transcribe(samples)
         assert transcript.text == "" and transcript.to_json()["warnings"] == list(transcript.warnings)
         return " ".join(transcript.warnings)
@@ -70,7 +70,7 @@ def test_an_empty_text_says_why_words_may_be_missing(scripted, gate):
 def test_words_behind_a_long_pause_are_an_utterance_of_their_own(scripted, gate):
     clip = load_audio(CLIPS[0])
     plain = scripted("go forward", "and stop")
-    transcriber = Transcriber(plain.engine, plain.tokenizer, plain.audio, plain.prompt, None, gate)
+    transcriber = replace(plain, speech_gate=gate)
     pause = np.zeros(48_000, np.float32)
     transcript = transcriber.transcribe(np.concatenate([pause, clip, pause, clip, pause]))
     assert transcript.text == "go forward and stop" and len(plain.engine.heard) == 2
