@@ -294,7 +294,8 @@ def _finished(steps: Generator[str, None, Segment]) -> Segment:
         try:
             next(steps)
         except StopIteration as done:
-            return done.value
+            segment: Segment = done.value
+            return segment
 
 
 def _join(texts: list[str]) -> str:

@@ -72,7 +72,7 @@ class PrefixScorer:
     def _held(self, kind: int, before: Float64) -> Float64:
         """x(t) = p(t) * (x(t - 1) + before(t - 1)) in logarithms, as one running sum instead of a loop over frames."""
         sums = self._sums[kind]
-        held = np.full_like(sums, -np.inf)
+        held: Float64 = np.full_like(sums, -np.inf)
         np.logaddexp.accumulate(before[:-1] - sums[:-1], out=held[1:])
         held[1:] += sums[1:]
         return held

@@ -149,7 +149,8 @@ def spoken_tokens(tokenizer: Tokenizer, style: str, most: int = VOCABULARY) -> l
 
 def _unit(rows: npt.NDArray[np.float32]) -> Float32:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return (rows / np.maximum(norms, np.float32(1e-6))).astype(np.float32)
+    unit: Float32 = (rows / np.maximum(norms, np.float32(1e-6))).astype(np.float32)
+    return unit
 
 
 def open_drafter(

@@ -31,12 +31,13 @@ class Engine(Protocol):
     """One loaded speech LLM that decodes one utterance at a time. Not thread-safe."""
 
     name: str  # for example "onnx-int4", "torch-float32"
-    ctc_log_probs: (
-        Float32 | None
-    )  # (frames, 1 + letters) a CTC head's log-probabilities for the last audio; None: no head
-    near_tie_margin: (
-        float  # logits nearer than this may come in another order when `extend` gives them; 0: never
-    )
+    # Logits nearer than this may come in another order when `extend` gives them; 0: never.
+    near_tie_margin: float
+
+    @property
+    def ctc_log_probs(self) -> Float32 | None:
+        """(frames, 1 + letters) log-probabilities of a CTC head for the last audio; None: there is no head."""
+        ...
 
     def encode(self, samples: Float32) -> Float32:
         """Audio half: (n,) mono float32 at 16 kHz in [-1, 1] → (audio_tokens, hidden) in the decoder's space.
@@ -82,8 +83,10 @@ class BeamEngine(Protocol):
     None: as many as memory holds.
     """
 
-    has_ctc_head: bool
     most_beams: int | None
+
+    @property
+    def has_ctc_head(self) -> bool: ...
 
     def step_beams(self, tokens: Sequence[int], parents: Sequence[int]) -> Float32:
         """Transcript i becomes transcript `parents[i]` of the last call with `tokens[i]` appended → (len(tokens), vocab).

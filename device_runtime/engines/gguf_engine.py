@@ -136,7 +136,8 @@ class GgufEngine:
             logits = self._decoder.feed_embeddings(audio_embeddings, keep=0 if after else 1)
             logits = self._decoder.feed_tokens(after) if after else logits
         self._start = self._decoder.position
-        return logits[0]
+        last: Float32 = logits[0]
+        return last
 
     def step(self, token: int) -> Float32:
         """See `Engine.step`.
@@ -144,7 +145,8 @@ class GgufEngine:
         Raises:
             EngineError: the context is full.
         """
-        return self._decoder.feed_tokens((token,))[0]
+        row: Float32 = self._decoder.feed_tokens((token,))[0]
+        return row
 
     def step_beams(self, tokens: Sequence[int], parents: Sequence[int]) -> Float32:
         """See `BeamEngine.step_beams`.

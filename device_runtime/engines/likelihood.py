@@ -14,4 +14,5 @@ def negative_log_likelihood(logits: Float32, tokens: Sequence[int]) -> Float32:
     wide = logits.astype(np.float64)
     largest = wide.max(axis=-1)
     total = largest + np.log(np.exp(wide - largest[:, None]).sum(axis=-1))
-    return (total - wide[np.arange(len(tokens)), tokens]).astype(np.float32)
+    losses: Float32 = (total - wide[np.arange(len(tokens)), tokens]).astype(np.float32)
+    return losses

@@ -68,7 +68,6 @@ def last_error() -> str:
 def _callback(library: Any) -> Any:
     """Kept alive by the cache: native code holds its address."""
 
-    @library.llama_log_callback
     def log(level: int, text: bytes, _: Any) -> None:
         line = text.decode("utf-8", "replace").rstrip()
         if level == 3:
@@ -78,4 +77,4 @@ def _callback(library: Any) -> Any:
             # An error that matters is raised by its caller, with the line in its message.
             _LOG.log(min(_LEVELS.get(level, logging.DEBUG), logging.INFO), "%s", line)
 
-    return log
+    return library.llama_log_callback(log)

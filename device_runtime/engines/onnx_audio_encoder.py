@@ -45,4 +45,5 @@ class OnnxAudioEncoder:
         with run_errors("the audio encoder"):
             embeddings, *log_probs = self._session.run(None, {"log_mel": features[None]})
         self.ctc_log_probs = log_probs[0][0] if log_probs else None
-        return embeddings[0]
+        rows: Float32 = embeddings[0]
+        return rows

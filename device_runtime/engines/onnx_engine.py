@@ -18,10 +18,9 @@ from prunella.device_runtime.base.onnx_errors import run_errors
 from prunella.device_runtime.bundle import Bundle, Provider
 from prunella.device_runtime.decoding.engine import ROUNDED_NEAR_TIE, check_rewind
 from prunella.device_runtime.engines.likelihood import negative_log_likelihood
+from prunella.device_runtime.engines.onnx_audio_encoder import OnnxAudioEncoder
 from prunella.device_runtime.engines.providers import Missing, announce, for_decoder, open_session
-from prunella.device_runtime.sound.log_mel import log_mel, pad_to_stacks
 
-AUDIO_ENCODER = "onnx/audio_encoder.onnx"
 EMBED_TOKENS = "onnx/embed_tokens.onnx"
 DECODER = "onnx/decoder_model_merged.onnx"
 _SCORE_CHUNK = 64  # positions of logits held at once while scoring
@@ -52,15 +51,13 @@ class OnnxEngine:
         self.name = f"onnx-{manifest.recipe}"
         self.near_tie_margin = 0.0 if manifest.recipe == "fp32" else ROUNDED_NEAR_TIE
         self.threads = threads or physical_cores()
-        self.ctc_log_probs: Float32 | None = None
-        self.has_ctc_head = bool(manifest.audio.ctc_alphabet)
         self.most_beams: int | None = None
         self._audio = manifest.audio
         self._spec = manifest.decoder
-        self._missing: list[Missing] = []
         # Spinning between two operators gives the decoder's many small ones a third more tokens a second where each
         # thread has a core, and costs half of them where other work wants that core; the encoder gains nothing.
-        self._encoder = self._session(bundle.file(AUDIO_ENCODER), manifest.providers, spin=False)
+        self._encoder = OnnxAudioEncoder(bundle, threads=self.threads)
+        self._missing: list[Missing] = list(self._encoder.missing)
         self._embedder = self._session(bundle.file(EMBED_TOKENS), (), threads=1, spin=False)
         self._decoder = self._session(bundle.file(DECODER), for_decoder(manifest.providers), spin=True)
         self.missing = announce(self._missing)
@@ -96,12 +93,17 @@ class OnnxEngine:
 
     def encode(self, samples: Float32) -> Float32:
         """See `Engine.encode`."""
-        padded = pad_to_stacks(samples, self._audio.samples_per_token, self._audio.extra_padding)
-        features = log_mel(padded, self._audio.num_mel_bins)
-        with run_errors("the audio encoder"):
-            embeddings, *log_probs = self._encoder.run(None, {"log_mel": features[None]})
-        self.ctc_log_probs = log_probs[0][0] if log_probs else None
-        return embeddings[0]
+        return self._encoder.encode(samples)
+
+    @property
+    def has_ctc_head(self) -> bool:
+        """Whether `encode` gives `ctc_log_probs`."""
+        return self._encoder.has_ctc_head
+
+    @property
+    def ctc_log_probs(self) -> Float32 | None:
+        """See `Engine.ctc_log_probs`."""
+        return self._encoder.ctc_log_probs
 
     def start(self, audio_embeddings: Float32) -> Float32:
         """See `Engine.start`.
@@ -113,7 +115,7 @@ class OnnxEngine:
         self._utterance += 1
         self._forward(np.concatenate([audio_embeddings, self._after]), keep=1)
         self._start = self._position
-        return self._logits[0, 0]
+        return self._last_logits()
 
     def step(self, token: int) -> Float32:
         """See `Engine.step`.
@@ -122,7 +124,7 @@ class OnnxEngine:
             EngineError: the context is full.
         """
         self._forward(self._embed((token,)), keep=1)
-        return self._logits[0, 0]
+        return self._last_logits()
 
     def extend(self, tokens: Sequence[int]) -> Float32:
         """See `Engine.extend`.
@@ -132,7 +134,8 @@ class OnnxEngine:
         """
         if not tokens:
             return np.empty((0, self._spec.vocab_size), np.float32)
-        return self._forward(self._embed(tuple(tokens)), keep=len(tokens))[0]
+        rows: Float32 = self._forward(self._embed(tuple(tokens)), keep=len(tokens))[0]
+        return rows
 
     def step_beams(self, tokens: Sequence[int], parents: Sequence[int]) -> Float32:
         """See `BeamEngine.step_beams`.
@@ -248,7 +251,13 @@ class OnnxEngine:
         """(n,) token ids → (n, hidden)."""
         if not ids:
             return np.empty((0, self._spec.hidden_size), np.float32)
-        return self._run(self._embedder, {"input_ids": np.array([ids], np.int64)})[0]
+        with run_errors("the token embeddings"):
+            rows: Float32 = self._embedder.run(None, {"input_ids": np.array([ids], np.int64)})[0][0]
+        return rows
+
+    def _last_logits(self) -> Float32:
+        last: Float32 = self._logits[0, 0]
+        return last
 
     def _require(self, positions: int) -> None:
         """Make room for so many positions."""
@@ -295,10 +304,6 @@ class OnnxEngine:
         session, missing = open_session(self._runtime, path, options, providers)
         self._missing += missing
         return session
-
-    def _run(self, session: Any, inputs: dict[str, npt.NDArray[Any]]) -> Float32:
-        with run_errors("the token embeddings"):
-            return session.run(None, inputs)[0]
 
     def _check_shapes(self, where: Path) -> None:
         """The manifest sizes the buffers that native code writes into: it must agree with the graph."""

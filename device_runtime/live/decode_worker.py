@@ -230,4 +230,5 @@ class DecodeWorker:
                 try:
                     next(steps)
                 except StopIteration as done:
-                    return done.value
+                    transcript: Transcript = done.value
+                    return transcript

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
@@ -252,4 +253,4 @@ def _open_tap(path: Path, rate: int, channels: int) -> Any:
 def level(block: Float32) -> float:
     """RMS of (n,) or (n, channels) samples in dBFS; -120 for digital silence."""
     power = float(np.mean(np.square(block, dtype=np.float64))) if block.size else 0.0
-    return 10.0 * np.log10(max(power, 1e-12))
+    return 10.0 * math.log10(max(power, 1e-12))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import os
 import re
 import sys
@@ -43,7 +44,7 @@ def sounddevice() -> ModuleType:
         AudioError: PortAudio or sounddevice is missing.
     """
     try:
-        import sounddevice as module
+        return importlib.import_module("sounddevice")
     except OSError as error:  # the wheels for macOS and Windows carry PortAudio, on Linux the system has it
         raise AudioError(
             "the microphone needs the PortAudio library: sudo apt install libportaudio2 (Fedora: dnf install portaudio, "
@@ -51,7 +52,6 @@ def sounddevice() -> ModuleType:
         ) from error
     except ModuleNotFoundError as error:
         raise AudioError("the microphone needs sounddevice: pip install sounddevice") from error
-    return module
 
 
 def input_devices() -> list[InputDevice]:

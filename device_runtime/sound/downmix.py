@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,17 +17,17 @@ class Downmix:
         self._channels: npt.NDArray[np.float64] | float = 0.0
         self._mean = 0.0
 
-    def mean(self, block: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    def mean(self, block: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
         """(n, channels) → (n,): their mean, or the only one."""
         if block.shape[1] == 1:
             return block[:, 0]
         with np.errstate(invalid="ignore"):  # infinite samples are refused later, in words
-            mono = block.mean(axis=1)
+            mono: npt.NDArray[np.floating[Any]] = block.mean(axis=1)
         self._channels = self._channels + np.einsum("ij,ij->j", block, block, dtype=np.float64)
         self._mean += float(np.einsum("i,i->", mono, mono, dtype=np.float64))
         return mono
 
-    def live(self, block: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    def live(self, block: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
         """As `mean`; the loudest channel, where the channels of the stream so far cancel each other."""
         mono = self.mean(block)
         channel = self.instead_of_mean()

@@ -11,7 +11,8 @@ from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
 
 def resample(samples: Float32, rate: float, target: float = SAMPLE_RATE) -> Float32:
     """(n,) float32 at `rate` Hz → (m,) float32 at `target` Hz, m about n * target / rate; perhaps 0."""
-    return soxr.resample(samples, rate, target)
+    resampled: Float32 = soxr.resample(samples, rate, target)
+    return resampled
 
 
 class StreamResampler:
