@@ -7,4 +7,5 @@ import os
 for _switch in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
     os.environ.setdefault(_switch, "1")
 
+from prunella import openers as openers  # noqa: E402
 from prunella._version import __version__ as __version__  # noqa: E402

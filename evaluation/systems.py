@@ -1,12 +1,11 @@
 """Whatever can be evaluated: a bundle, a model folder, a Hub id or the native baseline, by one name.
 
-Openers are named as text and imported when asked for, so that a bundle is measured without loading torch.
+What opens them imports what it needs when it is called, so that a bundle is measured without loading torch.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.metadata
 import json
 from dataclasses import dataclass
@@ -26,20 +25,14 @@ from prunella.device_runtime.base.suggestions import path_hint
 from prunella.device_runtime.bundle import MANIFEST_NAME
 from prunella.device_runtime.decoding.beam_search import check_beams
 from prunella.device_runtime.transcript import Transcript
+from prunella.opener_registry import OPENERS, Opener, register_opener
 
-# kind → module:function
-_OPENERS = {
-    "bundle": "prunella.device_runtime.opening:open_transcriber",
-    "baseline": "prunella.evaluation.whisper_baseline:open_whisper_tiny_en",
-    "model": "prunella.speech_llm.torch_engine:open_model_transcriber",
-}
 # What of an installation decides the texts beside prunella itself.
 _LIBRARIES = {
     "bundle": ("onnxruntime", "onnxruntime-gpu", "llama-cpp-python", "tokenizers", "numpy", "soxr"),
     "baseline": ("faster-whisper", "ctranslate2", "tokenizers", "numpy", "soxr"),
     "model": ("torch", "transformers", "tokenizers", "numpy", "soxr"),
 }
-_FIND_MODEL = "prunella.speech_llm.load:resolve"
 
 
 class System(Protocol):
@@ -84,7 +77,7 @@ def open_system(
     if threads == 0 and kind != "bundle":  # a bundle's engines say so themselves
         threads = physical_cores()
     try:
-        system = _imported(_OPENERS[kind])(name, threads=threads, **({"engine": engine} if engine else {}))
+        system = OPENERS[kind].open(name, threads=threads, **({"engine": engine} if engine else {}))
     except ImportError as error:
         if (error.name or "").startswith("prunella"):
             raise
@@ -122,9 +115,16 @@ def system_kind(name_or_path: str) -> str:
     return "model"
 
 
-def _imported(target: str) -> Any:
-    module_name, _, function = target.partition(":")
-    return getattr(importlib.import_module(module_name), function)
+def _open_bundle(name: str, **options: Any) -> System:
+    from prunella.device_runtime.opening import open_transcriber
+
+    return open_transcriber(name, **options)
+
+
+def _open_baseline(name: str, **options: Any) -> System:
+    from prunella.evaluation.whisper_baseline import open_whisper_tiny_en
+
+    return open_whisper_tiny_en(name, **options)
 
 
 def _fingerprint(name: str, kind: str, engine: str | None, guards: bool, beams: int | None) -> str:
@@ -132,7 +132,7 @@ def _fingerprint(name: str, kind: str, engine: str | None, guards: bool, beams: 
         content: Any = sha256(Path(name) / MANIFEST_NAME)
     elif kind == "model":
         # `reference` or a Hub id may be other weights tomorrow: what it stands for counts.
-        path = _imported(_FIND_MODEL)(name)
+        path = OPENERS[kind].find(name)
         stats = {str(f.relative_to(path)): f.stat() for f in sorted(path.rglob("*")) if f.is_file()}
         content = [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()]
     else:
@@ -154,3 +154,8 @@ def _disk_bytes(folder: Path | None) -> int | None:
     if folder is None or not folder.is_dir():
         return None
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+# Of models, which are a room above: `prunella/openers.py`.
+register_opener("bundle", Opener(_open_bundle, Path))
+register_opener("baseline", Opener(_open_baseline, Path))

@@ -3,6 +3,7 @@ import importlib
 import importlib.metadata
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from prunella.evaluation import systems
 from prunella.evaluation.manifest import read_manifest
 from prunella.evaluation.systems import open_system, system_kind
 from prunella.evaluation.word_errors import count_errors
+from prunella.opener_registry import OPENERS
 
 pytestmark = pytest.mark.model
 
@@ -34,8 +36,12 @@ def test_kinds(tmp_path):
             system_kind(path)
 
 
+def opened_by(monkeypatch, opener):
+    monkeypatch.setitem(OPENERS, "model", replace(OPENERS["model"], open=opener))
+
+
 def test_a_missing_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(systems._OPENERS, "model", "not_installed_anywhere:open")
+    opened_by(monkeypatch, lambda name, threads: importlib.import_module("not_installed_anywhere"))
     with pytest.raises(EngineError, match=r"needs not_installed_anywhere: pip install -e .*\[build\]"):
         open_system("reference")
 
@@ -53,8 +59,7 @@ class Configurable:
 
 
 def test_options_reach_the_system_and_its_fingerprint(monkeypatch, tmp_path):
-    monkeypatch.setitem(systems._OPENERS, "model", f"{__name__}:Configurable")
-    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or _this_module())
+    opened_by(monkeypatch, Configurable)
     plain, unguarded = open_system(str(tmp_path)), open_system(str(tmp_path), guards=False, threads=3)
     assert plain.system.options.guards and not unguarded.system.options.guards
     assert unguarded.system.threads == 3
@@ -77,8 +82,7 @@ def test_options_reach_the_system_and_its_fingerprint(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("changed", ["prunella", "torch"])
 def test_records_of_another_version_are_not_taken(monkeypatch, tmp_path, changed):
-    monkeypatch.setitem(systems._OPENERS, "model", f"{__name__}:Configurable")
-    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or _this_module())
+    opened_by(monkeypatch, Configurable)
     before = open_system(str(tmp_path)).fingerprint
     assert open_system(str(tmp_path)).fingerprint == before
     if changed == "prunella":
@@ -92,21 +96,13 @@ def test_records_of_another_version_are_not_taken(monkeypatch, tmp_path, changed
 
 
 def test_a_name_that_stands_for_other_weights_is_another_system(monkeypatch, tmp_path):
-    monkeypatch.setitem(systems._OPENERS, "model", f"{__name__}:Configurable")
-    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or _this_module())
-    loading = importlib.import_module("prunella.speech_llm.load")
-    monkeypatch.setattr(loading, "resolve", lambda name: tmp_path)
+    opened_by(monkeypatch, Configurable)
+    monkeypatch.setitem(OPENERS, "model", replace(OPENERS["model"], find=lambda name: tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"old")
     before = open_system("reference").fingerprint
     assert open_system("reference").fingerprint == before
     (tmp_path / "model.safetensors").write_bytes(b"newer")
     assert open_system("reference").fingerprint != before
-
-
-def _this_module():
-    module = type(sys)(__name__)
-    module.Configurable = Configurable
-    return module
 
 
 def test_evaluation_does_not_load_torch():
