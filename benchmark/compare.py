@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from prunella.benchmark.record import BenchRecord, ClipTiming, bench_record, med
 from prunella.device_runtime.base.errors import EngineError, ManifestError, PrunellaError, UsageError
 from prunella.device_runtime.engines.providers import Missing, announce
 from prunella.evaluation.bootstrap import Interval, ratio_interval
-from prunella.evaluation.manifest import SpeechManifest
+from prunella.evaluation.manifest import SpeechManifest, Utterance
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,10 @@ def measure(
             for system in systems
         ]
         first = [child.transcribe(clips[0].audio) for child in children]
-        for turn in range(repeat):
-            for clip in clips:
-                order = list(enumerate(children))
-                for i, child in reversed(order) if turn % 2 else order:
-                    answer = child.transcribe(clip.audio)
-                    answer.pop("engine")
-                    timings[i].append(ClipTiming(clip=clip.id, repeat=turn, **answer))
-                    if tick is not None:
-                        tick()
+        for i, timing in _in_turns(children, clips, repeat):
+            timings[i].append(timing)
+            if tick is not None:
+                tick()
         records = tuple(
             bench_record(
                 timings[i],
@@ -114,6 +109,19 @@ def measure(
         )
     speed_ups = [_speed_up(systems[0], timings[0], systems[i], timings[i]) for i in range(1, len(systems))]
     return Comparison(records, tuple(speed_ups))
+
+
+def _in_turns(
+    children: Sequence[MeasuredProcess], clips: Sequence[Utterance], repeat: int
+) -> Iterator[tuple[int, ClipTiming]]:
+    """(number of the system, timing): every clip through all systems, their order turned round at every repeat."""
+    for turn in range(repeat):
+        for clip in clips:
+            order = list(enumerate(children))
+            for i, child in reversed(order) if turn % 2 else order:
+                answer = child.transcribe(clip.audio)
+                answer.pop("engine")
+                yield i, ClipTiming(clip=clip.id, repeat=turn, **answer)
 
 
 class MeasuredProcess:

@@ -19,7 +19,7 @@ from prunella.device_runtime.base.errors import AudioError
 from prunella.device_runtime.decoding.beam_search import check_beams
 from prunella.device_runtime.engines.providers import require_all
 from prunella.device_runtime.options import BEAMS_HELP, STRICT_HELP
-from prunella.evaluation.manifest import SpeechManifest, read_manifest
+from prunella.evaluation.manifest import SpeechManifest, Utterance, read_manifest
 from prunella.evaluation.records import ClipRecord, RecordsFile, check_records, clip_record
 from prunella.evaluation.report import (
     EvaluationReport,
@@ -75,27 +75,31 @@ def evaluate(
             sys.stderr.write(f"skipped {skipped[-1]}\n")
             continue
         try:
-            samples = utterance.load()
-            start = time.perf_counter()
-            transcript = system.transcribe(samples)
-            elapsed = time.perf_counter() - start
+            record = _transcribed(system, scorer, utterance)
         except AudioError as error:
             skipped.append(str(error))
             sys.stderr.write(f"skipped {utterance.id}: {error}\n")
             continue
-        if not transcript.timings.total:
-            transcript = replace(transcript, timings=replace(transcript.timings, total=elapsed))
-        record = clip_record(
-            utterance,
-            transcript,
-            seconds=len(samples) / _SAMPLING_RATE,
-            scored=scorer is not None,
-            score=_score(scorer, samples, utterance.text),
-        )
         results.append(record)
         if kept is not None:
             kept.append(utterance, record)
     return summarise(name, results, skipped)
+
+
+def _transcribed(system: System, scorer: Scorer | None, utterance: Utterance) -> ClipRecord:
+    samples = utterance.load()
+    start = time.perf_counter()
+    transcript = system.transcribe(samples)
+    elapsed = time.perf_counter() - start
+    if not transcript.timings.total:
+        transcript = replace(transcript, timings=replace(transcript.timings, total=elapsed))
+    return clip_record(
+        utterance,
+        transcript,
+        seconds=len(samples) / _SAMPLING_RATE,
+        scored=scorer is not None,
+        score=_score(scorer, samples, utterance.text),
+    )
 
 
 def _score(scorer: Scorer | None, samples: npt.NDArray[np.float32], text: str) -> tuple[float, int] | None:

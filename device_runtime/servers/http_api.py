@@ -59,52 +59,15 @@ def create_app(
     """
     access = access or Access()
     limits = service.limits
-    page = _page()
-    policy = _content_policy(page)
-
-    async def index(_: Request) -> Response:
-        headers = {
-            "Content-Security-Policy": policy,
-            "Referrer-Policy": "no-referrer",
-            "X-Content-Type-Options": "nosniff",
-        }
-        return HTMLResponse(page, headers=headers)
-
-    async def health(_: Request) -> Response:
-        body = {
-            "status": "closing" if service.closing else "ok",
-            "model": service.model,
-            "language": service.language,
-            "busy": service.busy,
-            "needs_key": access.api_key is not None,
-        }
-        return JSONResponse(body, 503 if service.closing else 200)
-
-    async def models(_: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [_model(service)]})
-
-    async def model(request: Request) -> Response:
-        if request.path_params["name"] != service.model:
-            return problem(404, f"there is no such model here: this server has '{service.model}'")
-        return JSONResponse(_model(service))
-
-    async def transcriptions(request: Request) -> Response:
-        return await _transcribe(service, request)
-
-    async def translations(_: Request) -> Response:
-        return problem(
-            404,
-            f"this model transcribes '{service.language}' and translates nothing: send recordings to {_TRANSCRIPTIONS}",
-        )
-
+    answers = _Answers(service, access)
     return Starlette(
         routes=[
-            Route("/", index),
-            Route("/health", health),
-            Route("/v1/models", models),
-            Route("/v1/models/{name:path}", model),
-            Route(_TRANSCRIPTIONS, transcriptions, methods=["POST"]),
-            Route("/v1/audio/translations", translations, methods=["GET", "POST"]),
+            Route("/", answers.index),
+            Route("/health", answers.health),
+            Route("/v1/models", answers.models),
+            Route("/v1/models/{name:path}", answers.model),
+            Route(_TRANSCRIPTIONS, answers.transcriptions, methods=["POST"]),
+            Route("/v1/audio/translations", answers.translations, methods=["GET", "POST"]),
             WebSocketRoute("/v1/live", live_socket(service, access)),
         ],
         middleware=[
@@ -129,6 +92,52 @@ def create_app(
             CancelledError: _status(499),
         },
     )
+
+
+class _Answers:
+    """What the routes answer, over one service."""
+
+    def __init__(self, service: TranscriptionService, access: Access) -> None:
+        self._service = service
+        self._access = access
+        self._page = _page()
+        self._page_headers = {
+            "Content-Security-Policy": _content_policy(self._page),
+            "Referrer-Policy": "no-referrer",
+            "X-Content-Type-Options": "nosniff",
+        }
+
+    async def index(self, _: Request) -> Response:
+        return HTMLResponse(self._page, headers=self._page_headers)
+
+    async def health(self, _: Request) -> Response:
+        service = self._service
+        body = {
+            "status": "closing" if service.closing else "ok",
+            "model": service.model,
+            "language": service.language,
+            "busy": service.busy,
+            "needs_key": self._access.api_key is not None,
+        }
+        return JSONResponse(body, 503 if service.closing else 200)
+
+    async def models(self, _: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [_model(self._service)]})
+
+    async def model(self, request: Request) -> Response:
+        own = self._service.model
+        if request.path_params["name"] != own:
+            return problem(404, f"there is no such model here: this server has '{own}'")
+        return JSONResponse(_model(self._service))
+
+    async def transcriptions(self, request: Request) -> Response:
+        return await _transcribe(self._service, request)
+
+    async def translations(self, _: Request) -> Response:
+        return problem(
+            404,
+            f"this model transcribes '{self._service.language}' and translates nothing: send recordings to {_TRANSCRIPTIONS}",
+        )
 
 
 async def _transcribe(service: TranscriptionService, request: Request) -> Response:
