@@ -14,30 +14,30 @@ FinishReason = Literal["eos", "length", "repeat", "silence", "phrase", "no-phras
 class DecodeOptions:
     """How one utterance is decoded. Defaults are those of the reference model; a bundle carries its own."""
 
-    max_tokens_per_second: Annotated[float, Meta(gt=0)] = 10.0  # cap: audio seconds * this + extra_tokens
+    # Cap: seconds of audio * this + extra_tokens.
+    max_tokens_per_second: Annotated[float, Meta(gt=0)] = 10.0
     extra_tokens: Annotated[int, Meta(ge=0)] = 10
-    guards: bool = True  # repeat stop, silence and speech gate; the token cap always holds
-    repeat_max_words: Annotated[int, Meta(ge=0)] = 48  # longest loop the repeat stop sees, in words
-    repeat_times: Annotated[int, Meta(ge=1)] = 3  # a loop said this many times in a row is cut down to one
-    repeat_min_words: Annotated[int, Meta(ge=0)] = (
-        6  # and so many words in all: "no no no" is ordinary speech
-    )
-    silence_dbfs: Annotated[
-        float, Meta(le=0)
-    ] = -60.0  # audio whose loudest 30 ms frame is below this gives no text
-    speech_probability: Annotated[float, Meta(ge=0, le=1)] = (
-        0.3  # audio without 32 ms that are speech with this gives no text; 0: no gate
-    )
-    beams: Annotated[int, Meta(ge=1)] = (
-        1  # transcripts followed at once (beam_search.py); 1: greedy, on engines that cannot do more too
-    )
-    ctc_weight: Annotated[float, Meta(ge=0)] = (
-        0.2  # of what a CTC head hears beside the decoder, where there is a head and several beams
-    )
-    draft: bool = True  # verify several guessed tokens in one pass (device_runtime/decoding/draft.py)
-    draft_never: float = 0.35  # cosine of audio and its nearest token at which that is never what was said
-    draft_sure: float = 0.75  # and at which it nearly always is
-    draft_blank: Annotated[int, Meta(ge=-1)] = -1  # token that audio without a token of its own is nearest to
+    # Repeat stop, silence and speech gate; the token cap always holds.
+    guards: bool = True
+    # Longest loop that the repeat stop sees, in words; how often it is said in a row; and how many words in all.
+    repeat_max_words: Annotated[int, Meta(ge=0)] = 48
+    repeat_times: Annotated[int, Meta(ge=1)] = 3
+    repeat_min_words: Annotated[int, Meta(ge=0)] = 6
+    # Audio whose loudest 30 ms are below this gives no text.
+    silence_dbfs: Annotated[float, Meta(le=0)] = -60.0
+    # Audio without 32 ms that are speech with this probability gives no text; 0: no gate.
+    speech_probability: Annotated[float, Meta(ge=0, le=1)] = 0.3
+    # Transcripts followed at once (beam_search.py); 1: greedy, as on engines that cannot do more.
+    beams: Annotated[int, Meta(ge=1)] = 1
+    # Of what a CTC head hears beside the decoder, where there is a head and several beams.
+    ctc_weight: Annotated[float, Meta(ge=0)] = 0.2
+    # Verify several guessed tokens in one pass (device_runtime/decoding/draft.py).
+    draft: bool = True
+    # Cosine of audio and its nearest token at which that is never, and nearly always, what was said.
+    draft_never: float = 0.35
+    draft_sure: float = 0.75
+    # Token that audio without a token of its own is nearest to; -1: none.
+    draft_blank: Annotated[int, Meta(ge=-1)] = -1
 
     def token_cap(self, seconds: float) -> int:
         """Most tokens that `seconds` of audio may become."""

@@ -27,10 +27,9 @@ from prunella.device_runtime.decoding.strategy import Decoded, Prefilled
 from prunella.device_runtime.decoding.template_text import strip_template
 from prunella.device_runtime.transcript import DecodeOptions, FinishReason
 
-# Nats that each letter counts for where transcripts that go on are compared: of equally many tokens they have spelled
-# differently much of the audio, and who is behind has paid for fewer letters. Which one wins in the end is the score's alone.
+# Nats for each letter where transcripts that go on are compared: who has spelled less of the audio has paid for less of it.
 PER_LETTER = 0.8
-MAX_BEAMS = 16  # on every engine: llama.cpp keeps no more caches, and more have never found a better text
+MAX_BEAMS = 16  # on every engine: llama.cpp keeps no more caches
 CANDIDATES = 32  # of a transcript's most likely next tokens; the search chooses among them
 
 

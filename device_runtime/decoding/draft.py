@@ -28,9 +28,7 @@ _WORTH = 0.35  # a guess is verified where the whole chain up to it is at least 
 _RETRY = 0.75  # a guess that was wrong for one token may be right for the next, but less likely
 _FAILURES = 4  # after which it is given up
 _LOOK_AHEAD = 5  # guesses among which the token that was really said is looked for
-LONGEST_BELIEVED = (
-    32  # tokens of one pass over what is believed to be right: each takes a row of logits, 0.2 MB
-)
+LONGEST_BELIEVED = 32  # tokens of one pass over what is believed to be right: each takes a row of logits
 _LONGEST = 12  # guesses of one pass over the audio's draft
 
 
@@ -45,8 +43,8 @@ class Guess:
 class Draft:
     """Guesses in order, and the place in them that the decoder has reached. A pure state machine.
 
-    `next()` gives the tokens worth verifying now; `said(token)` moves on with each token that the decoder really said,
-    guessed or not; `missed()` tells that the verified chain ended early, or was empty.
+    `propose()` gives the tokens worth verifying now; `accept(token)` moves on with each token that the decoder really said,
+    guessed or not; `reject()` tells that the verified chain ended early, or was empty.
     """
 
     def __init__(
@@ -59,7 +57,7 @@ class Draft:
         self._floor = 0  # guesses from here to the place were jumped over, perhaps wrongly
         self._failures = 0
 
-    def next(self) -> list[int]:
+    def propose(self) -> list[int]:
         """Tokens to verify in one pass; empty where none is likely enough."""
         chain: list[int] = []
         likely = _RETRY**self._failures
@@ -70,7 +68,7 @@ class Draft:
             chain.append(guess.token)
         return chain
 
-    def said(self, token: int) -> None:
+    def accept(self, token: int) -> None:
         """The decoder said `token`: go on behind it, where it is among the next guesses, or those last jumped over."""
         ahead = range(self._place, min(self._place + self._look_ahead, len(self._guesses)))
         for place in (*ahead[:1], *range(self._floor, min(self._place, len(self._guesses))), *ahead[1:]):
@@ -80,7 +78,7 @@ class Draft:
                 self._place, self._failures = place + 1, 0
                 return
 
-    def missed(self) -> None:
+    def reject(self) -> None:
         """The next guess was not what the decoder said."""
         self._failures += 1
         if self._failures >= _FAILURES:

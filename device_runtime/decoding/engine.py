@@ -8,11 +8,8 @@ from typing import Protocol, runtime_checkable
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import EngineError
 
-# `Engine.near_tie_margin`. Where ONNX Runtime rounds activations to 8 bits, that amplifies the last bit in which attention over one row
-# differs from attention over several: of 1,275 gaps between the two most likely tokens half change by less than 0.1, 99 %
-# by less than 0.5, none by more than 0.73. llama.cpp, with earlier weights: none with 4 and 8 bits, 0.019 with F16.
-# (`research/reference_model/tie.py`, 11 clips: int4 and int8 of `reference` and `reference-pruned`.)
-ROUNDED_NEAR_TIE = 1.0
+# Of engines: above the most by which a pass over several tokens has changed a gap (`research/reference_model/tie.py`).
+ROUNDED_NEAR_TIE = 1.0  # where activations are rounded to 8 bits
 GGUF_NEAR_TIE = 0.1
 PAYING_BEAMS = 4  # where a CTC head hears letters
 

@@ -44,14 +44,14 @@ class GreedyDecoder:
     def tokens(self, most: int) -> Iterator[int]:
         """Up to `most` tokens; the consumer stops earlier at an end token or a loop. A pass is made only for the next."""
         token = int(np.argmax(self._logits))
-        self._draft.said(token)
+        self._draft.accept(token)
         left = most
         while left > 0:
             yield token
             left -= 1
             if not left:
                 return
-            chain = self._draft.next()[: left - 1]
+            chain = self._draft.propose()[: left - 1]
             kept = 0
             self.passes += 1
             if chain:
@@ -62,7 +62,7 @@ class GreedyDecoder:
                 self._engine.rewind(len(chain) - kept)
                 self._loose += [token, *chain[:kept]]
                 for guess in chain[:kept]:
-                    self._draft.said(guess)
+                    self._draft.accept(guess)
                     yield guess
                 left -= kept
             else:
@@ -71,8 +71,8 @@ class GreedyDecoder:
                     self._loose.append(token)
             token = self._decide(row)
             if not chain or (kept < len(chain) and token != chain[kept]):
-                self._draft.missed()
-            self._draft.said(token)
+                self._draft.reject()
+            self._draft.accept(token)
 
     def _is_sure(self, row: Float32, token: int) -> bool:
         """Whether plain decoding says `token` too."""

@@ -24,8 +24,7 @@ def llama_library() -> Any:
     Raises:
         EngineError: it is not installed, or its native library cannot be loaded.
     """
-    # libgomp reads this when it is loaded. Between operators its threads spin; where other work wants the cores, the
-    # first waits for a thread that is not running: 0.2 s for a clip became 9 s, and 53 s once, on two loaded cores.
+    # libgomp reads this when it is loaded: threads that spin between operators are many times slower on loaded cores.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "100")
     try:

@@ -54,8 +54,7 @@ class OnnxEngine:
         self.most_beams: int | None = None
         self._audio = manifest.audio
         self._spec = manifest.decoder
-        # Spinning between two operators gives the decoder's many small ones a third more tokens a second where each
-        # thread has a core, and costs half of them where other work wants that core; the encoder gains nothing.
+        # Spinning between two operators pays for the decoder's many small ones alone.
         self._encoder = OnnxAudioEncoder(bundle, threads=self.threads)
         self._missing: list[Missing] = list(self._encoder.missing)
         self._embedder = self._session(bundle.file(EMBED_TOKENS), (), threads=1, spin=False)

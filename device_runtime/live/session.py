@@ -36,7 +36,7 @@ from prunella.device_runtime.transcript import Transcript
 class LiveSession:
     """One stream. `feed` it samples from any source; events come from a thread of its own, in order.
 
-    `feed` only detects speech (about 0.5 % of real time) and never waits for a decode, except when more than
+    `feed` only detects speech and never waits for a decode, except when more than
     `max_backlog` seconds of finished utterances wait: who must not wait (a microphone) puts a bounded queue before it
     and counts what that loses.
 

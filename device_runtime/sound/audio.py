@@ -98,7 +98,7 @@ def open_audio(
 def load_audio(
     source: str | Path | BinaryIO, *, max_seconds: float | None = None, name: str | None = None
 ) -> Float32:
-    """All samples of a recording, as `open_audio` reads it: memory is that of the result (230 MB for an hour).
+    """All samples of a recording, as `open_audio` reads it: memory is that of the result.
 
     Returns:
         (n,) float32 at 16 kHz, n > 0.

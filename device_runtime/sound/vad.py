@@ -13,8 +13,7 @@ from prunella.device_runtime.base.onnx_errors import run_errors
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
 from prunella.device_runtime.sound.turn_detector import FRAME
 
-# Silero VAD 6.2, the 16 kHz half, from the wheel silero-vad 6.2.3 (MIT), whose package would bring torch. Its
-# predecessor 5 took sweeping tones for speech.
+# Silero VAD 6.2, the 16 kHz half, from the wheel silero-vad 6.2.3 (MIT), whose package would bring torch.
 NETWORK = Path(__file__).parent / "silero_vad" / "silero_vad_16k.onnx"
 
 # The network was trained on speech at usual levels, and takes a microphone at low gain for silence from -42 dBFS on.
@@ -34,7 +33,7 @@ class SpeechDetector(Protocol):
 
 
 class SileroVad:
-    """Silero's recurrent network, one stream at a time. Not thread-safe; 0.1 to 0.2 ms a frame on one core.
+    """Silero's recurrent network, one stream at a time. Not thread-safe.
 
     Quiet streams are amplified by up to 36 dB, by the loudest sample of the last seconds.
 

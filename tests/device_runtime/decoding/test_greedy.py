@@ -131,15 +131,15 @@ def test_a_draft_is_read_off_audio_near_its_tokens():
     drafter = AudioDrafter(ids, rows)
     near = [rows[3], rows[3], rng.normal(size=64), rows[7] * 5, rng.normal(size=64), rows[3]]
     draft = drafter.draft(np.array(near, np.float32) + rng.normal(size=(6, 64)).astype(np.float32) * 0.1)
-    assert draft.next() == [103, 107, 103]
+    assert draft.propose() == [103, 107, 103]
 
 
 def test_audio_far_from_every_token_gives_no_guess():
     rng = np.random.default_rng(0)
     drafter = AudioDrafter(range(50), rng.normal(size=(50, 256)).astype(np.float32))
-    assert drafter.draft(rng.normal(size=(20, 256)).astype(np.float32)).next() == []
-    assert drafter.draft(np.zeros((0, 256), np.float32)).next() == []
-    assert drafter.draft(np.zeros((3, 256), np.float32)).next() == []
+    assert drafter.draft(rng.normal(size=(20, 256)).astype(np.float32)).propose() == []
+    assert drafter.draft(np.zeros((0, 256), np.float32)).propose() == []
+    assert drafter.draft(np.zeros((3, 256), np.float32)).propose() == []
 
 
 def test_spoken_tokens_are_lower_case_words(tokenizer):
