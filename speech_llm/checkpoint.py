@@ -89,7 +89,8 @@ def load_decoder(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
             f"cannot load a causal LM from '{source}': {why_unreadable(source, error)} "
             "(give a folder, or a Hugging Face id on a connected machine)"
         ) from error
-    return decoder.eval().requires_grad_(False), tokenizer
+    model: PreTrainedModel = decoder.train(False)
+    return model.requires_grad_(False), tokenizer
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, torch.Tensor], where: Path) -> None:

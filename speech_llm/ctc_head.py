@@ -53,7 +53,8 @@ class CtcHead(nn.Module):
         inside = None if frames is None else ctc_frames(frames)
         for block in self.blocks:
             hidden = block(hidden, inside)
-        return self.classes(self.dropout(self.norm_out(hidden))).float().log_softmax(-1)
+        logits: torch.Tensor = self.classes(self.dropout(self.norm_out(hidden)))
+        return logits.float().log_softmax(-1)
 
 
 class ConvBlock(nn.Module):
@@ -73,7 +74,8 @@ class ConvBlock(nn.Module):
         """(batch, frames, width) → the same shape; `frames` (batch,) true frames of each row."""
         around = self.neighbours(_cut(hidden, frames).transpose(1, 2)).transpose(1, 2)
         change = self.contract(nn.functional.gelu(self.expand(self.norm(around))))
-        return hidden + self.dropout(change)
+        changed: torch.Tensor = hidden + self.dropout(change)
+        return changed
 
 
 def ctc_frames(frames: torch.Tensor) -> torch.Tensor:

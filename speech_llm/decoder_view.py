@@ -57,12 +57,14 @@ class DecoderView:
         rows: Any = self.embeddings.weight
         with torch.no_grad():
             # Detached: training with checkpoints hooks a gradient to all that is looked up.
-            return self.embeddings(torch.arange(len(rows), device=rows.device)).detach().float()
+            table: torch.Tensor = self.embeddings(torch.arange(len(rows), device=rows.device))
+            return table.detach().float()
 
     @property
     def head(self) -> nn.Module:
         """The matrix behind the final norm; `logits` is all that becomes of a hidden state."""
-        return self.decoder.get_output_embeddings()
+        head: nn.Module = self.decoder.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers'
+        return head
 
     @property
     def residual_scale(self) -> float:
@@ -120,7 +122,8 @@ class DecoderView:
         `attention_mask` (batch, length) int64; none needed where padding is on the right, which causal positions never see.
         """
         output = self.body(inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False)
-        return output.last_hidden_state
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
 
     def run_until(
         self, state: int, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None = None
@@ -149,7 +152,7 @@ class DecoderView:
         rows = hidden.reshape(1, -1, hidden.shape[-1])
         model = copy.copy(self.decoder)  # the same modules under another body; the model itself is left alone
         model.__dict__["_modules"] = {**self.decoder._modules, self.decoder.base_model_prefix: _Done(rows)}
-        found = model(inputs_embeds=rows, use_cache=False).logits
+        found: torch.Tensor = model(inputs_embeds=rows, use_cache=False).logits
         return found.reshape(*hidden.shape[:-1], found.shape[-1])
 
     def watch_input(self, layer: int, keep: Callable[[torch.Tensor], None]) -> RemovableHandle:

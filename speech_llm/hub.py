@@ -118,7 +118,8 @@ def _split_prompt(tokenizer: Any) -> tuple[str, str]:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        facts: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return facts
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder} has no readable config.json ({error}): not a model folder"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from prunella.speech_llm.ultravox import UltravoxProjector
 from prunella.speech_llm.whisper_encoder import TrueLengthWhisperEncoder
 
 # One line a family: what builds the projector from the configuration. All have a Whisper encoder so far.
-PROJECTORS: dict[str, Any] = {"ultravox": UltravoxProjector}
+PROJECTORS: dict[str, Callable[[SpeechLLMConfig], nn.Module]] = {"ultravox": UltravoxProjector}
 
 
 class SpeechLLM(nn.Module):
@@ -49,11 +49,13 @@ class SpeechLLM(nn.Module):
 
         `frames` (batch,): true encoder frames of each row when rows were padded; the rows' own tokens are unchanged by it.
         """
-        return self.projector(self.audio_encoder(log_mel, frames))
+        tokens: torch.Tensor = self.projector(self.audio_encoder(log_mel, frames))
+        return tokens
 
     def embed_tokens(self, token_ids: torch.Tensor) -> torch.Tensor:
         """(..., n) int64 → (..., n, hidden)."""
-        return self.view.embeddings(token_ids)
+        rows: torch.Tensor = self.view.embeddings(token_ids)
+        return rows
 
     def add_ctc_head(self, alphabet: str) -> CtcHead:
         """Give the model a CTC head that has learned nothing yet, in place of any other."""

@@ -19,8 +19,8 @@ def tune() -> None:
     that it does not know.
     """
     keep_freed_memory()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers has no types there
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     standard_logging.getLogger("torch.onnx").setLevel(standard_logging.ERROR)
 
 

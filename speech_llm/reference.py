@@ -138,6 +138,9 @@ def _with_weights(
 ) -> PreTrainedModel:
     facts = decoder.config.to_dict() | changes
     facts.pop("quantization_config", None)
-    plain = AutoModelForCausalLM.from_config(type(decoder.config)(**facts), dtype=torch.float32)
+    config = type(decoder.config)(**facts)
+    plain: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]  # transformers'
+        config, dtype=torch.float32
+    )
     plain.load_state_dict(state)
     return plain

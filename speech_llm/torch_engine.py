@@ -45,8 +45,8 @@ class TorchEngine:
         """See `Engine.encode`."""
         model = self._model
         encoded = model.audio_encoder(model_features(model, samples)[None])
-        self.ctc_log_probs = model.ctc_head(encoded)[0].numpy() if model.ctc_head is not None else None
-        return model.projector(encoded)[0].numpy()
+        self.ctc_log_probs = _array(model.ctc_head(encoded)[0]) if model.ctc_head is not None else None
+        return _array(model.projector(encoded)[0])
 
     @torch.inference_mode()
     def start(self, audio_embeddings: Float32) -> Float32:
@@ -69,7 +69,7 @@ class TorchEngine:
         output = self._model.decoder(
             input_ids=torch.tensor([list(tokens)]), past_key_values=self._cache, use_cache=True
         )
-        return output.logits[0].float().numpy()
+        return _array(output.logits[0])
 
     @torch.inference_mode()
     def step_beams(self, tokens: Sequence[int], parents: Sequence[int]) -> Float32:
@@ -78,7 +78,7 @@ class TorchEngine:
         output = self._model.decoder(
             input_ids=torch.tensor([[token] for token in tokens]), past_key_values=self._cache, use_cache=True
         )
-        return output.logits[:, -1].float().numpy()
+        return _array(output.logits[:, -1])
 
     def rewind(self, count: int) -> None:
         """See `Engine.rewind`.
@@ -102,14 +102,18 @@ class TorchEngine:
             parts.append(self._model.embed_tokens(target[None, :-1]))
         view = self._model.view
         logits = view.logits(view.run(torch.cat(parts, dim=1))[0, -len(tokens) :])
-        return torch.nn.functional.cross_entropy(logits.float(), target, reduction="none").numpy()
+        return _array(torch.nn.functional.cross_entropy(logits.float(), target, reduction="none"))
 
     def _forward(self, **inputs: torch.Tensor) -> Float32:
         output = self._model.decoder(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        return output.logits[0, -1].float().numpy()
+        return _array(output.logits[0, -1])
 
 
-def model_features(model: SpeechLLM, samples: np.ndarray) -> torch.Tensor:
+def _array(tensor: torch.Tensor) -> Float32:
+    return tensor.float().numpy()
+
+
+def model_features(model: SpeechLLM, samples: Float32) -> torch.Tensor:
     """(n,) samples at 16 kHz → (num_mel_bins, frames), padded as the model was trained."""
     audio = model.config.audio
     padded = pad_to_stacks(samples, audio.samples_per_token, audio.extra_padding)

@@ -27,4 +27,5 @@ class UltravoxProjector(nn.Module):
         stacked = frames.reshape(batch, length // self.stack_factor, width * self.stack_factor)
         value, gate = self.linear_1(self.ln_pre(stacked)).chunk(2, dim=-1)
         # Ultravox gates with the second half, llama.cpp's "swapped" SwiGLU.
-        return self.linear_2(self.ln_mid(value * nn.functional.silu(gate)))
+        tokens: torch.Tensor = self.linear_2(self.ln_mid(value * nn.functional.silu(gate)))
+        return tokens

@@ -10,7 +10,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from prunella.speech_llm.config import AudioEncoderConfig
 
 
-class TrueLengthWhisperEncoder(WhisperEncoder):
+class TrueLengthWhisperEncoder(WhisperEncoder):  # type: ignore[no-untyped-call]  # its __init_subclass__
     """Hugging Face's `WhisperEncoder` (same parameter names) whose forward takes any length up to 30 s.
 
     The stock forward insists on 3000 mel frames, so that a 2 s command costs as much as 30 s; the layers do not care.
@@ -59,4 +59,5 @@ class TrueLengthWhisperEncoder(WhisperEncoder):
         for layer in self.layers:
             output = layer(hidden, attention_mask=mask)
             hidden = output[0] if isinstance(output, tuple) else output
-        return self.layer_norm(hidden)
+        normed: torch.Tensor = self.layer_norm(hidden)
+        return normed
