@@ -28,7 +28,7 @@ from prunella.evaluation.report import (
     summarise,
 )
 from prunella.evaluation.systems import BASELINE, System, open_system, system_kind
-from prunella.evaluation.word_errors import normalise
+from prunella.evaluation.word_errors import normalize
 
 _SAMPLING_RATE = 16_000
 Scorer = Callable[[npt.NDArray[np.float32], str], tuple[float, int]]
@@ -70,7 +70,7 @@ def evaluate(
         if known is not None and (scorer is None or known.scored):
             results.append(known)
             continue
-        if not normalise(utterance.text):
+        if not normalize(utterance.text):
             skipped.append(f"{utterance.id}: its text {utterance.text!r} has no words")
             sys.stderr.write(f"skipped {skipped[-1]}\n")
             continue

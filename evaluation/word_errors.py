@@ -56,23 +56,23 @@ class ClipErrors:
 
 
 @functools.lru_cache(maxsize=1)
-def _normaliser() -> EnglishTextNormalizer:
+def _normalizer() -> EnglishTextNormalizer:
     return EnglishTextNormalizer()
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Lower case, no punctuation, numbers and spellings made alike: the Whisper English normaliser.
 
     It also joins spoken digits ("one two" becomes "12", one word). What has no letter or digit becomes "".
     """
-    normalised = _normaliser()(text).strip()
+    normalized = _normalizer()(text).strip()
     # The normaliser keeps a lone "..." as if it were a word.
-    return normalised if any(map(str.isalnum, normalised)) else ""
+    return normalized if any(map(str.isalnum, normalized)) else ""
 
 
 def count_errors(reference: str, hypothesis: str) -> ClipErrors:
-    """Align one hypothesis with its reference, both normalised first."""
-    reference, hypothesis = normalise(reference), normalise(hypothesis)
+    """Align one hypothesis with its reference, both normalized first."""
+    reference, hypothesis = normalize(reference), normalize(hypothesis)
     if not reference:
         # jiwer refuses empty references; whatever was said on top of nothing is an insertion.
         words, characters = len(hypothesis.split()), len(hypothesis)

@@ -83,7 +83,7 @@ class TrainableDecoder:
         stack = decoder_view(decoder).layers
         chosen = [f".{name}" for name in _linear_names(decoder, [stack[index] for index in layers])]
         if plan.base_bits == 4:
-            self._quantise(_linear_names(decoder, list(stack)))
+            self._quantize(_linear_names(decoder, list(stack)))
         if plan.rank:
             names = [name.removeprefix(".") for name in chosen]
             self.config = LoraConfig(
@@ -161,7 +161,7 @@ class TrainableDecoder:
             if isinstance(module, BaseTunerLayer)
         }
 
-    def _quantise(self, names: Sequence[str]) -> None:
+    def _quantize(self, names: Sequence[str]) -> None:
         bits = _bitsandbytes()
         for name in names:
             linear: Any = self.decoder.get_submodule(name)

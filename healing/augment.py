@@ -10,7 +10,7 @@ from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
 from prunella.device_runtime.sound.resampling import resample
 from prunella.healing.plan import Augmentation
-from prunella.synth.noise import NOISES, coloured_noise
+from prunella.synth.noise import NOISES, colored_noise
 
 LONGEST_SECONDS = 30.0
 _SPEEDS = 8  # soxr is fast for ratios of small numbers, so speeds come in steps
@@ -72,7 +72,7 @@ def vary(samples: Float32, change: Variation) -> Float32:
     if change.snr_db is not None:
         power = float(np.mean(np.square(samples))) + 1e-10
         level = np.sqrt(power / 10 ** (change.snr_db / 10))
-        samples = samples + level * coloured_noise(len(samples), change.noise, rng)
+        samples = samples + level * colored_noise(len(samples), change.noise, rng)
     if change.silence > 0:
         samples = np.pad(samples, (0, round(change.silence * SAMPLE_RATE)))
     if change.gain_db:
@@ -86,7 +86,7 @@ def noise_clip(seed: int, number: int) -> Float32:
     count = round(noise_seconds(seed, number) * SAMPLE_RATE)
     if rng.random() < 0.2:
         return np.zeros(count, np.float32)
-    samples = coloured_noise(count, NOISES[int(rng.integers(len(NOISES)))], rng)
+    samples = colored_noise(count, NOISES[int(rng.integers(len(NOISES)))], rng)
     knots = rng.uniform(0.2, 1.0, 8)
     envelope = np.interp(np.linspace(0, 7, count), np.arange(8), knots)
     level = 10 ** (rng.uniform(-60, -20) / 20)

@@ -128,7 +128,7 @@ def dataset_clips(source: str, *, report: TextIO | None = None) -> list[Clip]:
     return clips
 
 
-def tokenise(
+def tokenize(
     model: SpeechLLM,
     clips: Sequence[Clip],
     stage: str = "transcript",

@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import DistributedType, broadcast_object_list
 
 from prunella.healing.adapters import TrainableDecoder, lora_layers
-from prunella.healing.clips import Clip, TokenClip, tokenise
+from prunella.healing.clips import Clip, TokenClip, tokenize
 from prunella.healing.dev_set import DevSet
 from prunella.healing.features import FeatureStore, module_digest
 from prunella.healing.learner import Learner
@@ -56,8 +56,8 @@ class HealingRun:
         self.model, self.plan, self.teacher, self.work = model, plan, teacher, work
         self.accelerator = make_accelerator()
         _settle_ctc_head(model, plan)
-        self.clips = tokenise(model, speech, plan.stage, slowest=plan.augmentation.speed)
-        self.dev_clips = tokenise(model, dev, plan.stage) if dev else []
+        self.clips = tokenize(model, speech, plan.stage, slowest=plan.augmentation.speed)
+        self.dev_clips = tokenize(model, dev, plan.stage) if dev else []
         self.state = _open_state(model, plan, teacher, self.clips, work)
         if not self.state.precision:
             # By the main process: machines of a cluster may measure differently. A resumed run keeps what it began with.

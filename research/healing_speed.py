@@ -38,11 +38,11 @@ def trainer(model, clips, args):
     from peft import LoraConfig, get_peft_model
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from prunella.healing.clips import tokenise
+    from prunella.healing.clips import tokenize
     from prunella.speech_llm.batches import SpeechExample, speech_batch
     from prunella.speech_llm.torch_engine import model_features
 
-    rows = tokenise(model, clips)
+    rows = tokenize(model, clips)
 
     class Plain(torch.nn.Module):
         def __init__(self):
@@ -105,7 +105,7 @@ def side(args):
 
     import torch
 
-    from prunella.healing.clips import open_speech, tokenise
+    from prunella.healing.clips import open_speech, tokenize
     from prunella.healing.features import FeatureStore
     from prunella.healing.plan import Augmentation
     from prunella.healing.training_speed import matmul_rate
@@ -120,7 +120,7 @@ def side(args):
     clips = clips[: args.clips]
     model = load(args.model)
     rate = max(matmul_rate(torch.bfloat16), matmul_rate(torch.float32))
-    rows = tokenise(model, clips)
+    rows = tokenize(model, clips)
     positions = int(FeatureStore(model, rows, Augmentation.none(), 0, encode=True).positions(0).sum())
     weights = sum(p.numel() for p in model.layers.parameters())
     before = time.process_time()

@@ -62,6 +62,7 @@ class ConvBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        # This spelling is in checkpoints.
         self.neighbours = nn.Conv1d(width, width, _KERNEL, padding=_KERNEL // 2, groups=width)
         self.norm = nn.LayerNorm(width)
         self.expand = nn.Linear(width, _EXPANSION * width)

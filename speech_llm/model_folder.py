@@ -46,9 +46,9 @@ def check_model_folder(folder: Path) -> None:
             raise CheckpointError(
                 f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in {folder}"
             )
-    quantised = _read_json(folder / "config.json").get("quantization_config")
-    if quantised:
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+    quantized = _read_json(folder / "config.json").get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
         raise CheckpointError(
             f"{folder} is quantised already ({method or 'by an unnamed method'}): prunella starts from float weights, "
             "take the model that it was made of"

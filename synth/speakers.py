@@ -48,7 +48,7 @@ class Speaker:
     tilt: float  # dB an octave
     breath: float  # dB of noise
     pace: float  # natural log of how much a stretch of 0.7 s is faster or slower, standard deviation
-    colour: tuple[float, ...]  # dB: cosines over the frequency axis, of a throat, a microphone
+    color: tuple[float, ...]  # dB: cosines over the frequency axis, of a throat, a microphone
     room: float  # seconds until an echo is 60 dB down; 0: no room
     echo: float  # dB of the echo against the voice
 
@@ -70,7 +70,7 @@ def draw_speaker(rng: np.random.Generator) -> Speaker:
         tilt=float(rng.uniform(-3.0, 3.0)),
         breath=float(rng.uniform(-4.0, 5.0)),
         pace=float(rng.uniform(0.0, 0.18)),
-        colour=tuple(rng.normal(0.0, 2.5, 5).tolist()),
+        color=tuple(rng.normal(0.0, 2.5, 5).tolist()),
         room=float(rng.uniform(0.1, 0.6)) if rng.random() < 0.4 else 0.0,
         echo=float(rng.uniform(-20.0, -5.0)),
     )
@@ -83,8 +83,8 @@ def spoken_by(spectrum: Spectrum, speaker: Speaker, rng: np.random.Generator) ->
     when = _paced(frames, speaker.pace, rng)
     hz = np.linspace(0.0, _HIGHEST_HZ, bins)
     octaves = np.log2(np.maximum(hz, 250.0) / 1000.0)
-    waves = np.cos(np.pi * np.outer(np.arange(1, len(speaker.colour) + 1), np.linspace(0, 1, bins) ** 0.5))
-    colour = ((speaker.tilt * octaves + np.array(speaker.colour) @ waves) * _NEPERS_A_DB)[:, None]
+    waves = np.cos(np.pi * np.outer(np.arange(1, len(speaker.color) + 1), np.linspace(0, 1, bins) ** 0.5))
+    color = ((speaker.tilt * octaves + np.array(speaker.color) @ waves) * _NEPERS_A_DB)[:, None]
     nearest, now = np.round(at).astype(int), np.round(when).astype(int)
     voiced = spectrum.pitch > _VOICED_HZ
     mean = float(np.exp(np.log(spectrum.pitch[voiced]).mean())) if voiced.any() else 1.0
@@ -92,12 +92,10 @@ def spoken_by(spectrum: Spectrum, speaker: Speaker, rng: np.random.Generator) ->
         voiced, speaker.pitch * mean * (np.maximum(spectrum.pitch, 1.0) / mean) ** speaker.intonation, 0.0
     )
     return Spectrum(
-        harmonic=(_between(spectrum.harmonic, at, when) + colour).astype(np.float32),
+        harmonic=(_between(spectrum.harmonic, at, when) + color).astype(np.float32),
         shift=_between(spectrum.shift, at, when),
-        noise=(_between(spectrum.noise, at, when) + colour + speaker.breath * _NEPERS_A_DB).astype(
-            np.float32
-        ),
-        free=(_between(spectrum.free, at, when) + colour).astype(np.float32),
+        noise=(_between(spectrum.noise, at, when) + color + speaker.breath * _NEPERS_A_DB).astype(np.float32),
+        free=(_between(spectrum.free, at, when) + color).astype(np.float32),
         phase=spectrum.phase[nearest][:, now],
         pitch=pitch[now].astype(np.float32),
     )

@@ -26,7 +26,7 @@ from prunella.device_runtime.base.files import only_writer, whole_file, write_js
 from prunella.device_runtime.base.outputs import check_output, output_path
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
 from prunella.device_runtime.sound.resampling import resample
-from prunella.synth.noise import NOISES, coloured_noise
+from prunella.synth.noise import NOISES, colored_noise
 from prunella.synth.voices import Voice, open_voices
 
 MANIFEST_NAME, SETTINGS_NAME = "manifest.jsonl", "synth.json"
@@ -134,7 +134,7 @@ def speak(text: str, number: int, plan: SynthesisPlan, voices: Sequence[Voice]) 
     samples = np.pad(samples, (before, behind))
     if rng.random() < plan.noisy:
         level = np.sqrt(np.mean(np.square(samples)) / 10 ** (rng.uniform(*plan.snr_db) / 10))
-        samples = samples + level * coloured_noise(len(samples), str(rng.choice(NOISES)), rng)
+        samples = samples + level * colored_noise(len(samples), str(rng.choice(NOISES)), rng)
     return np.clip(samples, -1.0, 1.0).astype(np.float32), voice.name
 
 

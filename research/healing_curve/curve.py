@@ -34,7 +34,7 @@ from prunella.evaluation.evaluate import evaluate
 from prunella.evaluation.manifest import read_manifest
 from prunella.export.export import export
 from prunella.healing.allocator import restart_with_tcmalloc
-from prunella.healing.clips import open_speech, tokenise
+from prunella.healing.clips import open_speech, tokenize
 from prunella.healing.features import FeatureStore, module_digest
 from prunella.healing.heal import heal
 from prunella.healing.plan import Augmentation, HealingPlan
@@ -132,7 +132,7 @@ class Curve:
         speed = plan.augmentation.speed
         store = FeatureStore(
             model,
-            tokenise(model, open_speech([self.args.train]), slowest=speed),
+            tokenize(model, open_speech([self.args.train]), slowest=speed),
             plan.augmentation,
             plan.seed,
             encode=True,

@@ -48,7 +48,7 @@ def _panel(axes: Axes, points: list[dict[str, Any]], part: str) -> None:
     for point in points:
         if point["arm"]["drop"]:
             lines.setdefault(point["arm"]["name"].partition(" ")[2], []).append(point)
-    colours = pyplot.get_cmap("tab20")
+    colors = pyplot.get_cmap("tab20")
     for at, (kind, line) in enumerate((kind, line) for kind, line in lines.items() if line):
         # A trained line begins at the uncut model that was trained too.
         begin = uncut.get(RIVAL if line[0]["arm"]["train"] else "full") if kind in _KINDS else None
@@ -68,7 +68,7 @@ def _panel(axes: Axes, points: list[dict[str, Any]], part: str) -> None:
             capsize=2,
             markersize=4,
             linewidth=1,
-            color=colours(at),
+            color=colors(at),
             label=kind,
             **style,
         )

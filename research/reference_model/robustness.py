@@ -20,19 +20,17 @@ from prunella.device_runtime.sound.audio import load_audio
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.evaluation.systems import System, open_system
 from prunella.evaluation.word_errors import ErrorCounts, count_errors, total
-from prunella.synth.noise import NOISES, coloured_noise
+from prunella.synth.noise import NOISES, colored_noise
 
 RATE, SILENCE, LONGEST = 16_000, 25.0, 4.4
 
 
 def noises(seconds: float = 5.0) -> list[np.ndarray]:
-    """A minute in twelve pieces: every colour of noise at three levels, the rest silence."""
+    """A minute in twelve pieces: every color of noise at three levels, the rest silence."""
     rng = np.random.default_rng(0)
     size = int(seconds * RATE)
     pieces = [
-        coloured_noise(size, colour, rng) * 10 ** (level / 20)
-        for level in (-50, -35, -20)
-        for colour in NOISES
+        colored_noise(size, color, rng) * 10 ** (level / 20) for level in (-50, -35, -20) for color in NOISES
     ]
     pieces = [np.asarray(piece, np.float32) for piece in pieces[:10]]
     return [*pieces, *(np.zeros(size, np.float32) for _ in range(12 - len(pieces)))]

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunella.evaluation.word_errors import ErrorCounts, count_errors, normalise, total
+from prunella.evaluation.word_errors import ErrorCounts, count_errors, normalize, total
 
 WORDS = st.lists(
     st.sampled_from(["the", "cat", "sat", "on", "mat", "dog", "ran", "far", "red", "blue"]),
@@ -36,7 +36,7 @@ def test_an_empty_transcript_is_a_failure_and_all_deletions():
 
 
 def test_a_reference_that_normalises_to_nothing_counts_insertions():
-    assert normalise("um, hmm") == ""
+    assert normalize("um, hmm") == ""
     errors = count_errors("um", "hello there")
     assert errors.words == ErrorCounts(insertions=2)
     assert errors.characters == ErrorCounts(insertions=len("hello there"))
@@ -47,8 +47,8 @@ def test_a_reference_that_normalises_to_nothing_counts_insertions():
 def test_summed_counts_are_those_of_jiwer_over_the_corpus(pairs):
     texts = [(" ".join(reference), " ".join(hypothesis)) for reference, hypothesis in pairs]
     errors = [count_errors(*pair) for pair in texts]
-    references = [normalise(reference) for reference, _ in texts]
-    hypotheses = [normalise(hypothesis) for _, hypothesis in texts]
+    references = [normalize(reference) for reference, _ in texts]
+    hypotheses = [normalize(hypothesis) for _, hypothesis in texts]
     words = total(e.words for e in errors)
     assert words.rate == pytest.approx(jiwer.wer(references, hypotheses))
     assert words.reference == sum(len(reference.split()) for reference in references)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
 from prunella.healing.augment import Variation, noise_clip, variation, vary
-from prunella.healing.clips import open_speech, tokenise
+from prunella.healing.clips import open_speech, tokenize
 from prunella.healing.features import CLEAN, FeatureStore
 from prunella.healing.feeder import Feeder
 from prunella.healing.order import epoch_steps, split_step
 from prunella.healing.plan import Augmentation, HealingPlan
-from prunella.synth.noise import coloured_noise
+from prunella.synth.noise import colored_noise
 
 LENGTHS = st.lists(st.integers(10, 300), min_size=1, max_size=60).map(np.array)
 
@@ -63,15 +63,15 @@ def test_vary():
 
 
 def test_noise():
-    for colour in ("white", "pink", "brown", "hum"):
-        noise = coloured_noise(8_000, colour, np.random.default_rng(0))
+    for color in ("white", "pink", "brown", "hum"):
+        noise = colored_noise(8_000, color, np.random.default_rng(0))
         assert np.mean(np.square(noise)) == pytest.approx(1.0, rel=1e-3)
     clips = [noise_clip(0, number) for number in range(20)]
     assert all(SAMPLE_RATE <= len(clip) <= 10 * SAMPLE_RATE and np.abs(clip).max() <= 1 for clip in clips)
 
 
 def store(model, manifest, augmentation, **options):
-    return FeatureStore(model, tokenise(model, open_speech([manifest])), augmentation, 0, **options)
+    return FeatureStore(model, tokenize(model, open_speech([manifest])), augmentation, 0, **options)
 
 
 def test_the_cache_gives_what_was_computed(model, manifest, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from prunella.evaluation.word_errors import count_errors
 from prunella.healing import heal as verb
 from prunella.healing import training_speed as machine
 from prunella.healing.adapters import TrainableDecoder, lora_layers
-from prunella.healing.clips import open_speech, tokenise
+from prunella.healing.clips import open_speech, tokenize
 from prunella.healing.dev_set import DevScore, DevSet
 from prunella.healing.features import FeatureStore
 from prunella.healing.heal import heal
@@ -42,7 +42,7 @@ PLAN = HealingPlan(
 
 
 def inputs_of(model, clips, *, encode=True):
-    rows = tokenise(model, clips)
+    rows = tokenize(model, clips)
     store = FeatureStore(model, rows, PLAIN, 0, encode=encode)
     loaded = [store.finish(store.load(i, 0), i, 0) for i in range(len(rows))]
     return pass_inputs(model, loaded, [row.tokens for row in rows], encoded=encode)
@@ -73,7 +73,7 @@ def test_dev_texts_are_the_transcribers(manifest, make_model):
     model = make_model(seed=3)
     clips = open_speech([manifest])[:6]
     learner = Learner(model, PLAN).eval()
-    store = FeatureStore(model, tokenise(model, clips), PLAIN, 0, encode=True)
+    store = FeatureStore(model, tokenize(model, clips), PLAIN, 0, encode=True)
     texts = DevSet(model, store, 400).transcribe(learner, inputs_of(model, clips))
     # Tones are not speech, but these models hear words in them.
     transcriber = model_transcriber(model, replace(model.config.decode, speech_probability=0.0))
@@ -345,12 +345,12 @@ def test_bad_rows_are_reported_with_their_line(model, manifest, tmp_path, capsys
     rows.append({**rows[0], "text": ""})
     path = tmp_path / "speech.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    kept = tokenise(model, open_speech([path]), stage="ctc")
+    kept = tokenize(model, open_speech([path]), stage="ctc")
     assert [one.clip.where for one in kept] == [f"{path}:1", f"{path}:3"]
     errors = capsys.readouterr().err
     assert f"{path}:2: " in errors and "too few for" in errors
     assert f"{path}:4: " in errors and f"{path}:5: text is empty" in errors
-    assert len(tokenise(model, open_speech([path]))) == 3
+    assert len(tokenize(model, open_speech([path]))) == 3
 
 
 def test_an_unreadable_recording_is_skipped(manifest, tmp_path, capsys, make_model):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prunella.device_runtime.base.errors import UsageError
-from prunella.healing.clips import open_speech, tokenise
+from prunella.healing.clips import open_speech, tokenize
 from prunella.healing.features import FeatureStore
 from prunella.healing.heal import heal
 from prunella.healing.hidden_matching import HiddenMatching
@@ -27,7 +27,7 @@ PLAN = HealingPlan(
 
 
 def inputs_of(model, clips):
-    rows = tokenise(model, clips)
+    rows = tokenize(model, clips)
     store = FeatureStore(model, rows, PLAIN, 0, encode=True)
     loaded = [store.finish(store.load(i, 0), i, 0) for i in range(len(rows))]
     return pass_inputs(model, loaded, [row.tokens for row in rows], encoded=True)
