@@ -29,15 +29,16 @@ class WhisperBaseline:
     Whisper's random temperature fallback, one babbled clip gives hundreds of insertions. Speech never reaches the cap.
     """
 
-    def __init__(self, path: Path, *, threads: int = 2) -> None:
+    def __init__(self, path: Path, *, threads: int = 2, options: DecodeOptions | None = None) -> None:
         """Load a CTranslate2 Whisper.
 
         Args:
             path: folder with model.bin, config.json, tokenizer.json, vocabulary.txt.
             threads: CPU threads.
+            options: of which the token cap holds; by default that of our own models.
         """
         self.path = path
-        self._options = DecodeOptions(guards=False)
+        self._options = options or DecodeOptions(guards=False)
         self._model = faster_whisper.WhisperModel(
             str(path), device="cpu", compute_type="int8", cpu_threads=threads, local_files_only=True
         )

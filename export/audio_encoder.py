@@ -14,7 +14,7 @@ from prunella.quantize.graph_file import save_graph
 from prunella.speech_llm.model import SpeechLLM
 
 AUDIO_ENCODER_NAME = "audio_encoder.onnx"
-_OPSET = 20  # 23 has a fused Attention, 7 % faster here but unknown to the older runtimes that devices have
+_OPSET = 20  # 23 has a fused Attention, which the older runtimes that devices have do not know
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 

@@ -62,17 +62,22 @@ def gate_onnx(model: SpeechLLM, folder: Path, manifest: BundleManifest) -> OnnxG
     expected = answer(
         TorchEngine(model), manifest.decoder.vocab_size, manifest.audio.sampling_rate, found.tokens
     )
-    embedding_error = _compare(expected.embeddings, found.embeddings, "audio embeddings")
+    embedding_error = compare(expected.embeddings, found.embeddings, "audio embeddings")
     if expected.ctc_log_probs is not None:
-        _compare(expected.ctc_log_probs, found.ctc_log_probs, "letters")
+        compare(expected.ctc_log_probs, found.ctc_log_probs, "letters")
     if found.logits is None:
         return OnnxGateReport(embedding_error)
     assert expected.logits is not None  # TorchEngine has a decoder
-    logit_error = _compare(expected.logits, found.logits, "logits")
-    return OnnxGateReport(embedding_error, logit_error, _near_ties(expected.logits, found.tokens))
+    logit_error = compare(expected.logits, found.logits, "logits")
+    return OnnxGateReport(embedding_error, logit_error, near_ties(expected.logits, found.tokens))
 
 
-def _compare(expected: Float32 | None, found: Float32 | None, what: str) -> float:
+def compare(expected: Float32 | None, found: Float32 | None, what: str) -> float:
+    """The largest difference of ONNX Runtime's numbers from PyTorch's, in standard deviations of PyTorch's.
+
+    Raises:
+        ExportError: more than `FLOAT_ERROR`, not a number, or another shape; `what` names the numbers.
+    """
     remedy = "this is a fault of prunella or of the model builder: report the family"
     if expected is None or found is None or found.shape != expected.shape:
         shapes = ["none" if one is None else str(one.shape) for one in (found, expected)]
@@ -88,7 +93,7 @@ def _compare(expected: Float32 | None, found: Float32 | None, what: str) -> floa
     return error
 
 
-def _near_ties(logits: Float32, tokens: tuple[int, ...]) -> tuple[str, ...]:
+def near_ties(logits: Float32, tokens: tuple[int, ...]) -> tuple[str, ...]:
     """Where PyTorch would have said another token: only near ties are left once all logits agree."""
     deviation = max(float(logits.std()), 1e-12)
     ties = []

@@ -6,8 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 # At 4 bits, clipping a block's largest weight a little costs less than a coarser step for all others. The sign
-# decides which side gets the eighth negative step. Measured on the reference at 4 bits: cross-entropy 1.178 with the
-# largest weight on the last step, 1.136 with this search, 1.040 in float32.
+# decides which side gets the eighth negative step.
 _FACTORS_4_BIT = tuple(sign * factor for factor in (1.0, 0.94, 0.88, 0.82, 0.76, 1.06) for sign in (1, -1))
 _BLOCKS_AT_ONCE = 1 << 15
 

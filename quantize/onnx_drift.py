@@ -60,14 +60,16 @@ def measure_drift(source: Bundle, folder: Path, manifest: BundleManifest, recipe
     found = probe_graphs(folder, manifest)
     expected = probe_graphs(source.path, source.manifest, found.tokens)
     embeddings = _distance(expected.embeddings, found.embeddings)
-    _check(embeddings, _ENCODER_DRIFT, "audio embeddings", recipe.name)
+    check_drift(embeddings, _ENCODER_DRIFT, "audio embeddings", recipe.name)
     if expected.ctc_log_probs is not None and found.ctc_log_probs is not None:
-        _check(_distance(expected.ctc_log_probs, found.ctc_log_probs), _ENCODER_DRIFT, "letters", recipe.name)
+        check_drift(
+            _distance(expected.ctc_log_probs, found.ctc_log_probs), _ENCODER_DRIFT, "letters", recipe.name
+        )
     if recipe.onnx is None or expected.logits is None or found.logits is None:
         return Drift(embeddings)
     # What is added to all logits of a position changes nothing.
     logits = _distance(_centred(expected.logits), _centred(found.logits))
-    _check(logits, recipe.onnx.drift, "logits", recipe.name)
+    check_drift(logits, recipe.onnx.drift, "logits", recipe.name)
     said = expected.logits[-len(found.tokens) :].argmax(1)
     return Drift(embeddings, logits, int((said == np.array(found.tokens)).sum()))
 
@@ -77,7 +79,12 @@ REMEDY_UNSEEN = (
 )
 
 
-def _check(distance: float, bound: float, what: str, recipe: str) -> None:
+def check_drift(distance: float, bound: float, what: str, recipe: str) -> None:
+    """Refuse more than a recipe's rounding explains, in standard deviations.
+
+    Raises:
+        ExportError: beyond the bound, or not a number; names `what` and the recipe.
+    """
     if not distance <= bound:  # also when it is NaN
         raise ExportError(
             f"as {recipe}, the model's {what} are {distance:.2g} standard deviations from the float bundle's "

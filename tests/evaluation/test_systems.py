@@ -117,6 +117,8 @@ def test_evaluation_does_not_load_torch():
 
 
 def test_whisper_hears_a_clip():
+    from prunella.evaluation.whisper_baseline import WhisperBaseline
+
     opened = open_system("whisper-tiny.en")
     utterance = next(u for u in read_manifest(CLIPS / "evaluation.jsonl").utterances if "0870" in u.id)
     samples = load_audio(utterance.audio)
@@ -129,8 +131,8 @@ def test_whisper_hears_a_clip():
     assert opened.system.transcribe(np.pad(samples, (0, 32 * 16_000 - len(samples)))).text
     assert transcript.to_json()["engine"] == "faster-whisper-int8"
     assert opened.disk_bytes > 75_000_000
-    opened.system._options = DecodeOptions(max_tokens_per_second=0, extra_tokens=3)
-    capped = opened.system.transcribe(samples)
+    short = DecodeOptions(max_tokens_per_second=0, extra_tokens=3)
+    capped = WhisperBaseline(opened.system.path, options=short).transcribe(samples)
     assert capped.finish_reason == "length"
     assert len(capped.tokens) == 3
     with pytest.raises(AudioError):

@@ -12,13 +12,12 @@ from onnx import numpy_helper
 
 from prunella.device_runtime.base.errors import ExportError
 from prunella.export import export as export_module
-from prunella.export import onnx_gate
 from prunella.export.export import export_float
-from prunella.export.onnx_gate import FLOAT_ERROR, gate_onnx
-from prunella.quantize import onnx_drift, onnx_probe
+from prunella.export.onnx_gate import FLOAT_ERROR, compare, gate_onnx, near_ties
+from prunella.quantize import onnx_probe
 from prunella.quantize.bundle_recipe import find_bundle_recipe
 from prunella.quantize.free_memory import free_memory, whole_memory
-from prunella.quantize.onnx_drift import measure_drift
+from prunella.quantize.onnx_drift import check_drift, measure_drift
 from prunella.quantize.onnx_weights import check_weights
 
 pytestmark = pytest.mark.slow
@@ -107,7 +106,7 @@ def test_near_ties_are_shown(caplog):
     logits[:, 0] = [2, 1, 3]
     logits[1, 4] = 1 + 1e-5
     with caplog.at_level(logging.WARNING):
-        (tie,) = onnx_gate._near_ties(logits, (0, 0, 0))
+        (tie,) = near_ties(logits, (0, 0, 0))
     assert tie.startswith("token 1: 0 for PyTorch's 4") and tie in caplog.text
 
 
@@ -119,9 +118,9 @@ def test_quantised_graphs_beyond_their_recipe_fail(bundles, float_bundle):
 
 def test_without_a_number_nothing_passes(monkeypatch):
     with pytest.raises(ExportError, match="nan standard deviations"):
-        onnx_drift._check(float("nan"), 1.0, "logits", "int8")
+        check_drift(float("nan"), 1.0, "logits", "int8")
     with pytest.raises(ExportError, match="nan standard deviations"):
-        onnx_gate._compare(np.ones(2, np.float32), np.array([1, np.nan], np.float32), "logits")
+        compare(np.ones(2, np.float32), np.array([1, np.nan], np.float32), "logits")
 
 
 def test_free_memory_is_that_of_the_container(tmp_path):
