@@ -25,7 +25,7 @@ from prunella.evaluation.report import (
     EvaluationReport,
     compare_reports,
     render_report,
-    summarise,
+    summarize,
 )
 from prunella.evaluation.systems import BASELINE, System, open_system, system_kind
 from prunella.evaluation.word_errors import normalize
@@ -83,7 +83,7 @@ def evaluate(
         results.append(record)
         if kept is not None:
             kept.append(utterance, record)
-    return summarise(name, results, skipped)
+    return summarize(name, results, skipped)
 
 
 def _transcribed(system: System, scorer: Scorer | None, utterance: Utterance) -> ClipRecord:

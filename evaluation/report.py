@@ -92,7 +92,7 @@ class PairedReport:
         return f"{better} beats {worse}: B - A is {100 * d.difference:+.1f} points of WER{relative} ({interval})."
 
 
-def summarise(system: str, records: Sequence[ClipRecord], skipped: Sequence[str] = ()) -> EvaluationReport:
+def summarize(system: str, records: Sequence[ClipRecord], skipped: Sequence[str] = ()) -> EvaluationReport:
     """Report over clip records.
 
     Raises:

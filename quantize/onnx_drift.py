@@ -68,7 +68,7 @@ def measure_drift(source: Bundle, folder: Path, manifest: BundleManifest, recipe
     if recipe.onnx is None or expected.logits is None or found.logits is None:
         return Drift(embeddings)
     # What is added to all logits of a position changes nothing.
-    logits = _distance(_centred(expected.logits), _centred(found.logits))
+    logits = _distance(_centered(expected.logits), _centered(found.logits))
     check_drift(logits, recipe.onnx.drift, "logits", recipe.name)
     said = expected.logits[-len(found.tokens) :].argmax(1)
     return Drift(embeddings, logits, int((said == np.array(found.tokens)).sum()))
@@ -92,7 +92,7 @@ def check_drift(distance: float, bound: float, what: str, recipe: str) -> None:
         )
 
 
-def _centred(logits: Float32) -> Float32:
+def _centered(logits: Float32) -> Float32:
     return logits - logits.mean(axis=1, keepdims=True)
 
 

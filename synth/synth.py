@@ -49,7 +49,7 @@ class SynthesisPlan:
     seed: int = 0
 
 
-def synthesise(
+def synthesize(
     sentences: Sequence[str],
     folder: str | Path,
     plan: SynthesisPlan,
@@ -268,6 +268,6 @@ def run(args: argparse.Namespace) -> int:
     # The names are settled now, so that a resumed run has the same even if a voice was installed since.
     voices = tuple(names or [voice.name for voice in open_voices()])
     plan = SynthesisPlan(voices=voices, copies=args.copies, noisy=args.noisy, seed=args.seed)
-    manifest = synthesise(text.splitlines(), args.out, plan, jobs=args.jobs, progress=True)
+    manifest = synthesize(text.splitlines(), args.out, plan, jobs=args.jobs, progress=True)
     sys.stdout.write(f"{manifest}\n")
     return 0

@@ -11,7 +11,7 @@ import pytest
 from prunella.device_runtime.base.errors import EngineError, ManifestError, UsageError
 from prunella.evaluation.manifest import read_manifest
 from prunella.synth import synth, voices
-from prunella.synth.synth import SynthesisPlan, speak, synthesise
+from prunella.synth.synth import SynthesisPlan, speak, synthesize
 
 PLAN = SynthesisPlan(voices=("hibari:heart",))
 
@@ -31,7 +31,7 @@ def beeper(monkeypatch):
 
 
 def test_clips_and_manifest(beeper, tmp_path, capsys):
-    manifest = read_manifest(synthesise(["go left", "", "hush", "stop"], tmp_path, replace(PLAN, copies=2)))
+    manifest = read_manifest(synthesize(["go left", "", "hush", "stop"], tmp_path, replace(PLAN, copies=2)))
     assert [row.text for row in manifest.utterances] == ["go left", "stop"] * 2
     assert "skipped 2 sentences" in capsys.readouterr().err
     lengths = [row.duration for row in manifest.utterances]
@@ -48,35 +48,35 @@ def test_reproducible():
 
 def test_goes_on_after_a_kill(beeper, tmp_path):
     sentences = [f"number {n}" for n in range(5)]
-    manifest = synthesise(sentences, tmp_path / "whole", PLAN)
+    manifest = synthesize(sentences, tmp_path / "whole", PLAN)
     whole = manifest.read_text()
     part = tmp_path / "part"
-    synthesise(sentences, part, PLAN)
+    synthesize(sentences, part, PLAN)
     lines = whole.splitlines(keepends=True)
     (part / "manifest.jsonl").write_text("".join(lines[:2]) + lines[2][:20])
     kept = part / json.loads(lines[0])["audio_filepath"]
     before = kept.stat().st_mtime_ns
-    assert synthesise(sentences, part, PLAN).read_text() == whole
+    assert synthesize(sentences, part, PLAN).read_text() == whole
     assert kept.stat().st_mtime_ns == before
     with pytest.raises(UsageError, match="other sentences"):
-        synthesise(["something else", *sentences[1:]], part, PLAN)
+        synthesize(["something else", *sentences[1:]], part, PLAN)
     with pytest.raises(UsageError, match=r"other settings \(seed\)"):
-        synthesise(sentences, part, replace(PLAN, seed=1))
+        synthesize(sentences, part, replace(PLAN, seed=1))
 
 
 def test_lines_of_the_users_own_stay_in_the_manifest(beeper, tmp_path):
-    manifest = synthesise(["go left"], tmp_path, PLAN)
+    manifest = synthesize(["go left"], tmp_path, PLAN)
     with manifest.open("a") as file:
         file.write('{"audio_filepath": "mine.wav", "text": "mine"}\n')
     before = manifest.read_text()
     with pytest.raises(UsageError, match="did not write"):
-        synthesise(["go left"], tmp_path, PLAN)
+        synthesize(["go left"], tmp_path, PLAN)
     assert manifest.read_text() == before
 
 
 def test_errors(tmp_path, monkeypatch):
     with pytest.raises(ManifestError, match="no sentence"):
-        synthesise(["", " "], tmp_path, PLAN)
+        synthesize(["", " "], tmp_path, PLAN)
     with pytest.raises(UsageError, match="write hibari:heart"):
         voices.open_voices(["robot"])
     monkeypatch.setattr(voices.shutil, "which", lambda name: None)
