@@ -105,6 +105,8 @@ def why_unreadable(folder: str | Path, error: Exception) -> str:
         return (
             "it brings its own code, which prunella never runs: take a model of a class that transformers has"
         )
+    if "backend tokenizer" in text:
+        return "it holds no tokenizer that transformers can read, such as tokenizer.json"
     for path in _weights(Path(folder)):
         if path.suffix == ".safetensors":
             try:

@@ -148,3 +148,20 @@ def test_a_model_larger_than_all_memory_is_refused_before_it_is_read(folder, mon
     (folder / "model.safetensors").write_bytes(b"\xff" * 40)  # a header of no length: its reader says so
     with pytest.raises(CheckpointError, match="damaged"):
         load_any(folder)
+
+
+def test_weights_that_are_not_finite_are_named_as_such(folder, tmp_path, capsys):
+    model = load_any(folder)
+    decoder_layers(model.decoder)[2].mlp.down_proj.weight.data[0, 0] = float("nan")
+    save_decoder(model.decoder, model.tokenizer, tmp_path / "nan")
+    cut = ["--block", "1:2", "--no-bridge", "-o", str(tmp_path / "out")]
+    assert main(["prune", str(tmp_path / "nan"), *cut]) == 1
+    assert "logits are not finite" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_a_tokenizer_says_so(folder):
+    for file in folder.glob("*token*"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match="it holds no tokenizer that transformers can read"):
+        load_any(folder)
