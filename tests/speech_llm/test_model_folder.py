@@ -165,3 +165,18 @@ def test_a_folder_without_a_tokenizer_says_so(folder):
         file.unlink()
     with pytest.raises(CheckpointError, match="it holds no tokenizer that transformers can read"):
         load_any(folder)
+
+
+def test_what_other_loaders_want_beside_the_weights_is_kept(folder, tmp_path):
+    for name in ("preprocessor_config.json", "tokenizer.model"):
+        (folder / name).write_text(name)
+    (folder / "notes.txt").write_text("mine")
+    before = (folder / "tokenizer.json").read_bytes()
+    for source, out in ((folder, "one"), (tmp_path / "one", "two"), (folder, "one")):
+        cut = ["--block", "1:2", "--no-bridge", "-o", str(tmp_path / out)]
+        assert main(["prune", str(source), *cut]) == 0
+    for out in ("one", "two"):
+        for name in ("preprocessor_config.json", "tokenizer.model"):
+            assert (tmp_path / out / name).read_text() == name
+        assert not (tmp_path / out / "notes.txt").exists()
+        assert (tmp_path / out / "tokenizer.json").read_bytes() == before
