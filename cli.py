@@ -109,6 +109,11 @@ def _run(argv: Sequence[str] | None) -> int:
         except PrunellaError as all_at_once:
             return _fail(str(all_at_once), all_at_once.exit_code)
         return _fail(str(explained(error, f"`prunella {verb}`")), 1)
+    except MemoryError as error:
+        reason = f" ({error})" if str(error) else ""
+        return _fail(
+            f"memory ran out{reason}: close other programs, or take a smaller model or shorter audio", 1
+        )
     except BrokenPipeError:
         raise
     except OSError as error:

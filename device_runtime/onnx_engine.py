@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunella.device_runtime.bundle import Bundle
-from prunella.device_runtime.cores import physical_cores
+from prunella.device_runtime.cores import most_threads, physical_cores
 from prunella.device_runtime.engine import ROUNDED_TIE, Float32, check_rewind
 from prunella.device_runtime.errors import BundleError, EngineError
 from prunella.device_runtime.extras import explained
@@ -97,7 +97,9 @@ class OnnxEngine:
             BundleError: a graph is missing, or is not what the manifest says.
             EngineError: onnxruntime is not installed, or cannot run the graphs.
         """
-        return cls(bundle, threads=bundle.manifest.threads if threads is None else threads)
+        return cls(
+            bundle, threads=min(bundle.manifest.threads, most_threads()) if threads is None else threads
+        )
 
     def encode(self, samples: Float32) -> Float32:
         """See `Engine.encode`."""

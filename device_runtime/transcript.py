@@ -17,12 +17,16 @@ FinishReason = Literal["eos", "length", "repeat", "silence", "phrase", "no-phras
 class DecodeOptions:
     """How one utterance is decoded. Defaults are those of the reference model; a bundle carries its own."""
 
-    max_tokens_per_second: Annotated[float, Meta(gt=0)] = 10.0  # cap: audio seconds * this + extra_tokens
-    extra_tokens: Annotated[int, Meta(ge=0)] = 10
+    max_tokens_per_second: Annotated[float, Meta(gt=0, le=1_000)] = (
+        10.0  # cap: audio seconds * this + extra_tokens
+    )
+    extra_tokens: Annotated[int, Meta(ge=0, le=2**26)] = 10
     guards: bool = True  # repeat stop, silence and speech gate; the token cap always holds
-    repeat_max_words: Annotated[int, Meta(ge=0)] = 48  # longest loop the repeat stop sees, in words
-    repeat_times: Annotated[int, Meta(ge=1)] = 3  # a loop said this many times in a row is cut down to one
-    repeat_min_words: Annotated[int, Meta(ge=0)] = (
+    repeat_max_words: Annotated[int, Meta(ge=0, le=2**16)] = 48  # longest loop the repeat stop sees, in words
+    repeat_times: Annotated[int, Meta(ge=1, le=2**16)] = (
+        3  # a loop said this many times in a row is cut down to one
+    )
+    repeat_min_words: Annotated[int, Meta(ge=0, le=2**16)] = (
         6  # and so many words in all: "no no no" is ordinary speech
     )
     silence_dbfs: Annotated[
@@ -31,7 +35,7 @@ class DecodeOptions:
     speech_probability: Annotated[float, Meta(ge=0, le=1)] = (
         0.3  # audio without 32 ms that are speech with this gives no text; 0: no gate
     )
-    beams: Annotated[int, Meta(ge=1)] = (
+    beams: Annotated[int, Meta(ge=1, le=16)] = (
         1  # transcripts followed at once (beam_search.py); 1: greedy, on engines that cannot do more too
     )
     ctc_weight: Annotated[float, Meta(ge=0)] = (
@@ -40,7 +44,9 @@ class DecodeOptions:
     draft: bool = True  # verify several guessed tokens in one pass (device_runtime/draft.py)
     draft_never: float = 0.35  # cosine of audio and its nearest token at which that is never what was said
     draft_sure: float = 0.75  # and at which it nearly always is
-    draft_blank: Annotated[int, Meta(ge=-1)] = -1  # token that audio without a token of its own is nearest to
+    draft_blank: Annotated[
+        int, Meta(ge=-1, lt=2**26)
+    ] = -1  # token that audio without a token of its own is nearest to
 
     def token_cap(self, seconds: float) -> int:
         """Most tokens that `seconds` of audio may become."""
