@@ -175,10 +175,13 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             for number, one in enumerate(value, 1):
                 yield f"{prefix}{key}.{number}", ", ".join(" ".join(row) for row in _flatten(one))
         elif value is not None and value != []:
-            yield (
-                f"{prefix}{key}",
-                json.dumps(value, ensure_ascii=False) if isinstance(value, list) else str(value),
-            )
+            yield f"{prefix}{key}", _shown(value)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else str(value)
 
 
 def _per_second(value: float) -> str:

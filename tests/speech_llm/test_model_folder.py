@@ -180,3 +180,11 @@ def test_what_other_loaders_want_beside_the_weights_is_kept(folder, tmp_path):
             assert (tmp_path / out / name).read_text() == name
         assert not (tmp_path / out / "notes.txt").exists()
         assert (tmp_path / out / "tokenizer.json").read_bytes() == before
+
+
+def test_a_bundle_and_a_folder_of_models_are_named_as_such(folder, tmp_path):
+    with pytest.raises(CheckpointError, match=f"is no model, but holds some: name one of {folder}$"):
+        load_any(tmp_path)
+    (tmp_path / "bundle.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is a bundle, from which no model"):
+        load_any(tmp_path)
