@@ -503,7 +503,9 @@ def _begun(out: Path) -> dict[str, Any] | None:
 
 def _check_data(plan: BuildPlan) -> None:
     """What only a late step reads is read now, not after minutes."""
-    read_manifest(plan.calibration).sample(plan.clips)
+    if plan.clips < 1:
+        raise UsageError(f"a sample of {plan.clips} clips leaves nothing: give 1 or more")
+    read_manifest(plan.calibration)
     for path in (plan.evaluation, *plan.heal_speech):
         if not path.startswith("hf:"):
             read_manifest(path)

@@ -118,9 +118,9 @@ class SpeechManifest:
         """`count` rows drawn without replacement (all, if there are fewer), in file order; the seed decides which.
 
         Raises:
-            UsageError: fewer than one.
+            UsageError: fewer than none.
         """
-        if count < 1:
+        if count < 0:
             raise UsageError(f"a sample of {count} clips leaves nothing: give 1 or more")
         if count >= len(self.utterances):
             return self
