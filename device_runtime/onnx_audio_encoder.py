@@ -29,6 +29,7 @@ class OnnxAudioEncoder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        options.enable_mem_pattern = False  # as in `OnnxEngine`
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session, self.missing = open_session(
             onnxruntime, bundle.file(AUDIO_ENCODER), options, bundle.manifest.providers

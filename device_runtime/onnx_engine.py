@@ -64,8 +64,11 @@ class OnnxEngine:
         self._spec = manifest.decoder
         self._missing: list[Missing] = []
         # Spinning between two operators gives the decoder's many small ones a third more tokens a second where each
-        # thread has a core, and costs half of them where other work wants that core; the encoder gains nothing.
-        self._encoder = self._session(bundle.file(AUDIO_ENCODER), manifest.providers, spin=False)
+        # thread has a core, and costs half of them where other work wants that core; the encoder gains nothing. Nor does
+        # it from a plan of its memory, which takes up to 130 MB more as soon as a length comes twice.
+        self._encoder = self._session(
+            bundle.file(AUDIO_ENCODER), manifest.providers, spin=False, planned=False
+        )
         self._embedder = self._session(bundle.file(EMBED_TOKENS), (), threads=1, spin=False)
         self._decoder = self._session(bundle.file(DECODER), for_decoder(manifest.providers), spin=True)
         self.missing = announce(self._missing)
@@ -292,9 +295,16 @@ class OnnxEngine:
             binding.bind_ortvalue_output(f"present.{name}", buffer)
 
     def _session(
-        self, path: Path, providers: tuple[Provider, ...], *, spin: bool, threads: int | None = None
+        self,
+        path: Path,
+        providers: tuple[Provider, ...],
+        *,
+        spin: bool,
+        planned: bool = True,
+        threads: int | None = None,
     ) -> Any:
         options = self._runtime.SessionOptions()
+        options.enable_mem_pattern = planned
         options.intra_op_num_threads = threads or self.threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
