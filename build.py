@@ -456,6 +456,7 @@ def run(args: argparse.Namespace) -> int:
         healed=args.healed,
         baseline=not args.no_baseline,
     )
+    _check_data(plan)
     model = load(args.model)
     engines = find_bundle_recipe(load_target(args.target).recipe).engines
     if "onnx" in engines:
@@ -498,6 +499,18 @@ def _begun(out: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, TypeError):
         pass
     raise UsageError(f"{out} is not empty and holds no build: choose another folder with -o")
+
+
+def _check_data(plan: BuildPlan) -> None:
+    """What only a late step reads is read now, not after minutes."""
+    if plan.clips < 1:
+        raise UsageError(f"a sample of {plan.clips} clips leaves nothing: give 1 or more")
+    read_manifest(plan.calibration)
+    for path in (plan.evaluation, *plan.heal_speech):
+        if not path.startswith("hf:"):
+            read_manifest(path)
+    if plan.text:
+        read_lines(plan.text)
 
 
 def _digest(value: Any) -> str:

@@ -123,6 +123,11 @@ def _run_verb(verb: str, rest: Sequence[str], *, is_program: bool) -> int:
         except PrunellaError as all_at_once:
             return _fail(str(all_at_once), all_at_once.exit_code)
         return _fail(str(explained(error, f"`prunella {verb}`")), 1)
+    except MemoryError as error:
+        reason = f" ({error})" if str(error) else ""
+        return _fail(
+            f"memory ran out{reason}: close other programs, or take a smaller model or shorter audio", 1
+        )
     except BrokenPipeError:
         raise
     except OSError as error:

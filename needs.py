@@ -100,9 +100,17 @@ def _systems(words: Sequence[str]) -> tuple[str, ...]:
         elif word in EMBEDDED or (Path(folder) / "decoder" / "config.json").is_file():
             found += _MODEL
         elif manifest.is_file():
-            engines = [engine] if engine else json.loads(manifest.read_text(encoding="utf-8"))["engines"]
-            found += _ENGINES.get(engines[0], ())
+            found += _ENGINES.get(engine or _first_engine(manifest), ())
     return tuple(found)
+
+
+def _first_engine(manifest: Path) -> str:
+    """Of a bundle; empty where its manifest does not say, which whoever opens it reports."""
+    try:
+        engines = json.loads(manifest.read_text(encoding="utf-8"))["engines"]
+        return str(engines[0])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return ""
 
 
 def _value(words: Sequence[str], option: str) -> str | None:

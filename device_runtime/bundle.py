@@ -31,9 +31,14 @@ ENGINE_FILES = {
     "gguf": ("gguf/decoder-*.gguf",),
 }
 _MOST = 2**53  # beyond it a float is no longer every integer
-# Checked where a manifest is read; constructors take what they are given.
-Positive = Annotated[int, Meta(ge=1, le=_MOST)]
+# Checked where a manifest is read; constructors take what they are given. Bounds are far beyond any model, and below what
+# would take the memory or the threads of whoever opens the bundle.
 NotNegative = Annotated[int, Meta(ge=0, le=_MOST)]
+Count = Annotated[int, Meta(ge=1, le=2**16)]
+Size = Annotated[int, Meta(ge=1, le=2**26)]
+Token = Annotated[int, Meta(ge=0, lt=2**26)]
+Hertz = Annotated[int, Meta(ge=1_000, le=768_000)]
+Samples = Annotated[int, Meta(ge=0, le=2**24)]
 EngineName = Annotated[str, Meta(pattern="^(onnx|gguf)$")]
 
 
@@ -52,11 +57,13 @@ class Provider:
 class AudioSpec:
     """How samples become log-mel frames and frames become audio tokens."""
 
-    sampling_rate: Positive = 16_000
-    num_mel_bins: Positive = 80
-    samples_per_token: Positive = 1_600  # hop (160) * convolution stride (2) * stack factor (5)
-    extra_padding: NotNegative = 1_600  # zeros after the padding to whole stacks
-    max_seconds: Annotated[float, Meta(gt=0)] = 29.5  # longer recordings are split
+    sampling_rate: Hertz = 16_000
+    num_mel_bins: Annotated[int, Meta(ge=1, le=2**12)] = 80
+    samples_per_token: Annotated[int, Meta(ge=1, le=2**24)] = (
+        1_600  # hop (160) * convolution stride (2) * stack factor (5)
+    )
+    extra_padding: Samples = 1_600  # zeros after the padding to whole stacks
+    max_seconds: Annotated[float, Meta(gt=0, le=86_400)] = 29.5  # longer recordings are split
     ctc_alphabet: str = ""  # letters that a CTC head hears beside the embeddings; none: there is no head
 
 
@@ -66,9 +73,9 @@ class PromptSpec:
 
     before_audio: str
     after_audio: str
-    before_ids: tuple[NotNegative, ...]
-    after_ids: tuple[NotNegative, ...]
-    eos_ids: Annotated[tuple[NotNegative, ...], Meta(min_length=1)]
+    before_ids: tuple[Token, ...]
+    after_ids: tuple[Token, ...]
+    eos_ids: Annotated[tuple[Token, ...], Meta(min_length=1)]
     text_style: Annotated[str, Meta(pattern="^(as-is|lower)$")] = "as-is"  # see text_style.py
 
 
@@ -76,12 +83,12 @@ class PromptSpec:
 class DecoderSpec:
     """Shapes that an engine needs before it opens the graph."""
 
-    num_layers: Positive
-    hidden_size: Positive
-    num_kv_heads: Positive
-    head_dim: Positive
-    vocab_size: Positive
-    max_context: Positive = 2_048
+    num_layers: Count
+    hidden_size: Size
+    num_kv_heads: Count
+    head_dim: Count
+    vocab_size: Size
+    max_context: Size = 2_048
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ class BundleManifest:
     prompt: PromptSpec
     decoder: DecoderSpec
     decode: DecodeOptions = field(default_factory=DecodeOptions)
-    threads: NotNegative = 0  # 0: one per physical core
+    threads: Annotated[int, Meta(ge=0, le=2**12)] = 0  # 0: one per physical core
     providers: tuple[Provider, ...] = ()  # of ONNX Runtime, in order of preference; none: the processor
     llama: dict[str, OptionValue] = field(default_factory=dict)  # llama.cpp's settings, by its own names
     precision: dict[str, str] = field(
@@ -151,9 +158,12 @@ def parse_manifest(text: str, where: Path) -> BundleManifest:
         raise BundleError(f"{where} was changed after it was written (its checksum does not match): {remedy}")
     try:
         _check_keys(body)
+        for part in body.keys() - {"provenance"}:
+            _check_text(body[part], f"$.{part}")
         manifest = msgspec.convert(body, BundleManifest)
         _check_finite(asdict(replace(manifest, provenance={})), "$")
-    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the other: half of a character
+        _check_ids(manifest)
+    except msgspec.ValidationError as error:
         reason = _shortened(" ".join(str(error).split()))
         raise BundleError(f"{where} does not fit the schema ({reason}): {remedy}") from error
     for engine in manifest.engines:
@@ -187,12 +197,34 @@ def _check_keys(body: dict[str, Any]) -> None:
             raise msgspec.ValidationError(f"unknown key `{path}.{unknown[0]}`; keys: {', '.join(known)}")
 
 
+def _check_text(value: Any, path: str) -> None:
+    """Half of a character would be an error wherever it is used, of msgspec too."""
+    if isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value):
+        raise msgspec.ValidationError(f"Expected text, not half of a character - at `{path}`")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_text(key, path)
+            _check_text(inner, f"{path}.{key}")
+    elif isinstance(value, list):
+        for inner in value:
+            _check_text(inner, f"{path}[...]")
+
+
 def _check_finite(value: Any, path: str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise msgspec.ValidationError(f"Expected a finite number - at `{path}`")
     if isinstance(value, dict):
         for key, inner in value.items():
             _check_finite(inner, f"{path}.{key}")
+
+
+def _check_ids(manifest: BundleManifest) -> None:
+    for name in ("before_ids", "after_ids", "eos_ids"):
+        largest = max(getattr(manifest.prompt, name), default=0)
+        if largest >= manifest.decoder.vocab_size:
+            raise msgspec.ValidationError(
+                f"Expected tokens of the vocabulary, not {largest} - at `$.prompt.{name}`"
+            )
 
 
 @dataclass(frozen=True)
@@ -269,4 +301,17 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
             raise BundleError(
                 f"{file} is corrupt (its sha256 does not match): copy it again or export the bundle again"
             )
+    _check_unlisted(path, manifest)
     return Bundle(path, manifest)
+
+
+def _check_unlisted(path: Path, manifest: BundleManifest) -> None:
+    """A graph that no checksum stands for could be opened with the others: as the weights of one of them, for example."""
+    for folder in ENGINE_FILES:
+        for file in sorted((path / folder).glob("[!.]*")):
+            name = f"{folder}/{file.name}"
+            if any(part in file.name for part in (".onnx", ".gguf")) and name not in manifest.files:
+                raise BundleError(
+                    f"{path / MANIFEST_NAME} lists no {name}, which is there: move it elsewhere if it is yours, else "
+                    "export the bundle again, or copy it again"
+                )

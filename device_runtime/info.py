@@ -82,8 +82,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     bundle = open_for_info(args.bundle)
-    text = json.dumps(to_json(bundle), indent=2, ensure_ascii=False) if args.json else describe(bundle)
+    text = (
+        json.dumps(to_json(bundle), indent=2, ensure_ascii=False)
+        if args.json
+        else _printable(describe(bundle))
+    )
     sys.stdout.write(text + "\n")
+
+
+def _printable(text: str) -> str:
+    """What a bundle of somebody else says must not move the cursor of whoever reads it."""
+    return "".join(
+        sign if sign.isprintable() or sign in "\n" else sign.encode("unicode_escape").decode()
+        for sign in text
+    )
 
 
 def _letters(bundle: Bundle) -> str:
@@ -163,10 +175,13 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             for number, one in enumerate(value, 1):
                 yield f"{prefix}{key}.{number}", ", ".join(" ".join(row) for row in _flatten(one))
         elif value is not None and value != []:
-            yield (
-                f"{prefix}{key}",
-                json.dumps(value, ensure_ascii=False) if isinstance(value, list) else str(value),
-            )
+            yield f"{prefix}{key}", _shown(value)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else str(value)
 
 
 def _per_second(value: float) -> str:

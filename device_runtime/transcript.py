@@ -15,20 +15,20 @@ class DecodeOptions:
     """How one utterance is decoded. Defaults are those of the reference model; a bundle carries its own."""
 
     # Cap: seconds of audio * this + extra_tokens.
-    max_tokens_per_second: Annotated[float, Meta(gt=0)] = 10.0
-    extra_tokens: Annotated[int, Meta(ge=0)] = 10
+    max_tokens_per_second: Annotated[float, Meta(gt=0, le=1_000)] = 10.0
+    extra_tokens: Annotated[int, Meta(ge=0, le=2**26)] = 10
     # Repeat stop, silence and speech gate; the token cap always holds.
     guards: bool = True
     # Longest loop that the repeat stop sees, in words; how often it is said in a row; and how many words in all.
-    repeat_max_words: Annotated[int, Meta(ge=0)] = 48
-    repeat_times: Annotated[int, Meta(ge=1)] = 3
-    repeat_min_words: Annotated[int, Meta(ge=0)] = 6
+    repeat_max_words: Annotated[int, Meta(ge=0, le=2**16)] = 48
+    repeat_times: Annotated[int, Meta(ge=1, le=2**16)] = 3
+    repeat_min_words: Annotated[int, Meta(ge=0, le=2**16)] = 6
     # Audio whose loudest 30 ms are below this gives no text.
     silence_dbfs: Annotated[float, Meta(le=0)] = -60.0
     # Audio without 32 ms that are speech with this probability gives no text; 0: no gate.
     speech_probability: Annotated[float, Meta(ge=0, le=1)] = 0.3
     # Transcripts followed at once (beam_search.py); 1: greedy, as on engines that cannot do more.
-    beams: Annotated[int, Meta(ge=1)] = 1
+    beams: Annotated[int, Meta(ge=1, le=16)] = 1
     # Of what a CTC head hears beside the decoder, where there is a head and several beams.
     ctc_weight: Annotated[float, Meta(ge=0)] = 0.2
     # Verify several guessed tokens in one pass (device_runtime/decoding/draft.py).
@@ -37,7 +37,7 @@ class DecodeOptions:
     draft_never: float = 0.35
     draft_sure: float = 0.75
     # Token that audio without a token of its own is nearest to; -1: none.
-    draft_blank: Annotated[int, Meta(ge=-1)] = -1
+    draft_blank: Annotated[int, Meta(ge=-1, lt=2**26)] = -1
 
     def token_cap(self, seconds: float) -> int:
         """Most tokens that `seconds` of audio may become."""

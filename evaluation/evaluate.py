@@ -27,7 +27,7 @@ from prunella.evaluation.report import (
     render_report,
     summarize,
 )
-from prunella.evaluation.systems import BASELINE, System, open_system, system_kind
+from prunella.evaluation.systems import BASELINE, System, check_system, open_system, system_kind
 from prunella.evaluation.word_errors import normalize
 
 _SAMPLING_RATE = 16_000
@@ -161,6 +161,8 @@ def run(args: argparse.Namespace) -> int:
     names = [args.system] + ([args.system_b] if args.system_b else [])
     if args.engine:
         names = [f"{name}@{args.engine}" if system_kind(name) == "bundle" else name for name in names]
+    for name in names[1:]:
+        check_system(name)  # evaluating the first takes minutes
     reports = [_evaluate_named(name, manifest, args) for name in names]
     paired = compare_reports(*reports) if len(reports) == 2 else None
     if args.json:

@@ -115,7 +115,13 @@ class SpeechManifest:
         return self._keep([self.utterances[i] for i in kept])
 
     def sample(self, count: int, *, seed: int = 0) -> SpeechManifest:
-        """`count` rows drawn without replacement (all, if there are fewer), in file order; the seed decides which."""
+        """`count` rows drawn without replacement (all, if there are fewer), in file order; the seed decides which.
+
+        Raises:
+            UsageError: fewer than none.
+        """
+        if count < 0:
+            raise UsageError(f"a sample of {count} clips leaves nothing: give 1 or more")
         if count >= len(self.utterances):
             return self
         chosen = random.Random(seed).sample(range(len(self.utterances)), count)  # noqa: S311

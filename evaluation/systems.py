@@ -17,12 +17,12 @@ import numpy.typing as npt
 
 from prunella._version import __version__
 from prunella.device_runtime.base.cores import check_threads, physical_cores
-from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.base.errors import EngineError, UsageError
 from prunella.device_runtime.base.extras import explained
 from prunella.device_runtime.base.files import sha256
 from prunella.device_runtime.base.model_names import BASELINE as BASELINE
 from prunella.device_runtime.base.suggestions import path_hint
-from prunella.device_runtime.bundle import MANIFEST_NAME
+from prunella.device_runtime.bundle import MANIFEST_NAME, open_bundle
 from prunella.device_runtime.decoding.beam_search import check_beams
 from prunella.device_runtime.transcript import Transcript
 from prunella.opener_registry import OPENERS, Opener, register_opener
@@ -113,6 +113,22 @@ def system_kind(name_or_path: str) -> str:
             f"a Hub id or '{BASELINE}'"
         )
     return "model"
+
+
+def check_system(name: str) -> None:
+    """See that a system is there, without opening it: a bundle's files by size, a model of the Hub is downloaded.
+
+    Raises:
+        PrunellaError: it is not, or has no such engine.
+    """
+    folder, engine = split_engine(name)
+    kind = system_kind(folder)
+    if kind == "bundle":
+        engines = open_bundle(folder, verify=False).manifest.engines
+        if engine not in (None, "mtmd", *engines):
+            raise EngineError(f"{folder} has no engine {engine} (it has {', '.join(engines)})")
+    elif kind == "model":
+        OPENERS[kind].find(folder)
 
 
 def _open_bundle(name: str, **options: Any) -> System:

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.base.suggestions import path_hint
 from prunella.evaluation.manifest import SpeechManifest, Utterance
 from prunella.speech_llm.batches import DecoderBatch, batches_by_length, speech_example, text_batch
 from prunella.speech_llm.load import TextLLM
@@ -115,6 +116,6 @@ def read_lines(path: str | Path) -> list[str]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"cannot read the text {path} ({error}): give a UTF-8 file, one paragraph a line"
+            f"cannot read the text {path}{path_hint(path)} ({error}): give a UTF-8 file, one paragraph a line"
         ) from error
     return [line.strip() for line in text.splitlines() if line.strip()]

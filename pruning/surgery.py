@@ -100,7 +100,12 @@ def check_reload(decoder: PreTrainedModel, folder: str | Path) -> ReloadCheck:
     reloaded, _ = load_decoder(folder)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(decoder.config.vocab_size, (2, 24), generator=generator)
-    difference = float((decoder(tokens).logits - reloaded(tokens).logits).abs().max())
+    expected = decoder(tokens).logits
+    if not expected.isfinite().all():
+        raise CheckpointError(
+            "the model's logits are not finite, cut or not: it is damaged, or was never trained in float32"
+        )
+    difference = float((expected - reloaded(tokens).logits).abs().max())
     # Not `>`: a NaN must fail too.
     if not difference <= RELOAD_TOLERANCE:
         raise CheckpointError(

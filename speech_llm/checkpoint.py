@@ -8,6 +8,7 @@ the GGUF writer all point at it unchanged.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,6 +27,11 @@ ENCODER_NAME = "audio_encoder.safetensors"
 PROJECTOR_NAME = "projector.safetensors"
 CTC_HEAD_NAME = "ctc_head.safetensors"
 DECODER_NAME = "decoder"
+# Other loaders want them: llama.cpp's converter the tokenizer as it was trained, speech LLMs their features. `outputs` knows all.
+_SIDE_FILES = (
+    *("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json"),
+    *("special_tokens_map.json", "*preprocessor_config.json", "processor_config.json", "chat_template.*"),
+)
 
 
 def save_checkpoint(model: SpeechLLM, folder: str | Path) -> Path:
@@ -67,10 +73,14 @@ def is_checkpoint(folder: str | Path) -> bool:
 
 
 def save_decoder(decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Write a causal LM and its tokenizer as an ordinary Hugging Face folder."""
+    """Write a causal LM and its tokenizer as an ordinary Hugging Face folder, with what else its own folder has for them."""
     with full_disks_are_os_errors():
         decoder.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    source = Path(decoder.name_or_path or "")
+    for file in (file for pattern in _SIDE_FILES if decoder.name_or_path for file in source.glob(pattern)):
+        if file.is_file() and not (Path(folder) / file.name).exists():
+            shutil.copyfile(file, Path(folder) / file.name)
 
 
 def load_decoder(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -36,6 +36,10 @@ def resolve(name: str | Path) -> Path:
     bring_back(folder)
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise CheckpointError(
+            f"{name} is a file: a model is a folder with config.json and weights in safetensors, as Hugging Face has them"
+        )
     if nearest(str(name), EMBEDDED, cutoff=_MISTYPED):
         raise hub.no_model(str(name))  # a typing error is not sent to the Hub
     return hub.download(str(name))

@@ -27,7 +27,7 @@ def check_model_folder(folder: Path) -> None:
     """Refuse what no loader can make a model of, before one tries.
 
     Raises:
-        CheckpointError: a LoRA adapter, a git-lfs pointer, weights that are quantised already.
+        CheckpointError: a LoRA adapter, a git-lfs pointer, weights that are quantised already, a bundle, a folder of models.
     """
     adapter = _read_json(folder / "adapter_config.json")
     if adapter and not _weights(folder):
@@ -46,6 +46,8 @@ def check_model_folder(folder: Path) -> None:
             raise CheckpointError(
                 f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in {folder}"
             )
+    if not (folder / "config.json").exists():
+        _check_is_no_other_folder(folder)
     quantized = _read_json(folder / "config.json").get("quantization_config")
     if quantized:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else None
@@ -53,6 +55,19 @@ def check_model_folder(folder: Path) -> None:
             f"{folder} is quantised already ({method or 'by an unnamed method'}): prunella starts from float weights, "
             "take the model that it was made of"
         )
+
+
+def _check_is_no_other_folder(folder: Path) -> None:
+    if (folder / "bundle.json").is_file():
+        raise CheckpointError(
+            f"{folder} is a bundle, from which no model can be made again: give the model that it was exported from "
+            "(`prunella quantize` makes other bundles of a float one)"
+        )
+    within = sorted(
+        str(found.parent) for found in folder.glob("*/config.json") if found.parent.name != "decoder"
+    )
+    if within:
+        raise CheckpointError(f"{folder} is no model, but holds some: name one of {', '.join(within)}")
 
 
 def check_memory(folder: Path) -> None:
@@ -105,6 +120,8 @@ def why_unreadable(folder: str | Path, error: Exception) -> str:
         return (
             "it brings its own code, which prunella never runs: take a model of a class that transformers has"
         )
+    if "backend tokenizer" in text:
+        return "it holds no tokenizer that transformers can read, such as tokenizer.json"
     for path in _weights(Path(folder)):
         if path.suffix == ".safetensors":
             try:

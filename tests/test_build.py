@@ -25,6 +25,9 @@ from prunella.speech_llm.checkpoint import load_checkpoint, save_checkpoint
 pytestmark = pytest.mark.slow
 
 
+BUILD = ["build", "MODEL", "--target", "x86-cpu", "--drop", "1"]
+
+
 @pytest.fixture(scope="module")
 def plan(small_speech_llm, noise_manifest, tmp_path_factory) -> BuildPlan:
     folder = save_checkpoint(small_speech_llm, tmp_path_factory.mktemp("model") / "tiny")
@@ -213,6 +216,10 @@ def test_a_killed_build_goes_on(plan, built, tmp_path):
         (["build", "MODEL", "--target", "x86-cpu", "--healed", "MODEL"], 2, "was not cut from"),
         (["build", "MODEL", "--target", "x86-cpu", "--healed", "MODEL", "--heal"], 2, "leave out --heal"),
         (["build", "/no/where", "--target", "x86-cpu", "--drop", "1"], 1, "neither a folder"),
+        ([*BUILD, "--evaluation", "nope.jsonl"], 1, "manifest nope.jsonl does not exist"),
+        ([*BUILD, "--text", "nope.txt"], 2, "cannot read the text nope.txt"),
+        ([*BUILD, "--clips", "0"], 2, "a sample of 0 clips leaves nothing"),
+        ([*BUILD, "--heal", "--heal-speech", "nope.jsonl"], 1, "manifest nope.jsonl does not exist"),
         (["buidl"], 2, "did you mean 'build'"),
         (["export", "MODEL", "--target", "jetson", "-o", "OUT"], 2, "prunella targets list"),
         (["transcribe", "OUT", "clip.wav"], 1, "does not exist"),

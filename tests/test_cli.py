@@ -29,7 +29,7 @@ def test_help_and_version(capsys):
     assert main([]) == 2
 
 
-def test_a_full_disk_and_an_interrupt_are_said_in_a_line(monkeypatch, capsys):
+def test_a_full_disk_no_memory_and_an_interrupt_are_said_in_a_line(monkeypatch, capsys):
     module = importlib.import_module("prunella.device_runtime.info")
 
     def full(_args):
@@ -40,6 +40,14 @@ def test_a_full_disk_and_an_interrupt_are_said_in_a_line(monkeypatch, capsys):
 
     monkeypatch.setattr(module, "run", full)
     assert main(["info", "x"]) == 1 and "disk is full (out/bundle)" in capsys.readouterr().err
+
+    def greedy(_args):
+        raise MemoryError("Unable to allocate 8.00 GiB")
+
+    monkeypatch.setattr(module, "run", greedy)
+    assert (
+        main(["info", "x"]) == 1 and "memory ran out (Unable to allocate 8.00 GiB)" in capsys.readouterr().err
+    )
     monkeypatch.setattr(module, "run", interrupt)
     assert main(["info", "x"]) == 130 and "interrupted" in capsys.readouterr().err
 

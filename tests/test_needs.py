@@ -45,6 +45,17 @@ def test_help_and_nonsense_need_nothing(verb, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[]", "3", '{"engines": []}', '{"engines": 5}', '{"engines": {}}', "[" * 100_000, "\udc80"],
+)
+def test_a_damaged_bundle_is_named_by_whoever_opens_it(text, tmp_path, capsys):
+    (tmp_path / "bundle.json").write_text(text, errors="surrogateescape")
+    assert needed_modules("bench", [str(tmp_path)]) == ()
+    assert main(["transcribe", str(tmp_path), "x.wav"]) == 1
+    assert "export" in capsys.readouterr().err
+
+
 def test_a_build_for_llama_cpp_without_it_is_refused_before_anything(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     monkeypatch.setitem(sys.modules, "faster_whisper", None)

@@ -83,7 +83,9 @@ def test_an_input_is_not_replaced_however_it_is_spelled(here, capsys, verb, spel
 
 
 @pytest.mark.parametrize("verb", ["prune", "export", "build"])
-def test_a_disk_that_is_too_small_is_said_before_the_work(here, capsys, monkeypatch, verb):
+def test_a_disk_that_is_too_small_is_said_before_the_work(here, capsys, monkeypatch, noise_manifest, verb):
+    speech = [str(noise_manifest) if word == "SPEECH" else word for word in VERBS[verb]]
+    monkeypatch.setitem(VERBS, verb, speech)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10_000))
     _refused(capsys, verb, "new", "the output will take at least")
     assert not Path("new").exists()

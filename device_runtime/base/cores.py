@@ -69,13 +69,18 @@ def cgroup_quota(root: Path = Path("/")) -> float | None:
     return min(quotas, default=None)
 
 
+def most_threads() -> int:
+    """More make no engine faster here, and far more stop it."""
+    return _MOST_THREADS * (os.cpu_count() or 1)
+
+
 def check_threads(threads: int | None) -> None:
     """Refuse a number of threads that no engine can use here; None and 0 leave it to the engine.
 
     Raises:
         UsageError: fewer than 0, or far more than the machine has processors.
     """
-    most = _MOST_THREADS * (os.cpu_count() or 1)
+    most = most_threads()
     if threads is not None and not 0 <= threads <= most:
         raise UsageError(
             f"{threads} threads are not possible: give 1 to {most}, or 0 for one per physical core"

@@ -29,6 +29,8 @@ def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[str
 def nearest_paths(path: str | Path) -> list[str]:
     """Paths that are there and spelled nearly like this one, which is not; none where nothing is."""
     given = Path(path)
+    if given.exists():
+        return []
     found = [Path(given.anchor)]
     for part in given.parts[1 if given.anchor else 0 :]:
         step = [folder / part for folder in found if (folder / part).exists()]

@@ -100,9 +100,11 @@ class GgufEngine:
             BundleError: a file is missing, or is not what the manifest says.
             EngineError: llama.cpp is not installed, or cannot run the files.
         """
-        from prunella.device_runtime.base.cores import physical_cores
+        from prunella.device_runtime.base.cores import most_threads, physical_cores
 
-        threads = (bundle.manifest.threads if threads is None else threads) or physical_cores()
+        threads = (
+            min(bundle.manifest.threads, most_threads()) if threads is None else threads
+        ) or physical_cores()
         decoder = one_file(bundle, DECODER_PATTERN)
         quant = decoder.stem.partition("-")[2]
         if audio_half == "onnx":

@@ -30,6 +30,8 @@ class OnnxAudioEncoder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        # A plan for each length saves no time, and takes as much memory again as soon as a length comes twice.
+        options.enable_mem_pattern = False
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session, self.missing = open_session(
             onnxruntime, bundle.file(AUDIO_ENCODER), options, bundle.manifest.providers

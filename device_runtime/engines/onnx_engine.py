@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunella.device_runtime.base.arrays import Float32
-from prunella.device_runtime.base.cores import physical_cores
+from prunella.device_runtime.base.cores import most_threads, physical_cores
 from prunella.device_runtime.base.errors import BundleError, EngineError
 from prunella.device_runtime.base.extras import explained
 from prunella.device_runtime.base.onnx_errors import run_errors
@@ -88,7 +88,9 @@ class OnnxEngine:
             BundleError: a graph is missing, or is not what the manifest says.
             EngineError: onnxruntime is not installed, or cannot run the graphs.
         """
-        return cls(bundle, threads=bundle.manifest.threads if threads is None else threads)
+        return cls(
+            bundle, threads=min(bundle.manifest.threads, most_threads()) if threads is None else threads
+        )
 
     def encode(self, samples: Float32) -> Float32:
         """See `Engine.encode`."""
@@ -293,7 +295,12 @@ class OnnxEngine:
             binding.bind_ortvalue_output(f"present.{name}", buffer)
 
     def _session(
-        self, path: Path, providers: tuple[Provider, ...], *, spin: bool, threads: int | None = None
+        self,
+        path: Path,
+        providers: tuple[Provider, ...],
+        *,
+        spin: bool,
+        threads: int | None = None,
     ) -> Any:
         options = self._runtime.SessionOptions()
         options.intra_op_num_threads = threads or self.threads

@@ -24,15 +24,17 @@ class TurnOptions:
     negative_threshold: float = 0.35  # and below which speech becomes silence
     pre_roll: float = 0.3  # audio kept from before the first speech frame
     minimum_speech: float = 0.2  # less speech than this is no utterance
-    tail: float = 0.2  # silence that an utterance keeps; after it the final text is guessed
     end_silence: float = 0.5  # silence that ends an utterance
+    tail: float = 0.2  # of it, what an utterance keeps; after it the final text is guessed
     maximum: float = 28.0  # an utterance this long is split at its quietest frame
     silence_report: float = 10.0  # a silence is reported in pieces of this length
 
     def __post_init__(self) -> None:
         for field in fields(self):
             if not getattr(self, field.name) > 0:
-                raise UsageError(f"{field.name} is {getattr(self, field.name)}: give a number above 0")
+                raise UsageError(
+                    f"{field.name.replace('_', ' ')} is {getattr(self, field.name)}: give a number above 0"
+                )
         if not self.negative_threshold <= self.threshold <= 1:
             raise UsageError("thresholds must be at most 1, and the negative one not above the other")
         if self.end_silence < self.tail:

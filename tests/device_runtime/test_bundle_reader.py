@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -186,6 +187,17 @@ def test_any_json_in_any_field_is_refused_in_words_or_is_what_the_field_takes(wr
     [
         ("decoder.num_layers", 0),
         ("audio.sampling_rate", 10**400),
+        # What would take all memory, or never end, where it was believed.
+        ("audio.sampling_rate", 1),
+        ("audio.num_mel_bins", 2**31),
+        ("audio.samples_per_token", 2**31),
+        ("audio.extra_padding", 2**31),
+        ("decoder.head_dim", 2**31),
+        ("decode.beams", 2**31),
+        ("threads", 2**31),
+        ("prompt.eos_ids", [10**6]),
+        ("prompt.after_audio", "\ud800"),
+        ("decode.beams", "\ud800"),
         ("decoder.head_dim", "64"),
         ("decoder.head_dim", -1),
         ("decoder.vocab_size", 1.5),
@@ -253,6 +265,27 @@ def test_a_graph_that_the_manifest_lacks_is_noticed(write_bundle, capsys, engine
     _refused(folder, match=lost)
     assert main(["info", str(folder)]) == 1
     assert lost in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["onnx/decoder_model_merged.onnx_data", "onnx/more.onnx", "gguf/decoder-Q4_0.gguf"]
+)
+def test_a_graph_that_no_checksum_stands_for_is_noticed(write_bundle, capsys, name):
+    folder = write_bundle()
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).with_name(f"._{Path(name).name}").touch()  # as macOS leaves on a stick
+    open_bundle(folder)
+    (folder / name).touch()
+    _refused(folder, match=f"lists no {name}")
+    assert main(["info", str(folder)]) == 1
+    assert name in capsys.readouterr().err
+
+
+def test_info_moves_nobodys_cursor(write_bundle, capsys):
+    folder = write_bundle()
+    _rewrite(folder, name="good\x1b[2J\u202e name é 名")
+    assert main(["info", str(folder)]) == 0
+    assert "good\\x1b[2J\\u202e name é 名\n" in capsys.readouterr().out
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

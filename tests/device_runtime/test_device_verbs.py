@@ -10,6 +10,7 @@ import soundfile
 from prunella import cli
 from prunella.device_runtime import options
 from prunella.device_runtime.bundle import MANIFEST_NAME, AudioSpec
+from prunella.device_runtime.transcriber import open_transcriber
 
 
 @pytest.fixture
@@ -120,3 +121,9 @@ def test_info_refuses_what_is_not_intact(write_bundle, tmp_path, capsys):
     assert captured.out == "" and "is a checkpoint" in captured.err and "prunella export" in captured.err
     assert cli.main(["info", str(tmp_path / "nowhere")]) == 1
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_the_encoders_memory_is_not_planned_for_each_length(reference_bundle):
+    """A plan takes up to 130 MB more as soon as a length comes twice, as in long recordings."""
+    encoder = open_transcriber(reference_bundle).engine._encoder
+    assert not encoder.get_session_options().enable_mem_pattern

@@ -185,3 +185,8 @@ def test_a_segment_or_text_that_is_none_is_skipped(tmp_path, change):
     report = io.StringIO()
     manifest = read_manifest(write(tmp_path, row(), row(**change)), report=report)
     assert len(manifest) == 1 and "speech.jsonl:2: " in report.getvalue()
+
+
+def test_a_sample_of_fewer_than_no_clips_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="a sample of -1 clips"):
+        SpeechManifest(tmp_path, ()).sample(-1)

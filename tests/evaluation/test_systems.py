@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prunella.cli import main
 from prunella.device_runtime.base.cores import physical_cores
 from prunella.device_runtime.base.errors import AudioError, EngineError, UsageError
 from prunella.device_runtime.sound.audio import load_audio
@@ -93,6 +94,21 @@ def test_records_of_another_version_are_not_taken(monkeypatch, tmp_path, changed
             importlib.metadata, "version", lambda name: "0.0.0" if name == changed else real(name)
         )
     assert open_system(str(tmp_path)).fingerprint != before
+
+
+def test_the_second_system_is_looked_for_before_the_first_is_evaluated(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "prunella.evaluation.evaluate.open_system", lambda *given, **named: pytest.fail("opened")
+    )
+    (tmp_path / "clips.jsonl").write_text('{"audio_filepath": "a.wav", "duration": 1, "text": "a"}\n')
+    (tmp_path / "a.wav").write_bytes(b"")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "bundle.json").write_text("{}")
+    speech = ["--speech", str(tmp_path / "clips.jsonl")]
+    assert main(["eval", str(tmp_path), str(tmp_path / "brokn"), *speech]) == 2
+    assert f"did you mean '{tmp_path / 'broken'}'?" in capsys.readouterr().err
+    assert main(["eval", str(tmp_path), str(tmp_path / "broken"), *speech]) == 1
+    assert "schema version" in capsys.readouterr().err
 
 
 def test_a_name_that_stands_for_other_weights_is_another_system(monkeypatch, tmp_path):

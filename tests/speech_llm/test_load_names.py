@@ -15,6 +15,12 @@ def test_a_mistyped_embedded_model_gets_a_hint_and_no_text_of_the_hub(monkeypatc
     assert "snapshot" not in str(refused.value)
 
 
+def test_a_file_is_no_model(tmp_path):
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(CheckpointError, match=r"model.gguf is a file: a model is a folder"):
+        resolve(tmp_path / "model.gguf")
+
+
 def test_a_typing_error_is_not_sent_to_the_hub(monkeypatch):
     asked = []
     monkeypatch.setattr(hub, "snapshot_download", lambda *given, **named: asked.append(given))

@@ -148,3 +148,43 @@ def test_a_model_larger_than_all_memory_is_refused_before_it_is_read(folder, mon
     (folder / "model.safetensors").write_bytes(b"\xff" * 40)  # a header of no length: its reader says so
     with pytest.raises(CheckpointError, match="damaged"):
         load_any(folder)
+
+
+def test_weights_that_are_not_finite_are_named_as_such(folder, tmp_path, capsys):
+    model = load_any(folder)
+    decoder_view(model.decoder).layers[2].mlp.down_proj.weight.data[0, 0] = float("nan")
+    save_decoder(model.decoder, model.tokenizer, tmp_path / "nan")
+    cut = ["--block", "1:2", "--no-bridge", "-o", str(tmp_path / "out")]
+    assert main(["prune", str(tmp_path / "nan"), *cut]) == 1
+    assert "logits are not finite" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_a_tokenizer_says_so(folder):
+    for file in folder.glob("*token*"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match="it holds no tokenizer that transformers can read"):
+        load_any(folder)
+
+
+def test_what_other_loaders_want_beside_the_weights_is_kept(folder, tmp_path):
+    for name in ("preprocessor_config.json", "tokenizer.model"):
+        (folder / name).write_text(name)
+    (folder / "notes.txt").write_text("mine")
+    before = (folder / "tokenizer.json").read_bytes()
+    for source, out in ((folder, "one"), (tmp_path / "one", "two"), (folder, "one")):
+        cut = ["--block", "1:2", "--no-bridge", "-o", str(tmp_path / out)]
+        assert main(["prune", str(source), *cut]) == 0
+    for out in ("one", "two"):
+        for name in ("preprocessor_config.json", "tokenizer.model"):
+            assert (tmp_path / out / name).read_text() == name
+        assert not (tmp_path / out / "notes.txt").exists()
+        assert (tmp_path / out / "tokenizer.json").read_bytes() == before
+
+
+def test_a_bundle_and_a_folder_of_models_are_named_as_such(folder, tmp_path):
+    with pytest.raises(CheckpointError, match=f"is no model, but holds some: name one of {folder}$"):
+        load_any(tmp_path)
+    (tmp_path / "bundle.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is a bundle, from which no model"):
+        load_any(tmp_path)

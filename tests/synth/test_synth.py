@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +75,21 @@ def test_lines_of_the_users_own_stay_in_the_manifest(beeper, tmp_path):
     with pytest.raises(UsageError, match="did not write"):
         synthesize(["go left"], tmp_path, PLAN)
     assert manifest.read_text() == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a child has a parent for ever there")
+def test_workers_end_with_a_killed_parent():
+    program = """
+import os, signal
+from concurrent.futures import ProcessPoolExecutor
+from prunella.synth.synth import _end_with_parent
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, initializer=_end_with_parent) as pool:
+        pool.submit(print, "begun", flush=True).result()
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert killed.communicate(timeout=60)[0] == b"begun\n"  # the pipe's end: nobody holds it any more
 
 
 def test_errors(tmp_path, monkeypatch):

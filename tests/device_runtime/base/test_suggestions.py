@@ -28,6 +28,7 @@ def test_a_mistyped_path_is_found_folder_by_folder(tmp_path):
     assert nearest_paths(demo / "prned-int4") == [str(demo / "pruned-int4")]
     assert nearest_paths(tmp_path / "out" / "dmo" / "pruned-int8") == [str(demo / "pruned-int8")]
     assert nearest_paths(demo / "pruned-int") == [str(demo / "pruned-int4"), str(demo / "pruned-int8")]
+    assert nearest_paths(demo / "pruned-int4") == []  # it is there
     assert nearest_paths(demo / "elsewhere") == nearest_paths("no/such/folder") == []
 
 
