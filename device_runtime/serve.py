@@ -14,8 +14,6 @@ import os
 import ssl
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -33,8 +31,6 @@ from prunella.device_runtime.servers.service import Limits, TranscriptionService
 from prunella.device_runtime.transcriber import Transcriber
 
 WYOMING_PORT = 10_300
-_BACKLOG = 128  # connections that wait to be accepted
-_GRACE = 10  # seconds that requests have to end in when the server is stopped
 
 
 def phrases_of_requests(transcriber: Transcriber, min_score: float) -> Callable[[str], Recognizer]:
@@ -65,46 +61,10 @@ async def serve(
         UsageError: the host is none of this machine's.
         PrunellaError: a port cannot be listened at.
     """
-    import uvicorn
-
-    from prunella.device_runtime.servers.protocols import HEADER_BYTES, bounded_protocols
-
-    class Server(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: Any) -> None:
-            service.closing = True
-            hurry = threading.Timer(_GRACE - 3, service.stop.set)  # who still waits then gets a 503
-            hurry.daemon = True
-            hurry.start()
-            super().handle_exit(sig, frame)
-
-        async def shutdown(self, sockets: Any = None) -> None:
-            # Before uvicorn cuts the live sockets: what was said into them gets its text.
-            until = time.monotonic() + _GRACE - 3
-            while service.live_sessions and time.monotonic() < until and not self.force_exit:
-                await asyncio.sleep(0.05)
-            await super().shutdown(sockets)
+    from prunella.device_runtime.servers.http_server import HttpServer
 
     connections = Connections(service.limits.connections, service.limits.idle_seconds)
-    http, ws = bounded_protocols(connections, unheard=2 * service.limits.live)
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        http=http,
-        ws=ws,
-        ws_max_size=1 << 20,
-        ws_per_message_deflate=False,  # a few bytes could become many before they are counted
-        lifespan="off",
-        server_header=False,
-        proxy_headers=False,  # whom it would trust by itself is on this machine: any program (see `clients.py`)
-        access_log=False,
-        log_level="warning",
-        h11_max_incomplete_event_size=HEADER_BYTES,
-        backlog=_BACKLOG,
-        timeout_graceful_shutdown=_GRACE,
-    )
-    config.load()
-    config.ssl = tls
+    server = HttpServer(app, service, connections, tls)
     listener = CountedListener.of(listen_at(host, port), connections)
     sweeper = asyncio.create_task(_sweep(connections))
     try:
@@ -112,7 +72,7 @@ async def serve(
             first, *others = urls(listener, host, "https" if tls else "http")
             also = f" (also {', '.join(others[:3])})" if others else ""
             _tell(f"{service.model} at {first}{also}; Ctrl-C ends it")
-            await Server(config).serve(sockets=[listener])
+            await server.serve(sockets=[listener])
     finally:
         sweeper.cancel()
         listener.close()
@@ -140,7 +100,6 @@ async def _wyoming(service: TranscriptionService, host: str, port: int | None) -
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    limits = Limits()
     parser.add_argument(
         "bundle", metavar="BUNDLE", help="a directory made by `prunella export` or `prunella build`"
     )
@@ -155,30 +114,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"serve Home Assistant too, at this port (default: {WYOMING_PORT})",
     )
     parser.add_argument(
+        "--language",
+        default="en",
+        help="what the bundle transcribes, as clients are told (default: %(default)s)",
+    )
+    _add_access_options(parser.add_argument_group("who may come in"))
+    _add_limits(parser.add_argument_group("how much is taken"))
+    add_runtime_options(parser, beams_help=f"in recordings, {BEAMS_HELP}")
+    parser.add_argument(
+        "--live-beams", type=int, default=0, metavar="N", help=f"of a microphone, {LIVE_BEAMS_HELP}"
+    )
+
+
+def _add_access_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--api-key", metavar="KEY", help="asked of every request (or set PRUNELLA_API_KEY); not of Wyoming"
     )
-    parser.add_argument(
+    group.add_argument(
         "--tls",
         action="store_true",
         help="HTTPS, with a self-signed certificate unless --certificate is given",
     )
-    parser.add_argument("--certificate", metavar="PEM", help="your own certificate chain, with --key")
-    parser.add_argument("--key", metavar="PEM", help="and its private key")
-    parser.add_argument(
+    group.add_argument("--certificate", metavar="PEM", help="your own certificate chain, with --key")
+    group.add_argument("--key", metavar="PEM", help="and its private key")
+    group.add_argument(
         "--allow-host",
         metavar="NAME",
         action="append",
         default=[],
         help="another name of this server (repeatable)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--allow-origin",
         metavar="ORIGIN",
         action="append",
         default=[],
         help="a foreign page that may use it, as https://home.example (repeatable)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--trusted-proxy",
         metavar="ADDRESS",
         action="append",
@@ -186,35 +159,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a reverse proxy before this server, or its network: its X-Forwarded-For tells clients apart "
         "(repeatable; default: nobody's is believed, and all behind a proxy are one client)",
     )
-    parser.add_argument(
-        "--language",
-        default="en",
-        help="what the bundle transcribes, as clients are told (default: %(default)s)",
-    )
-    parser.add_argument(
+
+
+def _add_limits(group: argparse._ArgumentGroup) -> None:
+    limits = Limits()
+    group.add_argument(
         "--max-upload-mb", type=float, default=limits.upload_bytes / 1e6, help="(default: %(default)g)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--max-seconds", type=float, default=limits.seconds, help="of a recording (default: %(default)g)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--max-requests",
         type=int,
         default=limits.requests,
         help="at once; more get 503 (default: %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--max-per-client",
         type=int,
         default=limits.requests_per_client,
         help="of one address at once; more get 429 (default: %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--max-live", type=int, default=limits.live, help="live sessions at once (default: %(default)s)"
-    )
-    add_runtime_options(parser, beams_help=f"in recordings, {BEAMS_HELP}")
-    parser.add_argument(
-        "--live-beams", type=int, default=0, metavar="N", help=f"of a microphone, {LIVE_BEAMS_HELP}"
     )
 
 

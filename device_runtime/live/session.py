@@ -95,6 +95,20 @@ class LiveSession:
         """Seconds of finished utterances that are not yet decoded."""
         return self._worker.backlog
 
+    @property
+    def seconds_held(self) -> float:
+        """Seconds of audio in memory: the open utterance, and what may be the beginning of the next."""
+        return FRAME * len(self._frames) / SAMPLE_RATE
+
+    def wait(self) -> None:
+        """Return when the utterances that are finished so far were delivered.
+
+        Raises:
+            ClosedError: it was closed from another thread before that.
+            whatever a decode raised.
+        """
+        self._worker.wait()
+
     def __enter__(self) -> LiveSession:
         return self
 
@@ -154,7 +168,7 @@ class LiveSession:
                 rest = self._rest
                 self._frames.append((rest, time.perf_counter()))
                 self._handle(self._detector.finish(len(rest)))
-                self._worker.wait()
+                self.wait()
             finally:
                 self._worker.stop()
 

@@ -11,7 +11,7 @@ import contextlib
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from prunella.device_runtime.servers.clients import Proxies
@@ -73,6 +73,9 @@ class Connections:
 
     def __len__(self) -> int:
         return len(self._all)
+
+    def __iter__(self) -> Iterator[Connection]:
+        return iter(tuple(self._all))
 
     def enter(self, client: str, end: Callable[[], None]) -> Connection | None:
         """A connection that came, for which another goes where there is no room; None: all are being worked for."""

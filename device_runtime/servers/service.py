@@ -8,7 +8,7 @@ import functools
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -22,7 +22,7 @@ from prunella.device_runtime.sound.audio import Audio
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
 from prunella.device_runtime.sound.speech_gate import LevelMeter, doubts
 from prunella.device_runtime.sound.turn_detector import FRAME
-from prunella.device_runtime.sound.utterances import find_utterances
+from prunella.device_runtime.sound.utterances import Stretch, find_utterances
 from prunella.device_runtime.sound.vad import SileroVad, SpeechDetector
 from prunella.device_runtime.transcript import Timings, Transcript
 
@@ -294,36 +294,43 @@ class TranscriptionService:
         heard = False
         blocks = samples.blocks() if isinstance(samples, Audio) else [samples]
         for number, spoken in enumerate(find_utterances(level.measured(blocks), watched)):
-            assert spoken.samples is not None
-            asked = time.perf_counter()
-            with self.lock:
-                waited += time.perf_counter() - asked
-                steps = chosen.stream(spoken.samples)
-                try:
-                    while True:
-                        self._go_on(gone)
-                        text = next(steps)
-                        if on_text:
-                            on_text(number, text)
-                except StopIteration as end:
-                    transcript: Transcript = end.value
-                finally:
-                    steps.close()
-            if on_text:
-                on_text(number, transcript.text)
+            told = functools.partial(on_text, number) if on_text else lambda _: None
+            transcript, spent = self._in_turn(chosen, spoken, told, gone)
+            waited += spent
             heard |= transcript.finish_reason not in ("silence", "phrase", "no-phrase")
             if transcript.text:
-                first = spoken.start // FRAME
-                pauses = quiet_spans(
-                    probabilities[first : -(-spoken.stop // FRAME)],
-                    first * FRAME / SAMPLE_RATE,
-                    FRAME / SAMPLE_RATE,
-                )
-                t0, t1 = spoken.start / SAMPLE_RATE, spoken.stop / SAMPLE_RATE
-                done.append(Utterance(t0, t1, transcript, pauses))
+                done.append(_utterance(spoken, transcript, probabilities))
         notes = samples.notes if isinstance(samples, Audio) else ()
         notes += doubts(seconds, level.peak, heard=heard, words=bool(done))
         return Recognition(seconds, tuple(done), waited, notes)
+
+    def _in_turn(
+        self, recognizer: Recognizer, spoken: Stretch, on_text: Callable[[str], None], gone: threading.Event
+    ) -> tuple[Transcript, float]:
+        """Transcribe one utterance when it is its turn → its transcript, and the seconds for which it waited."""
+        assert spoken.samples is not None
+        asked = time.perf_counter()
+        with self.lock:
+            waited = time.perf_counter() - asked
+            steps = recognizer.stream(spoken.samples)
+            try:
+                while True:
+                    self._go_on(gone)
+                    on_text(next(steps))
+            except StopIteration as end:
+                transcript: Transcript = end.value
+            finally:
+                steps.close()
+        on_text(transcript.text)
+        return transcript, waited
+
+
+def _utterance(spoken: Stretch, transcript: Transcript, probabilities: Sequence[float]) -> Utterance:
+    """`probabilities`: of speech, of every frame of the recording."""
+    first = spoken.start // FRAME
+    frames = probabilities[first : -(-spoken.stop // FRAME)]
+    pauses = quiet_spans(frames, first * FRAME / SAMPLE_RATE, FRAME / SAMPLE_RATE)
+    return Utterance(spoken.start / SAMPLE_RATE, spoken.stop / SAMPLE_RATE, transcript, pauses)
 
 
 async def watch(

@@ -274,7 +274,7 @@ def test_whoever_has_most_gives_way_first():
         assert room.enter("flood", lambda: ended.append("flood")) is not None
     assert "quiet" not in ended
     quiet.owes(False)
-    for busy in list(room._all):
+    for busy in room:
         busy.owes(False)
     assert room.enter("late", lambda: None) is None
 
