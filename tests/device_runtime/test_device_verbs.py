@@ -10,7 +10,7 @@ import soundfile
 from prunella import cli
 from prunella.device_runtime import options
 from prunella.device_runtime.bundle import MANIFEST_NAME, AudioSpec
-from prunella.device_runtime.transcriber import open_transcriber
+from prunella.device_runtime.opening import open_transcriber
 
 
 @pytest.fixture
