@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterable
@@ -208,10 +207,12 @@ def _probe(folder: Path, choose: str) -> None:
     """Whether anything can be made in a folder. Permission bits do not say: of Windows, network disks, /proc, and for root."""
     try:
         seen = folder.stat()
-        probe = folder / f"{HIDDEN}probe-{secrets.token_hex(4)}"
+        probe = folder / f"{HIDDEN}probe"  # one name, so that one which a kill left goes with the next
         try:
-            probe.mkdir()
-            probe.rmdir()
+            with contextlib.suppress(FileExistsError):  # of another process that looks at the same moment
+                probe.mkdir()
+            with contextlib.suppress(FileNotFoundError):
+                probe.rmdir()
         except OSError as error:
             if error.errno != errno.ENOENT or os.path.samestat(seen, folder.stat()):
                 raise UsageError(
