@@ -38,7 +38,7 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "export": ("prunella.export.export", "write a bundle for one target"),
     "quantize": ("prunella.quantize.quantize", "re-quantise a float bundle without its model"),
-    "build": ("prunella.build", "the whole path for a target, resumable"),
+    "build": ("prunella.building.build", "the whole path for a target, resumable"),
     "transcribe": ("prunella.device_runtime.transcribe", "audio files to text"),
     "listen": ("prunella.device_runtime.listen", "a microphone (or standard input) to text, live"),
     "devices": ("prunella.device_runtime.devices", "list the microphones, with a level meter"),

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import gc
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
+from prunella.benchmark.compare import measure
+from prunella.device_runtime.base.errors import PrunellaError
+from prunella.device_runtime.bundle import open_bundle
+from prunella.evaluation.evaluate import evaluate
+from prunella.evaluation.manifest import SpeechManifest
+from prunella.evaluation.systems import open_system
 from prunella.evaluation.table import render_table
+from prunella.targets.detect import match_target
+from prunella.targets.machine import read_machine
+from prunella.targets.profile import TargetProfile
+
+_BENCH_CLIPS, _BENCH_REPEATS = 5, 3
 
 
 @dataclass(frozen=True)
@@ -21,6 +35,50 @@ class BuildRow:
     real_time_factor: float
     decode_tokens_per_second: float | None
     peak_memory_bytes: int | None
+
+
+def measure_row(name: str, system: str, manifest: SpeechManifest) -> BuildRow:
+    """Time a system on the shortest clips of a manifest, and judge it on all.
+
+    Args:
+        name: what the row is called.
+        system: for `evaluation.systems.open_system`.
+        manifest: clips with their texts.
+    """
+    # Timed before this process holds the system too: idle threads of a loaded engine cost the measured one.
+    record = measure([system], shortest(manifest, _BENCH_CLIPS), repeat=_BENCH_REPEATS).records[0]
+    opened = open_system(system, beams=0)
+    report = evaluate(opened.system, manifest, name=name, fingerprint=opened.fingerprint, progress=True)
+    del opened
+    gc.collect()
+    total = report.overall
+    return BuildRow(
+        name=name,
+        layers=_layers(system),
+        disk_bytes=record.disk_bytes,
+        cross_entropy=total.cross_entropy,
+        wer=total.wer,
+        wer_low=total.wer_low,
+        wer_high=total.wer_high,
+        real_time_factor=record.real_time_factor,
+        decode_tokens_per_second=record.decode_tokens_per_second,
+        peak_memory_bytes=record.peak_memory_bytes,
+    )
+
+
+def shortest(manifest: SpeechManifest, count: int) -> SpeechManifest:
+    """The `count` shortest clips of at least 1.5 s: commands, which is what devices hear, timed in little time."""
+    clips = sorted((one for one in manifest.utterances if one.duration >= 1.5), key=lambda one: one.duration)
+    return SpeechManifest(manifest.path, tuple(clips[:count]) or manifest.utterances[:count])
+
+
+def measured_elsewhere(target: TargetProfile) -> str:
+    """What stands above a table that was measured on a machine that is not the target; nothing where it is."""
+    machine = read_machine()
+    if not match_target(target, machine).fails:
+        return ""
+    here = machine.soc or (machine.device_tree or (machine.arch,))[0]
+    return f"Measured on this machine ({here}), which is no {target.name}: RTF, tokens/s and peak MB are others there."
 
 
 def render_rows(rows: tuple[BuildRow, ...], *, markdown: bool = False, heading: str = "") -> str:
@@ -40,6 +98,15 @@ def render_rows(rows: tuple[BuildRow, ...], *, markdown: bool = False, heading: 
         for row in rows
     ]
     return (f"{heading}\n\n" if heading else "") + render_table(header, cells, markdown=markdown)
+
+
+def _layers(system: str) -> int | None:
+    path = Path(system)
+    try:
+        return open_bundle(path, verify=False).manifest.decoder.num_layers
+    except PrunellaError:
+        config = path / "decoder" / "config.json"
+        return json.loads(config.read_text())["num_hidden_layers"] if config.is_file() else None
 
 
 def _cell(value: float | None, form: str) -> str:

@@ -13,6 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from transformers import PretrainedConfig
+
 from prunella._version import __version__
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.extras import require
@@ -71,7 +73,7 @@ def export(
         _check_recipe(profile, recipe)  # before minutes of loading
     _check_libraries(recipe or profile.recipe)
     speech_llm = model if isinstance(model, SpeechLLM) else load(model)
-    chosen = find_bundle_recipe(recipe or default_recipe(speech_llm, profile))
+    chosen = find_bundle_recipe(recipe or default_recipe(speech_llm.decoder.config, profile))
     _check_recipe(profile, chosen.name)
     if chosen.is_float:
         return export_float(
@@ -161,9 +163,9 @@ def export_float_graphs(model: SpeechLLM, out: Path, *, max_context: int = 2_048
     export_embed_tokens(model, out)
 
 
-def default_recipe(model: SpeechLLM, profile: TargetProfile) -> str:
-    """The target's recipe; Q4_0 instead of Q4_K_M where most of the model's tensors would fall back to 5 bits."""
-    text = model.decoder.config.get_text_config()
+def default_recipe(decoder: PretrainedConfig, profile: TargetProfile) -> str:
+    """The target's recipe; Q4_0 instead of Q4_K_M where most of the decoder's tensors would fall back to 5 bits."""
+    text = decoder.get_text_config()
     parts = profile.recipe.split("+")
     fitting = default_gguf_recipe(text.hidden_size, text.intermediate_size)
     followed = "+".join(fitting if part == "Q4_K_M" else part for part in parts)

@@ -9,28 +9,30 @@ from typing import TYPE_CHECKING, Any
 
 from prunella.pruning.blocks import Block, blocks_of
 from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.model_facts import ModelFacts, facts_of
 
 if TYPE_CHECKING:
     from prunella.pruning.prune import PruneReport
 
 
-def pruned_blocks(model: SpeechLLM) -> tuple[Block, ...]:
+def pruned_blocks(model: SpeechLLM | ModelFacts) -> tuple[Block, ...]:
     """Blocks that `provenance["pruning"]` says were taken out, of all cuts together, in order."""
-    cuts = model.config.provenance.get("pruning", [])
+    cuts = facts_of(model).provenance.get("pruning", [])
     blocks = [Block.parse(text) for cut in cuts for text in cut.get("blocks", [])]
     return blocks_of(_layers(blocks))
 
 
-def blocks_between(full: SpeechLLM, pruned: SpeechLLM) -> tuple[Block, ...]:
+def blocks_between(full: SpeechLLM | ModelFacts, pruned: SpeechLLM | ModelFacts) -> tuple[Block, ...]:
     """Blocks of `full` that were taken out to make `pruned`; none where its provenance does not lead from there to here.
 
     `full` may have been cut itself: the blocks are in its own numbering.
     """
     before, after = (_layers(pruned_blocks(model)) for model in (full, pruned))
     removed = after - before
-    if not before <= after or len(full.layers) - len(removed) != len(pruned.layers):
+    count = facts_of(full).num_layers
+    if not before <= after or count - len(removed) != facts_of(pruned).num_layers:
         return ()
-    left = [layer for layer in range(len(full.layers) + len(before)) if layer not in before]
+    left = [layer for layer in range(count + len(before)) if layer not in before]
     return blocks_of(place for place, layer in enumerate(left) if layer in removed)
 
 

@@ -52,6 +52,11 @@ def is_ultravox(folder: Path) -> bool:
     return _config(folder).get("model_type") == "ultravox"
 
 
+def text_model(folder: Path) -> str:
+    """The decoder that an Ultravox checkpoint names: a Hugging Face id or a folder."""
+    return str(_config(folder)["text_model_id"])
+
+
 def load_ultravox(folder: Path) -> SpeechLLM:
     """Assemble a `SpeechLLM` from an Ultravox checkpoint and the two models that it names.
 
@@ -68,7 +73,7 @@ def load_ultravox(folder: Path) -> SpeechLLM:
             f"{folder} has a '{facts['projector_act']}' projector: only swiglu is supported"
         )
     tensors = _tensors(folder)
-    decoder, tokenizer = load_decoder(facts["text_model_id"])
+    decoder, tokenizer = load_decoder(text_model(folder))
     decoder_view(decoder)  # refuses what does not fit, before anything else is read
     audio_model = facts["audio_model_id"]
     try:

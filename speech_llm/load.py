@@ -53,10 +53,15 @@ def load(name: str | Path) -> SpeechLLM:
     """
     model = load_any(name)
     if isinstance(model, TextLLM):
-        raise CheckpointError(
-            f"'{name}' is a text LLM without an audio encoder: only `analyze` and `prune` take those"
-        )
+        raise text_only(name)
     return model
+
+
+def text_only(name: str | Path) -> CheckpointError:
+    """What is said of a text LLM where speech is needed."""
+    return CheckpointError(
+        f"'{name}' is a text LLM without an audio encoder: only `analyze` and `prune` take those"
+    )
 
 
 def load_any(name: str | Path) -> SpeechLLM | TextLLM:

@@ -76,13 +76,18 @@ def check_memory(folder: Path) -> None:
     Raises:
         CheckpointError: it is.
     """
-    needed = 4 * sum(map(_numbers, [*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]))
+    needed = float_bytes(folder)
     memory = whole_memory()
     if needed > memory:
         raise CheckpointError(
             f"{folder} takes {needed / 1e9:.1f} GB of memory in float32, in which prunella works, and this machine or "
             f"container has {memory / 1e9:.1f} GB: take one with more"
         )
+
+
+def float_bytes(folder: Path) -> int:
+    """Of the weights in a folder and the folders in it, in float32, by the headers of their safetensors files."""
+    return 4 * sum(map(_numbers, [*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]))
 
 
 def _numbers(path: Path) -> int:

@@ -52,7 +52,9 @@ def nothing_was_announced(monkeypatch) -> None:
 @pytest.fixture(scope="session")
 def reference():
     from prunella.speech_llm import load
+    from prunella.speech_llm.process import tune
 
+    tune()
     return load("reference")
 
 

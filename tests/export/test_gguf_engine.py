@@ -210,12 +210,12 @@ def test_bundles_of_one_engine_say_so(exact_bundle, float_bundle, tmp_path):
 
 
 def test_the_default_follows_the_widths(reference, tiny_model):
-    assert default_recipe(reference, TARGET) == "Q4_0"
+    assert default_recipe(reference.decoder.config, TARGET) == "Q4_0"
     text = reference.decoder.config
     wide = dataclasses.replace(TARGET, recipes=("Q4_K_M",))
     assert text.hidden_size % 256
-    assert default_recipe(reference, wide) == "Q4_K_M"
-    assert default_recipe(tiny_model, load_target("x86-cpu")) == load_target("x86-cpu").recipe
+    assert default_recipe(reference.decoder.config, wide) == "Q4_K_M"
+    assert default_recipe(tiny_model.decoder.config, load_target("x86-cpu")) == load_target("x86-cpu").recipe
 
 
 NEAR_TIE = 0.1  # of logits with a standard deviation of 4: weights rounded to 16 bits change gaps by a few hundredths

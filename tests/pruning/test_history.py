@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import byte_level_tokenizer, tiny_speech_llm
 
-from prunella.build import healed_blocks
+from prunella.building.build import healed_blocks
 from prunella.device_runtime.base.errors import UsageError
 from prunella.evaluation.manifest import read_manifest
 from prunella.healing.adapters import lora_layers

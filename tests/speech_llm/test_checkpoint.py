@@ -13,6 +13,7 @@ from prunella.speech_llm.batches import IGNORE, PositionClass, speech_batch, spe
 from prunella.speech_llm.config import Prompt
 from prunella.speech_llm.embedded_weights import embedded_weights
 from prunella.speech_llm.model import SpeechLLM, tokenize_prompt
+from prunella.speech_llm.model_facts import read_facts
 from prunella.speech_llm.torch_engine import TorchEngine, model_transcriber
 
 
@@ -196,6 +197,10 @@ def test_an_ultravox_checkpoint_of_the_hub_layout_loads(small_speech_llm, tmp_pa
     }  # fmt: skip
     (tmp_path / "ultravox" / "config.json").write_text(json.dumps(facts))
     loaded = load(tmp_path / "ultravox")
+    read = read_facts(tmp_path / "ultravox")
+    assert (
+        read.num_layers == len(loaded.layers) and read.decoder.model_type == loaded.decoder.config.model_type
+    )
     assert torch.equal(loaded.embed_audio(_mel(60)[None]), model.embed_audio(_mel(60)[None]))
     assert loaded.config.prompt.before_audio.startswith("U:") and loaded.config.prompt.after_audio == "A:"
     (tmp_path / "ultravox" / "config.json").write_text(json.dumps({**facts, "projector_ln_mid": False}))

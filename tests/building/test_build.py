@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,11 @@ import torch
 
 from prunella import targets
 from prunella.benchmark import compare
-from prunella.build import Build, BuildPlan, build, healed_blocks
+from prunella.building import build_steps
+from prunella.building.artifacts import Artifacts
+from prunella.building.build import build, healed_blocks
+from prunella.building.build_plan import BuildPlan, claim_folder
+from prunella.building.build_steps import Build
 from prunella.cli import main
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.bundle import open_bundle
@@ -64,13 +68,13 @@ def test_a_build_for_llama_cpp(plan, tmp_path, caplog):
     )
     whole = Build(replace(plan, target=str(profile)), tmp_path / "out")
     assert "Q4_K_M, the recipe of small, becomes Q4_0" in caplog.text
-    assert whole.recipe == "Q4_0"  # the model's rows are too narrow for Q4_K_M
-    assert whole.recipes == ("F16", "Q8_0", "Q4_0")
-    assert "pruned, GGUF Q4_0" in whole._systems()
-    for artefact, what, step in whole._steps():
-        if what in ("exporting full as F16", "exporting full as Q4_0"):
-            step()
-            assert open_bundle(artefact).manifest.engines == ("gguf",)
+    assert whole.recipes.asked == "Q4_0"  # the model's rows are too narrow for Q4_K_M
+    assert whole.recipes.all == ("F16", "Q8_0", "Q4_0")
+    assert ("pruned-gguf-q4_0", "pruned, GGUF Q4_0") in [(one.id, one.name) for one in whole.entries()]
+    for step in whole.steps():
+        if step.name in ("exporting full as F16", "exporting full as Q4_0"):
+            step.make()
+            assert open_bundle(step.artefact).manifest.engines == ("gguf",)
 
 
 def test_a_build_that_heals_exports_what_was_healed(plan, tmp_path):
@@ -108,6 +112,48 @@ def test_a_build_shows_the_cut_that_a_healed_model_came_from(plan, tmp_path):
     assert not (out / "healed").exists()
 
 
+def test_every_step_needs_only_what_is_there_before_it(plan, tmp_path):
+    for variant in (plan, replace(plan, heal_minutes=1.0), replace(plan, healed=plan.model, baseline=True)):
+        there = {Path(plan.model)}
+        steps = Build(variant, tmp_path / "out").steps()
+        for step in steps:
+            assert set(step.needs) <= there, step.name
+            there.add(step.artefact)
+        assert len(there) == len(steps) + 1  # no artefact is made twice
+
+
+def test_a_folder_of_an_earlier_prunella_goes_on(plan, tmp_path, monkeypatch):
+    """Names that a release wrote: whoever changes them makes its unfinished builds begin anew."""
+    begun = replace(plan, heal_minutes=1.0, baseline=True)
+    out = tmp_path / "out"
+    claim_folder(begun, Artifacts(out))
+    known = json.loads((out / "plan.json").read_text())
+    assert known["plan"] == json.loads(json.dumps(asdict(begun)))
+    assert list(known["decisions"]) == [
+        "the model", "--healed", "--target", "the target's profile", "--drop", "--keep", "--block", "--strategy",
+        "--no-bridge", "--clips", "--heal", "--calibration", "--evaluation", "--text", "prunella",
+    ]  # fmt: skip
+    rows = [
+        "full-pytorch", "cut-pytorch", "pruned-pytorch", "healed-pytorch", "full-onnx-fp32", "full-onnx-int8", "full-onnx-int4",
+        "pruned-onnx-fp32", "pruned-onnx-int8", "pruned-onnx-int4", "whisper-tiny.en-own-decoder-int8",
+    ]  # fmt: skip
+    made = [
+        "redundancy/redundancy.json", "pruned", "cut", "healed", "full-fp32", "full-int8", "full-int4", "pruned-fp32",
+        "pruned-int8", "pruned-int4", *(f"rows/{row}.json" for row in rows),
+    ]  # fmt: skip
+    assert [str(step.artefact.relative_to(out)) for step in Build(begun, out).steps()] == made
+    row = {"name": "x", "layers": 6, "disk_bytes": 1, "cross_entropy": 1.0, "wer": 0.1, "wer_low": 0.0, "wer_high": 0.2,
+           "real_time_factor": 0.1, "decode_tokens_per_second": None, "peak_memory_bytes": 1}  # fmt: skip
+    for name in made:
+        if name.endswith(".json"):
+            (out / name).parent.mkdir(exist_ok=True)
+            (out / name).write_text(json.dumps(row))
+        else:
+            (out / name).mkdir()
+    monkeypatch.setattr(build_steps, "load", lambda name: pytest.fail(f"{name} was loaded for nothing"))
+    assert len(build(begun, out).rows) == len(rows)
+
+
 def test_the_same_build_again_does_nothing(plan, built):
     before = {
         path: path.stat().st_mtime_ns
@@ -130,10 +176,10 @@ def test_another_build_does_not_mix_in(plan, built, tmp_path):
 
 def test_a_resume_may_leave_rows_out_and_a_difference_is_named(plan, built, tmp_path):
     for same in (replace(plan, baseline=True), replace(plan, calibration=os.path.relpath(plan.calibration))):
-        Build(same, built)._claim_folder()
+        claim_folder(same, Artifacts(built))
     profile = tmp_path / "x86-cpu.toml"
     profile.write_text((Path(targets.__file__).parent / "x86-cpu.toml").read_text())
-    Build(replace(plan, target=str(profile)), built)._claim_folder()  # the same profile by another name
+    claim_folder(replace(plan, target=str(profile)), Artifacts(built))  # the same profile by another name
     profile.write_text(profile.read_text() + "\n[precision]\nhead = 'float'\n")
     speech = tmp_path / "speech.jsonl"
     speech.write_text(Path(plan.evaluation).read_text() + "\n")
@@ -148,7 +194,7 @@ def test_a_resume_may_leave_rows_out_and_a_difference_is_named(plan, built, tmp_
         ({"text": str(speech)}, "--text none there, a file now"),
     ):
         with pytest.raises(UsageError, match=said):
-            Build(replace(plan, **change), built)._claim_folder()
+            claim_folder(replace(plan, **change), Artifacts(built))
 
 
 def test_a_cut_is_never_named_like_the_model_that_it_was_cut_from(plan, built):
@@ -160,7 +206,7 @@ def test_a_cut_is_never_named_like_the_model_that_it_was_cut_from(plan, built):
     assert again.config.provenance["name"].endswith(f"-cut-{block}-cut-0:1")
 
 
-def test_a_table_for_another_machine_says_so_and_misses_no_hardware(plan, tmp_path, caplog, monkeypatch):
+def test_a_table_for_another_machine_says_so_and_misses_no_hardware(plan, tmp_path, caplog):
     text = (
         'name = "board"\ndescription = "for a test"\nengines = ["onnx"]\nrecipe = "fp32"\nrecipes = ["fp32"]\n'
         'providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]\n[match]\n'
@@ -170,11 +216,16 @@ def test_a_table_for_another_machine_says_so_and_misses_no_hardware(plan, tmp_pa
     elsewhere.write_text(text + 'os = ["Plan9"]\n')
     assert Build(replace(plan, target=str(here)), tmp_path / "a").heading == ""
     bundle = str(tmp_path / "out" / "full-fp32")
-    monkeypatch.setattr(Build, "_systems", lambda self: {"full, ONNX fp32": bundle})  # one of them is enough
-    steps = Build._steps
-    wanted = ("exporting full as fp32", "evaluating full, ONNX fp32")
-    monkeypatch.setattr(Build, "_steps", lambda self: [step for step in steps(self) if step[1] in wanted])
-    report = build(replace(plan, target=str(elsewhere)), tmp_path / "out")
+
+    class OneRow(Build):
+        def entries(self):
+            return [one for one in super().entries() if one.system == bundle]
+
+        def steps(self):
+            wanted = ("exporting full as fp32", "evaluating full, ONNX fp32")
+            return [step for step in super().steps() if step.name in wanted]
+
+    report = OneRow(replace(plan, target=str(elsewhere)), tmp_path / "out").run()
     assert "which is no board" in report.heading
     assert (tmp_path / "out" / "report.md").read_text().startswith(report.heading)
     assert "is not used" not in caplog.text
