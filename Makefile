@@ -1,4 +1,5 @@
 # make demo: real speech through the whole path.  make test: what CI runs.  make quick: its fast part.  make fuzz: odd inputs.
+# make docs: the documentation as a site, build/site/index.html.
 # TORCH_INDEX chooses torch's wheels, for example TORCH_INDEX=https://download.pytorch.org/whl/cpu (plain `torch` on
 # Linux brings gigabytes of CUDA). By default pip's own configuration decides.
 PYTHON ?= python3
@@ -7,7 +8,7 @@ TORCH_INDEX ?=
 PIP_FLAGS = -q -c constraints.txt --disable-pip-version-check
 BIN = $(VENV)/bin
 
-.PHONY: demo test quick fuzz lint soak wheels clean
+.PHONY: demo test quick fuzz lint docs soak wheels clean
 
 demo: $(VENV)/installed
 	$(BIN)/prunella build reference --target x86-cpu --healed reference-pruned -o out/demo
@@ -33,6 +34,13 @@ lint: $(VENV)/installed-dev
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p prunella
 	$(BIN)/lint-imports
 
+# Strict: a link that leads nowhere, or an option's page that cannot be made, is an error. Offline, once installed.
+docs: $(VENV)/installed-docs
+	@mkdir -p build/typecheck && ln -sfn ../.. build/typecheck/prunella
+	$(BIN)/python docs/pictures.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -q
+	@echo build/site/index.html
+
 # Live for a long time: 30 minutes of speech, a busy decoder in real time, an overload. SOAK_BUNDLE is what `make demo` makes.
 SOAK_BUNDLE ?= out/demo/pruned-int4
 soak: $(VENV)/installed
@@ -55,6 +63,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 # llama-cpp-python among them, which is built from source: some minutes.
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/pip install $(PIP_FLAGS) -e '.[dev]'
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/pip install $(PIP_FLAGS) -e '.[docs]'
 	@touch $@
 
 # What a device has: the runtime and one engine, no torch. A test runs `prunella transcribe` in it.

@@ -130,7 +130,7 @@ class LiveSession:
             AudioError: NaN or infinite samples, or another shape.
             RuntimeError: the session is finished.
             ClosedError: it was closed from another thread while this waited for its backlog.
-            whatever a decode raised.
+            Exception: whatever a decode raised.
         """
         if self._finished:
             raise RuntimeError("this session is finished: open a new one")
@@ -160,7 +160,7 @@ class LiveSession:
 
         Raises:
             ClosedError: it was closed from another thread before that.
-            whatever a decode raised.
+            Exception: whatever a decode raised.
         """
         if not self._finished:
             self._finished = True
