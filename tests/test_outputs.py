@@ -120,7 +120,8 @@ def test_analyze_replaces_no_map_or_picture_of_another(here, capsys, made):
 def test_build_says_before_loading_that_a_folder_holds_something_else(here, capsys, monkeypatch, name, text):
     Path("new").mkdir()
     Path("new", name).write_text(text)
-    monkeypatch.setattr("prunella.build.load", None)
+    monkeypatch.setattr("prunella.building.build_steps.load", None)
+    monkeypatch.setattr("prunella.building.build.read_facts", None)
     _refused(capsys, "build", "new", "holds no build")
 
 
