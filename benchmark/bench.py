@@ -9,14 +9,15 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import tqdm
 
 from prunella.benchmark.compare import Comparison, measure
 from prunella.benchmark.record import BenchRecord
+from prunella.device_runtime.base.common_options import add_speech, add_threads
 from prunella.device_runtime.base.cores import check_threads
-from prunella.device_runtime.options import STRICT_HELP
+from prunella.device_runtime.decoding.beam_search import check_beams
+from prunella.device_runtime.options import BEAMS_HELP, STRICT_HELP
 from prunella.evaluation.bootstrap import Interval
 from prunella.evaluation.manifest import read_manifest
 from prunella.evaluation.systems import BASELINE
@@ -41,6 +42,7 @@ def render_comparison(comparison: Comparison, *, markdown: bool = False) -> str:
         f"{first.clips} clips, {first.audio_seconds:.0f} s of audio, median of {first.repeats}; "
         f"{c.get('cpu', 'unknown CPU')}, {c.get('cpu_threads', '?')} threads, load {c.get('load_average', '?')}, "
         f"governor {c.get('governor', 'unknown')}, {c.get('temperature_celsius', '?')} °C; Python {c.get('python')}, {versions}"
+        + (f"; --beams {c['beams']}" if "beams" in c else "")
     )
     return "\n".join(lines)
 
@@ -72,9 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `prunella bench`."""
     what = f"bundles (BUNDLE@ENGINE for another engine than its first), model folders, 'reference', Hub ids or '{BASELINE}'"
     parser.add_argument("systems", metavar="SYSTEM", nargs="+", help=what)
-    parser.add_argument(
-        "--speech", required=True, type=Path, metavar="MANIFEST", help="JSONL: audio_filepath, duration, text"
-    )
+    add_speech(parser)
     parser.add_argument("--limit", type=int, metavar="N", help="the first N clips of every source")
     parser.add_argument("--max-seconds", type=float, metavar="S", help="only clips of at most S seconds")
     parser.add_argument(
@@ -83,11 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repeat", type=int, default=3, metavar="N", help="time every clip N times, take the median (3)"
     )
+    add_threads(parser, "each system's own")
     parser.add_argument(
-        "--threads",
-        type=int,
-        metavar="N",
-        help="of every system; 0: one per physical core (default: its own)",
+        "--beams", type=int, metavar="N", help=f"{BEAMS_HELP.partition(' (default')[0]} (default: greedy)"
     )
     parser.add_argument("--strict", action="store_true", help=STRICT_HELP)
     parser.add_argument("--no-guards", action="store_true", help="no repeat stop and no silence gate")
@@ -101,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`prunella bench`."""
     check_threads(args.threads)
+    check_beams(args.beams)
     manifest = read_manifest(args.speech).select(
         sources=args.source, max_seconds=args.max_seconds, limit=args.limit
     )
@@ -114,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
             repeat=args.repeat,
             guards=not args.no_guards,
             threads=args.threads,
+            beams=args.beams,
             strict=args.strict,
             tick=bar.update,
         )

@@ -55,6 +55,7 @@ def measure(
     repeat: int = 3,
     guards: bool = True,
     threads: int | None = None,
+    beams: int | None = None,
     strict: bool = False,
     tick: Callable[[], object] | None = None,
 ) -> Comparison:
@@ -69,6 +70,8 @@ def measure(
         repeat: how often each clip is timed; the median counts.
         guards: False switches the repeat stop and the silence gate off.
         threads: CPU threads of every system; by default each one's own choice.
+        beams: transcripts that every system follows at once where it can, 0 for as many as pay; by default each one's own
+            choice, which is greedy where the bundle says nothing else.
         strict: refuse a system that runs on less than its bundle asks for.
         tick: called after every transcription (`len(systems) * len(manifest) * repeat` times), for a progress bar.
 
@@ -82,10 +85,14 @@ def measure(
     if not clips:
         raise ManifestError(f"{manifest.path} has no clip to measure: choose others")
     before = conditions()  # now, before the measurement itself adds to the load
+    if beams is not None:
+        before["beams"] = beams
     timings: list[list[ClipTiming]] = [[] for _ in systems]
     with contextlib.ExitStack() as stack:
         children = [
-            stack.enter_context(MeasuredProcess(system, guards=guards, threads=threads, strict=strict))
+            stack.enter_context(
+                MeasuredProcess(system, guards=guards, threads=threads, beams=beams, strict=strict)
+            )
             for system in systems
         ]
         first = [child.transcribe(clips[0].audio) for child in children]
@@ -128,7 +135,13 @@ class MeasuredProcess:
     """A system in a fresh child process (`benchmark.measure`); a context manager that leaves no process behind."""
 
     def __init__(
-        self, system: str, *, guards: bool = True, threads: int | None = None, strict: bool = False
+        self,
+        system: str,
+        *,
+        guards: bool = True,
+        threads: int | None = None,
+        beams: int | None = None,
+        strict: bool = False,
     ) -> None:
         """Start the child and wait until the system is loaded: `load_seconds` after the start of the process.
 
@@ -140,6 +153,7 @@ class MeasuredProcess:
         command += [] if guards else ["--no-guards"]
         command += ["--strict"] if strict else []
         command += [] if threads is None else ["--threads", str(threads)]
+        command += [] if beams is None else ["--beams", str(beams)]
         began = time.perf_counter()
         self._child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"

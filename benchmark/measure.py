@@ -33,6 +33,7 @@ def serve(
     *,
     guards: bool = True,
     threads: int | None = None,
+    beams: int | None = None,
     strict: bool = False,
 ) -> None:
     """Answer every line of `paths` (a path as JSON string) with one JSON line, until its end.
@@ -42,7 +43,7 @@ def serve(
     """
     try:
         with unannounced():  # who reads the results says it, once for all systems
-            opened = open_system(system, guards=guards, threads=threads)
+            opened = open_system(system, guards=guards, threads=threads, beams=beams)
         engine = getattr(opened.system, "engine", None)
         if strict:
             require_all(engine)
@@ -86,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("system")
     parser.add_argument("--no-guards", action="store_true")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--beams", type=int)
     parser.add_argument("--strict", action="store_true")
     args = parser.parse_args(argv)
     # Native libraries print to file descriptor 1: they get stderr, the results keep the real stdout.
@@ -97,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             results,
             guards=not args.no_guards,
             threads=args.threads,
+            beams=args.beams,
             strict=args.strict,
         )
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from prunella.device_runtime.base.common_options import add_threads
 from prunella.device_runtime.decoding.beam_search import check_beams
 from prunella.device_runtime.decoding.engine import PAYING_BEAMS
 from prunella.device_runtime.decoding.phrase_grammar import read_phrases
@@ -39,9 +40,7 @@ def add_runtime_options(parser: argparse.ArgumentParser, *, beams_help: str = BE
         help="refuse a phrase that scores lower, 0 to 1 (default: %(default)s)",
     )
     parser.add_argument("--beams", type=int, default=0, metavar="N", help=beams_help)
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="0: one per physical core (default: the bundle's)"
-    )
+    add_threads(parser)
     parser.add_argument(
         "--engine", metavar="NAME", help=f"{' or '.join(ENGINES)} (default: the bundle's first)"
     )

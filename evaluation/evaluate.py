@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import tqdm
 
+from prunella.device_runtime.base.common_options import add_speech, add_threads
 from prunella.device_runtime.base.cores import check_threads
 from prunella.device_runtime.base.errors import AudioError
 from prunella.device_runtime.decoding.beam_search import check_beams
@@ -119,9 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "system_b", metavar="SYSTEM_B", nargs="?", help="a second one: adds the paired difference"
     )
-    parser.add_argument(
-        "--speech", required=True, type=Path, metavar="MANIFEST", help="JSONL: audio_filepath, duration, text"
-    )
+    add_speech(parser)
     parser.add_argument("--limit", type=int, metavar="N", help="the first N clips of every source")
     parser.add_argument(
         "--seed", type=int, help="with --limit: N clips of every source drawn at random by this seed"
@@ -133,9 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--beams", type=int, default=0, metavar="N", help=BEAMS_HELP)
     parser.add_argument("--no-guards", action="store_true", help="no repeat stop and no silence gate")
     parser.add_argument("--no-score", action="store_true", help="no cross-entropy of the reference texts")
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="0: one per physical core (default: the system's own)"
-    )
+    add_threads(parser, "the system's own")
     parser.add_argument(
         "--engine",
         metavar="NAME",

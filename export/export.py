@@ -16,6 +16,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from prunella._version import __version__
+from prunella.device_runtime.base.common_options import add_output
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.extras import require
 from prunella.device_runtime.base.files import scratch_directory, whole_directory, write_text
@@ -241,7 +242,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MANIFEST",
         help="transcribed speech for an importance matrix: GGUF files of few bits lose less",
     )
-    parser.add_argument("-o", "--out", required=True, help="folder of the bundle")
+    add_output(parser, "folder of the bundle")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from prunella.device_runtime.base.common_options import MANIFEST_HELP, add_output
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.outputs import check_output, check_space
 from prunella.healing.clips import Clip, open_speech
@@ -100,13 +101,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         title: parser.add_argument_group(title) for title in (NEEDED, TRAINED, LOSS, SPEECH, MACHINE, SAVED)
     }
     needed = groups[NEEDED].add_argument
-    needed("-o", "--out", required=True, metavar="OUT", help="folder of the healed checkpoint")
+    add_output(groups[NEEDED], "folder of the healed checkpoint")
     needed(
         "--speech",
         required=True,
         action="append",
         metavar="MANIFEST",
-        help="JSONL, or hf:NAME:SPLIT (repeatable)",
+        help=f"transcribed speech ({MANIFEST_HELP}), or hf:NAME:SPLIT (repeatable)",
     )
     needed(
         "--dev",

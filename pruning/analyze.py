@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from prunella.device_runtime.base.common_options import add_output, add_speech
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.outputs import check_output, check_output_file
 from prunella.evaluation.manifest import read_manifest
@@ -79,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", help="'reference', a checkpoint folder, or a Hugging Face id (a text LLM too)"
     )
-    parser.add_argument("--speech", metavar="MANIFEST", help="transcribed speech (JSONL)")
+    add_speech(parser, "transcribed speech", required=False)
     parser.add_argument("--text", metavar="FILE", help="plain text, one paragraph a line")
     parser.add_argument(
         "--clips", type=int, default=200, metavar="N", help="clips used at most (default 200)"
@@ -87,14 +88,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lines", type=int, default=200, metavar="N", help="lines used at most (default 200)"
     )
-    parser.add_argument(
-        "-o", "--output", default="redundancy", metavar="DIR", help="folder (default: redundancy)"
-    )
+    add_output(parser, "folder of the maps (default: redundancy)", required=False, default="redundancy")
 
 
 def run(args: argparse.Namespace) -> int:
     """`prunella analyze`."""
-    _check_folder(args.output, args.model)
+    _check_folder(args.out, args.model)
     model = load_any(args.model)
     if args.speech and isinstance(model, TextLLM):
         raise UsageError(f"'{args.model}' is a text LLM: analyse it with --text FILE alone")
@@ -104,9 +103,9 @@ def run(args: argparse.Namespace) -> int:
     if args.text:
         text = text_batches(model.decoder, model.tokenizer, read_lines(args.text)[: args.lines])
     analysis = analyze(model, speech=speech, text=text)
-    save_analysis(analysis, args.output, Path(args.model).name)
+    save_analysis(analysis, args.out, Path(args.model).name)
     sys.stdout.write(
-        render_analysis(analysis) + f"\nsaved {args.output}/{MAP_NAME} and {args.output}/{PICTURE_NAME}\n"
+        render_analysis(analysis) + f"\nsaved {args.out}/{MAP_NAME} and {args.out}/{PICTURE_NAME}\n"
     )
     return 0
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from prunella.device_runtime.base.common_options import add_output, add_speech
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.files import whole_directory, write_json
 from prunella.device_runtime.base.outputs import check_output, check_space
@@ -165,7 +166,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strategy", default="bridged", choices=STRATEGIES, help="how layers are chosen (default: bridged)"
     )
-    parser.add_argument("--speech", metavar="MANIFEST", help="calibration speech (JSONL with transcripts)")
+    add_speech(parser, "calibration speech", required=False)
     parser.add_argument("--text", metavar="FILE", help="calibration text, for a text LLM")
     parser.add_argument(
         "--map", metavar="FILE", help="redundancy.json of `prunella analyze`, not to measure it again"
@@ -177,12 +178,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bridge-method", default="refit", choices=[one.value for one in Method], help="what the bridge fits"
     )
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="checkpoint folder to write")
+    add_output(parser, "folder of the pruned checkpoint")
 
 
 def run(args: argparse.Namespace) -> int:
     """`prunella prune`."""
-    check_output(args.output, inputs=[args.model, args.speech, args.text, args.map])
+    check_output(args.out, inputs=[args.model, args.speech, args.text, args.map])
     model = load_any(args.model)
     count = len(decoder_view(model.decoder))
     blocks = tuple(Block.parse(text) for text in args.block or ())
@@ -191,7 +192,7 @@ def run(args: argparse.Namespace) -> int:
         if blocks
         else layers_to_drop(count, drop=args.drop, keep=args.keep)
     )
-    check_space(args.output, saved_bytes(model.decoder) * (count - size) / count)
+    check_space(args.out, saved_bytes(model.decoder) * (count - size) / count)
     calibration = _calibration(model, args)
     strategy = "block" if blocks else args.strategy
     if not blocks:
@@ -208,8 +209,8 @@ def run(args: argparse.Namespace) -> int:
         method=Method(args.bridge_method),
         strategy=strategy,
     )
-    report = save_pruned(pruned, report, args.output)
-    sys.stdout.write(render_report(report) + f"\nsaved     {args.output}\n")
+    report = save_pruned(pruned, report, args.out)
+    sys.stdout.write(render_report(report) + f"\nsaved     {args.out}\n")
     return 0
 
 

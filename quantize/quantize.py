@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from prunella.device_runtime.base.common_options import add_output, add_speech, add_threads
 from prunella.device_runtime.base.cores import check_threads
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.outputs import check_output
@@ -38,11 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the smallest recipe that keeps the WER, found by trying; resumable",
     )
-    parser.add_argument("-o", "--out", required=True, help="folder of the new bundle")
+    add_output(parser, "folder of the new bundle")
     auto = parser.add_argument_group("with --auto")
-    auto.add_argument(
-        "--speech", type=Path, metavar="MANIFEST", help="JSONL of transcribed clips to decide on"
-    )
+    add_speech(auto, "transcribed clips to decide on", required=False)
     auto.add_argument(
         "--max-wer-increase",
         type=float,
@@ -55,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     auto.add_argument("--limit", type=int, metavar="N", help="the first N clips of every source")
     auto.add_argument("--max-seconds", type=float, metavar="S", help="only clips of at most S seconds")
-    auto.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the bundle's)")
+    add_threads(auto)
 
 
 def run(args: argparse.Namespace) -> None:

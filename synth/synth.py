@@ -23,6 +23,7 @@ import soundfile
 import tqdm
 
 from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.base.common_options import add_output
 from prunella.device_runtime.base.errors import ManifestError, UsageError
 from prunella.device_runtime.base.files import only_writer, whole_file, write_json
 from prunella.device_runtime.base.outputs import check_output, output_path
@@ -250,7 +251,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "sentences", type=Path, metavar="SENTENCES", help="text file, one sentence a line; - is stdin"
     )
-    parser.add_argument("-o", "--out", required=True, metavar="DIR")
+    add_output(parser, "folder of the clips and their manifest")
     parser.add_argument(
         "--voices",
         default="",

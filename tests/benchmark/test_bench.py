@@ -180,6 +180,30 @@ def test_a_system_is_measured_against_itself(capsys):
     assert speed_up["decode"] is None
 
 
+@pytest.mark.slow
+def test_beams_are_measured_where_they_are_asked_for(reference_bundle, capsys):
+    line = [
+        "bench",
+        str(reference_bundle),
+        "--speech",
+        str(MANIFEST),
+        "--limit",
+        "1",
+        "--source",
+        "cards",
+        "--json",
+    ]
+    seconds = {}
+    for beams in (None, 1, 4):
+        asked = [] if beams is None else ["--beams", str(beams)]
+        assert main([*line, "--repeat", "1", "--threads", "1", *asked]) == 0
+        (record,) = json.loads(capsys.readouterr().out)["records"]
+        assert record["conditions"].get("beams") == beams
+        seconds[beams] = record["decode_seconds"]
+    assert seconds[4] > seconds[1]
+    assert main([*line, "--beams", "-1"]) == 2
+
+
 def test_speed_up_is_base_over_system():
     base = [timing("a", i, 4.0, decode=2.0, tokens=20) for i in range(3)]
     fast = [timing("a", i, 1.0, decode=0.5, tokens=10) for i in range(3)]
