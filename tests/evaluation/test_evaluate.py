@@ -57,6 +57,7 @@ def fakes(monkeypatch):
     monkeypatch.setattr(
         module, "open_system", lambda name, **_: OpenedSystem(name, systems[name], name, None)
     )
+    monkeypatch.setattr(module, "check_system", systems.__getitem__)
     return systems
 
 
