@@ -10,6 +10,7 @@ _MOST_CHUNKS = 64
 _LARGEST = 0xFFFF_FFFE
 _NOT_KNOWN = 0x7FF0_0000  # a size from here on is what a program writes that does not know it: to a pipe
 _PADDING = 4096  # bytes behind a recording that nobody misses
+_NONE_WRITTEN = 64  # bytes of samples; a size up to here, with many behind it, is as little filled in as 0
 
 
 class PatchedFile(io.RawIOBase):
@@ -61,7 +62,7 @@ class PatchedFile(io.RawIOBase):
 
 
 def header_with_sizes(file: BinaryIO) -> bytes:
-    """The beginning of a WAV with its sizes filled in, where it says that no samples follow and bytes do; else b"".
+    """The beginning of a WAV with its sizes filled in, where it says that next to no samples follow and more do; else b"".
 
     `file` is seekable and is left at its beginning.
     """
@@ -69,7 +70,8 @@ def header_with_sizes(file: BinaryIO) -> bytes:
     if found is None:
         return b""
     position, size, length = found
-    if size or position >= length or _only_chunks(file, position, length):
+    stop = position + size + size % 2
+    if size > _NONE_WRITTEN or stop >= length or _only_chunks(file, stop, length):
         file.seek(0)
         return b""
     file.seek(0)
@@ -94,7 +96,7 @@ def unread(file: BinaryIO) -> tuple[str | None, int | None]:
     position, size, length = found
     stop = position + size + size % 2
     try:
-        if size >= _NOT_KNOWN or not size or stop in (length, length + 1):
+        if size >= _NOT_KNOWN or size <= _NONE_WRITTEN or stop in (length, length + 1):
             return None, None
         if stop > length:
             share = round(100 * (length - position) / size)

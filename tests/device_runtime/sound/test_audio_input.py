@@ -238,16 +238,24 @@ def _wav(seconds=1.0, rate=16_000):
     return bytearray(buffer.getvalue())
 
 
-def test_a_header_that_says_no_samples_is_not_believed_when_there_are_some(tmp_path):
+@pytest.mark.parametrize("promised", [0, 1, 2, 64])
+def test_a_header_that_says_no_samples_is_not_believed_when_there_are_some(tmp_path, promised):
     whole = _wav()
     for riff_size in (0, 36):
         data = bytearray(whole)
         struct.pack_into("<I", data, 4, riff_size)
-        struct.pack_into("<I", data, 40, 0)
+        struct.pack_into("<I", data, 40, promised)
         path = tmp_path / "killed.wav"
         path.write_bytes(data)
         np.testing.assert_array_equal(load_audio(path), load_audio(io.BytesIO(whole)))
         assert path.read_bytes() == data
+
+
+def test_a_recording_of_a_few_samples_with_a_title_has_no_more():
+    data = _wav()[:44] + bytes(range(8))
+    struct.pack_into("<I", data, 40, 8)
+    data += b"LIST" + struct.pack("<I", 12) + b"INFOIART\0\0\0\0"
+    assert len(load_audio(io.BytesIO(data))) == 4
 
 
 def test_an_empty_recording_with_a_title_stays_empty():
