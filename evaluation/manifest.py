@@ -25,6 +25,7 @@ _SHOWN_PROBLEMS = 10
 _SHOWN_CHARACTERS = 400  # of one of them
 _LONGEST = 1e9  # seconds; what lies beyond is no recording, and no number of samples
 _NOT_SAID = re.compile(r"\[[^\]]*\]|<[^>]*>|\([^)]*\)")  # [noise], <unk>, (laughs)
+_ROUNDED = 0.5  # seconds that a segment may end behind its file: lengths are rounded
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Utterance:
         """(n,) float32 at 16 kHz: the file, or the segment of it.
 
         Raises:
-            AudioError: as `load_audio`, or the segment lies behind the file's end or holds no sample.
+            AudioError: as `load_audio`, or the segment goes beyond the file's end or holds no sample.
         """
         samples = load_audio(self.audio)
         if self.offset is None:
@@ -61,7 +62,12 @@ class Utterance:
             raise AudioError(
                 f"{self.id} begins behind the end of its file ({len(samples) / SAMPLE_RATE:.2f} s): correct the manifest"
             )
-        segment = samples[start : round((self.offset + self.duration) * SAMPLE_RATE)]
+        stop = round((self.offset + self.duration) * SAMPLE_RATE)
+        if stop > len(samples) + _ROUNDED * SAMPLE_RATE:
+            raise AudioError(
+                f"{self.id} ends behind the end of its file ({len(samples) / SAMPLE_RATE:.2f} s): correct the manifest"
+            )
+        segment = samples[start:stop]
         if not len(segment):
             raise AudioError(f"{self.id} is shorter than one sample: correct the manifest")
         return segment.copy()

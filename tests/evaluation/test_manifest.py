@@ -190,3 +190,13 @@ def test_a_segment_or_text_that_is_none_is_skipped(tmp_path, change):
 def test_a_sample_of_fewer_than_no_clips_is_refused(tmp_path):
     with pytest.raises(UsageError, match="a sample of -1 clips"):
         SpeechManifest(tmp_path, ()).sample(-1)
+
+
+def test_a_segment_that_ends_behind_its_file_is_named_not_cut_short(tmp_path):
+    """Its text says more than is there."""
+    path = write(tmp_path, row(offset=0.5, duration=0.9), row(offset=0.5, duration=1.5))
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000, format="WAV")
+    rounded, beyond = read_manifest(path).utterances
+    assert len(rounded.load()) == 8_000
+    with pytest.raises(AudioError, match=r"ends behind the end of its file \(1\.00 s\)"):
+        beyond.load()
