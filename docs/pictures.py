@@ -198,8 +198,8 @@ def redundancy() -> str:
             "Dark: the block turns the state little,",
             "so cutting it takes little away.",
             "The cut is not at the least angle of its",
-            "size: among the six least, it has the",
-            "lowest loss once it is bridged.",
+            "size: of the six least it had the lowest",
+            "loss once bridged, on more speech.",
         )
     ):
         parts.append(text(640, 222 + 20 * line, words, size=14))

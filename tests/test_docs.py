@@ -70,6 +70,13 @@ def test_every_block_has_a_language_that_is_known_here():
             assert block.language in LANGUAGES, f"{page}: {block.text[:60]!r}"
 
 
+def test_no_command_stands_in_an_indented_block():
+    """Those would escape the run: blocks of commands are fenced, and say why where they are not run."""
+    for page, text in PAGES.items():
+        for block in re.findall(r"(?:^    \S.*\n)+", text, re.M):
+            assert not re.match(r"    (?:prunella|python|make|pip) ", block), f"{page}: {block}"
+
+
 @pytest.mark.slow
 def test_commands_in_blocks_are_taken():
     """Those that are run too: the others, at least, name no option that is not there."""

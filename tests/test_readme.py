@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def _blocks(language: str) -> list[str]:
-    return [block.text for block in blocks(README) if block.language == language]
+    return [block.text for block in blocks(README) if block.language == language and not block.reason]
 
 
 @pytest.fixture
@@ -64,6 +64,12 @@ def test_the_two_commands_are_targets_of_the_makefile():
     assert targets == ["demo", "test"]
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_what_the_demo_is_said_to_print_is_what_it_runs():
+    makefile = (ROOT / "Makefile").read_text().replace("@$(BIN)/", "")
+    command = _blocks("text")[0].splitlines()[0]
+    assert command.startswith("prunella transcribe") and command in makefile
 
 
 def test_it_is_read_in_two_minutes():
