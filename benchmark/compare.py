@@ -114,7 +114,7 @@ def measure(
             )
             for i, child in enumerate(children)
         )
-    speed_ups = [_speed_up(systems[0], timings[0], systems[i], timings[i]) for i in range(1, len(systems))]
+    speed_ups = [speed_up(systems[0], timings[0], systems[i], timings[i]) for i in range(1, len(systems))]
     return Comparison(records, tuple(speed_ups))
 
 
@@ -213,7 +213,7 @@ class MeasuredProcess:
         return answer
 
 
-def _speed_up(base: str, base_timings: list[ClipTiming], system: str, timings: list[ClipTiming]) -> SpeedUp:
+def speed_up(base: str, base_timings: list[ClipTiming], system: str, timings: list[ClipTiming]) -> SpeedUp:
     a, b = median_timings(base_timings), median_timings(timings)
     decode = None
     timed = [(x, y) for x, y in zip(a, b, strict=True) if min(x.decode, y.decode, x.tokens, y.tokens) > 0]

@@ -32,8 +32,8 @@ from prunella.device_runtime.live.portaudio import (
 )
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
 
-_SECONDS = 3.0  # that listing and measuring may take; a small board needs another for the start of Python
-_SPARE_SECONDS = 0.5  # for closing what was opened
+SECONDS = 3.0  # that listing and measuring may take; a small board needs another for the start of Python
+SPARE_SECONDS = 0.5  # for closing what was opened
 _LEVEL_SECONDS = 0.5
 _METER_FLOOR = -70.0  # dBFS
 _METER_WIDTH = 40
@@ -58,7 +58,7 @@ def survey(device: str | int | None = None, *, every: bool = True, measure: bool
     Raises:
         AudioError: no microphone, or the drivers do not even list them in time.
     """
-    until = time.monotonic() + _SECONDS
+    until = time.monotonic() + SECONDS
     meters: dict[int, _Meter] = {}
 
     def work() -> None:
@@ -77,7 +77,7 @@ def survey(device: str | int | None = None, *, every: bool = True, measure: bool
                 meter.close()
 
     listed = threading.Event()
-    if not ends_in_time(work, _SECONDS + _SPARE_SECONDS) and not listed.is_set():
+    if not ends_in_time(work, SECONDS + SPARE_SECONDS) and not listed.is_set():
         raise AudioError(
             "the sound system does not answer: restart it (PipeWire, PulseAudio), or unplug the device that hangs"
         )

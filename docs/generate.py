@@ -44,7 +44,7 @@ def command_line() -> str:
 
 
 def _subverbs(parser: argparse.ArgumentParser) -> list[tuple[str, argparse.ArgumentParser]]:
-    found = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    found = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]  # noqa: SLF001
     return [item for action in found for item in action.choices.items()]
 
 

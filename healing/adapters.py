@@ -79,7 +79,7 @@ class TrainableDecoder:
         self._tied = decoder.config.tie_word_embeddings
         decoder.requires_grad_(False)
         decoder.config.use_cache = False
-        self._attention = decoder.config._attn_implementation
+        self._attention = decoder.config._attn_implementation  # noqa: SLF001
         stack = decoder_view(decoder).layers
         chosen = [f".{name}" for name in _linear_names(decoder, [stack[index] for index in layers])]
         if plan.base_bits == 4:
@@ -94,7 +94,7 @@ class TrainableDecoder:
             )
             torch.manual_seed(plan.seed)
             inject_adapter_in_model(self.config, decoder, _ADAPTER)
-            for module in self._tuned().values():
+            for module in self.tuned().values():
                 # Under autocast the products cast anyway; peft's own cast would copy each input once more.
                 module.cast_input_dtype_enabled = False
         else:
@@ -112,7 +112,7 @@ class TrainableDecoder:
             self.rounded = RoundedWeights(self._roundable(), plan.rounding)
 
     def _roundable(self) -> Iterator[tuple[nn.Parameter, torch.Tensor, Callable[[], torch.Tensor]]]:
-        for module in self._tuned().values():
+        for module in self.tuned().values():
             weight = module.get_base_layer().weight
             exact = self._originals.get(weight)
             if exact is None:
@@ -124,7 +124,7 @@ class TrainableDecoder:
         """Fold the LoRA into the original weights; the decoder is then what it was, with other numbers."""
         for parameter, original in self._originals.items():
             parameter.data = original
-        for name, module in self._tuned().items():
+        for name, module in self.tuned().items():
             base = self._linears.get(name, module.get_base_layer())
             delta = module.get_delta_weight(_ADAPTER).detach()
             base.weight.data += delta.to(base.weight.device, base.weight.dtype)
@@ -146,7 +146,7 @@ class TrainableDecoder:
             return
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {}
-        for name, module in self._tuned().items():
+        for name, module in self.tuned().items():
             for part in ("lora_A", "lora_B"):
                 weight = getattr(module, part)[_ADAPTER].weight
                 tensors[f"base_model.model.{name}.{part}.weight"] = weight.detach().cpu().contiguous()
@@ -154,7 +154,7 @@ class TrainableDecoder:
             save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
         self.config.save_pretrained(str(folder))
 
-    def _tuned(self) -> dict[str, Any]:
+    def tuned(self) -> dict[str, Any]:
         return {
             name: module
             for name, module in self.decoder.named_modules()

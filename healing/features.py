@@ -31,7 +31,7 @@ from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.torch_engine import model_features
 
 CLEAN = -1  # the variant that evaluation hears
-_KEEP_FREE = 2 << 30  # bytes of disk that the cache leaves to others
+KEEP_FREE = 2 << 30  # bytes of disk that the cache leaves to others
 _LOOK_EVERY = 64
 
 
@@ -196,7 +196,7 @@ class FeatureStore:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._writes += 1
-            if self._writes % _LOOK_EVERY == 1 and shutil.disk_usage(self._folder).free < _KEEP_FREE:
+            if self._writes % _LOOK_EVERY == 1 and shutil.disk_usage(self._folder).free < KEEP_FREE:
                 raise OSError("less than 2 GB of disk are free")
             # Not fsynced as other files are: a torn one is noticed and made again.
             handle, name = tempfile.mkstemp(suffix=".tmp", dir=path.parent)

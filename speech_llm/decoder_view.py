@@ -151,7 +151,7 @@ class DecoderView:
         """
         rows = hidden.reshape(1, -1, hidden.shape[-1])
         model = copy.copy(self.decoder)  # the same modules under another body; the model itself is left alone
-        model.__dict__["_modules"] = {**self.decoder._modules, self.decoder.base_model_prefix: _Done(rows)}
+        model.__dict__["_modules"] = {**self.decoder._modules, self.decoder.base_model_prefix: _Done(rows)}  # noqa: SLF001
         found: torch.Tensor = model(inputs_embeds=rows, use_cache=False).logits
         return found.reshape(*hidden.shape[:-1], found.shape[-1])
 

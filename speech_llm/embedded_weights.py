@@ -7,14 +7,14 @@ from pathlib import Path
 
 from prunella.device_runtime.base.errors import CheckpointError
 
-_PACKAGE = "prunella_models"
-_CHECKOUT = Path(__file__).parents[1] / "embedded_models" / _PACKAGE
+PACKAGE = "prunella_models"
+CHECKOUT = Path(__file__).parents[1] / "embedded_models" / PACKAGE
 
 
 def find_weights(name: str) -> Path | None:
     """Folder of an embedded model's weights (`reference`, `reference-pruned`), or None where they are not installed."""
-    spec = importlib.util.find_spec(_PACKAGE)
-    places = [*map(Path, (spec and spec.submodule_search_locations) or ()), _CHECKOUT]
+    spec = importlib.util.find_spec(PACKAGE)
+    places = [*map(Path, (spec and spec.submodule_search_locations) or ()), CHECKOUT]
     folders = (place / name.replace("-", "_") for place in places)
     return next((folder for folder in folders if folder.is_dir()), None)
 

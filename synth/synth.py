@@ -152,12 +152,12 @@ def _spoken(
         for batch in batches:
             yield _speak_batch(batch, folder, plan, voices)
         return
-    with ProcessPoolExecutor(jobs, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(jobs, initializer=end_with_parent) as pool:
         count = len(batches)
         yield from pool.map(_speak_batch, batches, [folder] * count, [plan] * count, [voices] * count)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A worker whose parent was killed would wait for work for ever."""
     parent = os.getppid()
 

@@ -46,7 +46,7 @@ def nothing_was_announced(monkeypatch) -> None:
     """Missing hardware is announced once a process: for every test that is anew."""
     from prunella.device_runtime.engines import providers
 
-    monkeypatch.setattr(providers, "_said", set())
+    monkeypatch.setattr(providers, "announced", set())
 
 
 @pytest.fixture(scope="session")

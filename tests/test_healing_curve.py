@@ -99,7 +99,7 @@ def test_a_trained_line_begins_at_the_uncut_model_with_the_same_training(tmp_pat
 
     panels = []
     monkeypatch.setattr(
-        page, "_panel", lambda axes, *rest, drawn=page._panel: panels.append(axes) or drawn(axes, *rest)
+        page, "panel", lambda axes, *rest, drawn=page.panel: panels.append(axes) or drawn(axes, *rest)
     )
     points = [point("full", 0, [4], train=()), point(RIVAL, 0, [3]), point("9 bridge", 9, [7], train=()), point("9 joint", 9, [5])]  # fmt: skip
     page.draw(points, tmp_path / "curve.png")

@@ -166,7 +166,7 @@ def test_an_installed_one_names_what_it_was_installed_from(record, expected, tmp
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: prunella\nVersion: 1\n")
     if record is not None:
         (info / "direct_url.json").write_text(json.dumps(record).replace("{here}", place.as_uri()))
-    monkeypatch.setattr(install_lines, "_HERE", tmp_path)
+    monkeypatch.setattr(install_lines, "PACKAGE_FOLDER", tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site")])
     assert install_line("gguf") == expected.replace("{path}", str(place)).replace(
         "{version}", wheel_name().split("-")[1]

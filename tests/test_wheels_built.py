@@ -63,7 +63,7 @@ def test_the_runtimes_wheel_holds_no_training_weights(runtime_wheel):
 
 
 def test_the_models_wheel_is_found_where_it_is_installed(models_wheel, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "_CHECKOUT", tmp_path / "no checkout")
+    monkeypatch.setattr(weights, "CHECKOUT", tmp_path / "no checkout")
     assert weights.find_weights("reference") is None
     with pytest.raises(
         CheckpointError, match=r"'reference-pruned' are not installed: .*wheel prunella_models"
@@ -80,5 +80,5 @@ def test_the_models_wheel_is_found_where_it_is_installed(models_wheel, tmp_path,
 
 
 def test_a_checkout_has_the_models_on_disk(monkeypatch):
-    monkeypatch.setattr(weights, "_PACKAGE", "not_installed_anywhere")
+    monkeypatch.setattr(weights, "PACKAGE", "not_installed_anywhere")
     assert weights.embedded_weights("reference") == ROOT / "embedded_models" / "prunella_models" / "reference"

@@ -42,9 +42,9 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:
     """Of a parser and of its verbs."""
-    found = list(parser._option_string_actions)
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
+    found = list(parser._option_string_actions)  # noqa: SLF001
+    for action in parser._actions:  # noqa: SLF001
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
             found += [name for inner in action.choices.values() for name in _options(inner)]
     return [name for name in dict.fromkeys(found) if name.startswith("--")]
 

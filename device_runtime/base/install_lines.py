@@ -18,7 +18,7 @@ from urllib.request import url2pathname
 
 from prunella._version import __version__
 
-_HERE = Path(__file__).parents[2]
+PACKAGE_FOLDER = Path(__file__).parents[2]
 _PLACEHOLDER = re.compile(r"\{prunella\[([\w,-]+)\]\}")
 
 
@@ -49,8 +49,8 @@ def fill_in(line: str, *, elsewhere: bool = False) -> str:
 
 def _origin(asked: str) -> str:
     extras = f"[{asked}]" if asked else ""
-    if (_HERE / "pyproject.toml").is_file():
-        return f"-e {_quoted(f'{_HERE}{extras}')}"
+    if (PACKAGE_FOLDER / "pyproject.toml").is_file():
+        return f"-e {_quoted(f'{PACKAGE_FOLDER}{extras}')}"
     record = _direct_url()
     url = str(record.get("url", ""))
     if url.startswith("file:"):

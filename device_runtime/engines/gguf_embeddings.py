@@ -36,7 +36,7 @@ class TokenEmbeddings:
     """
 
     def __init__(self, path: Path, vocab_size: int, width: int) -> None:
-        library = llama_library().llama_cpp._lib
+        library = llama_library().llama_cpp._lib  # noqa: SLF001
         init = _function(library, "gguf_init_from_file", ctypes.c_void_p, ctypes.c_char_p, _InitParams)
         free = _function(library, "gguf_free", None, ctypes.c_void_p)
         find = _function(library, "gguf_find_tensor", ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p)

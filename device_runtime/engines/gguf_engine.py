@@ -63,15 +63,15 @@ class GgufEngine:
         # Scored transcripts may be longer than decoded ones, and beams need not share a word.
         text = (PAYING_BEAMS if self.has_ctc_head else 2) * manifest.decode.token_cap(audio.max_seconds)
         path = one_file(bundle, DECODER_PATTERN)
-        self._decoder = LlamaDecoder(
+        self.decoder = LlamaDecoder(
             path,
             positions=min(spec.max_context, prompt + longest + text),
             threads=threads,
             options=manifest.llama,
         )
         of_encoder: tuple[Missing, ...] = getattr(encoder, "missing", ())
-        self.missing = announce((*self._decoder.missing, *of_encoder))
-        found = (self._decoder.num_layers, self._decoder.hidden_size, self._decoder.vocab_size)
+        self.missing = announce((*self.decoder.missing, *of_encoder))
+        found = (self.decoder.num_layers, self.decoder.hidden_size, self.decoder.vocab_size)
         expected = (spec.num_layers, spec.hidden_size, spec.vocab_size)
         if found != expected:
             raise BundleError(
@@ -79,9 +79,9 @@ class GgufEngine:
                 "export the bundle again"
             )
         if self._prompt.before_ids:
-            self._decoder.feed_tokens(self._prompt.before_ids, keep=0)
-        self._prefix = self._start = self._decoder.position
-        self._embeddings = open_token_embeddings(path, self._decoder.vocab_size, self._decoder.hidden_size)
+            self.decoder.feed_tokens(self._prompt.before_ids, keep=0)
+        self._prefix = self._start = self.decoder.position
+        self._embeddings = open_token_embeddings(path, self.decoder.vocab_size, self.decoder.hidden_size)
         self._after = self._embeddings(self._prompt.after_ids) if self._embeddings else None
 
     @classmethod
@@ -130,14 +130,14 @@ class GgufEngine:
         Raises:
             EngineError: prompt and audio are longer than the context.
         """
-        self._decoder.truncate(self._prefix)
+        self.decoder.truncate(self._prefix)
         if self._after is not None:  # one pass for both
-            logits = self._decoder.feed_embeddings(np.concatenate([audio_embeddings, self._after]))
+            logits = self.decoder.feed_embeddings(np.concatenate([audio_embeddings, self._after]))
         else:
             after = self._prompt.after_ids
-            logits = self._decoder.feed_embeddings(audio_embeddings, keep=0 if after else 1)
-            logits = self._decoder.feed_tokens(after) if after else logits
-        self._start = self._decoder.position
+            logits = self.decoder.feed_embeddings(audio_embeddings, keep=0 if after else 1)
+            logits = self.decoder.feed_tokens(after) if after else logits
+        self._start = self.decoder.position
         last: Float32 = logits[0]
         return last
 
@@ -147,7 +147,7 @@ class GgufEngine:
         Raises:
             EngineError: the context is full.
         """
-        row: Float32 = self._decoder.feed_tokens((token,))[0]
+        row: Float32 = self.decoder.feed_tokens((token,))[0]
         return row
 
     def step_beams(self, tokens: Sequence[int], parents: Sequence[int]) -> Float32:
@@ -156,7 +156,7 @@ class GgufEngine:
         Raises:
             EngineError: the context is full, or so many cannot be followed.
         """
-        return self._decoder.branch(tokens, parents)
+        return self.decoder.branch(tokens, parents)
 
     def extend(self, tokens: Sequence[int]) -> Float32:
         """See `Engine.extend`.
@@ -165,8 +165,8 @@ class GgufEngine:
             EngineError: the context is full.
         """
         if not tokens:
-            return np.empty((0, self._decoder.vocab_size), np.float32)
-        return self._decoder.feed_tokens(tokens, keep=len(tokens))
+            return np.empty((0, self.decoder.vocab_size), np.float32)
+        return self.decoder.feed_tokens(tokens, keep=len(tokens))
 
     def rewind(self, count: int) -> None:
         """See `Engine.rewind`.
@@ -174,8 +174,8 @@ class GgufEngine:
         Raises:
             EngineError: so many were not appended since `start`.
         """
-        check_rewind(count, self._decoder.position - self._start)
-        self._decoder.truncate(self._decoder.position - count)
+        check_rewind(count, self.decoder.position - self._start)
+        self.decoder.truncate(self.decoder.position - count)
 
     def token_embeddings(self, tokens: Sequence[int]) -> Float32 | None:
         """See `Engine.token_embeddings`; libmtmd's 30 s of audio are read as well."""

@@ -24,7 +24,7 @@ _SEQUENCE = 0  # the text; branches have the numbers behind it, in turn these or
 _BANKS = (range(1, 1 + MAX_BRANCHES), range(1 + MAX_BRANCHES, 1 + 2 * MAX_BRANCHES))
 
 
-def _has_amx() -> bool:
+def has_amx() -> bool:
     """Whether this is an x86 CPU with tile registers, as far as Linux says so."""
     try:
         return "amx_tile" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
@@ -63,7 +63,7 @@ class LlamaDecoder:
         settings = library.llama_model_default_params()
         self.missing = missing_offload(library, options or {})
         of_model, of_context = split_llama_options(options or {})
-        if _has_amx():
+        if has_amx():
             settings.use_extra_bufts = False  # ggml's AMX kernels crash on small decoders (SIGSEGV, 0.3.36)
         for key, value in of_model.items():
             setattr(settings, key, value)

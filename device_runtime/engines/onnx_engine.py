@@ -55,8 +55,8 @@ class OnnxEngine:
         self._audio = manifest.audio
         self._spec = manifest.decoder
         # Spinning between two operators pays for the decoder's many small ones alone.
-        self._encoder = OnnxAudioEncoder(bundle, threads=self.threads)
-        self._missing: list[Missing] = list(self._encoder.missing)
+        self.encoder = OnnxAudioEncoder(bundle, threads=self.threads)
+        self._missing: list[Missing] = list(self.encoder.missing)
         self._embedder = self._session(bundle.file(EMBED_TOKENS), (), threads=1, spin=False)
         self._decoder = self._session(bundle.file(DECODER), for_decoder(manifest.providers), spin=True)
         self.missing = announce(self._missing)
@@ -72,7 +72,7 @@ class OnnxEngine:
         self._logits = np.empty((1, 1, self._spec.vocab_size), np.float32)
         seconds = self._audio.max_seconds
         audio_tokens = int(seconds * self._audio.sampling_rate / self._audio.samples_per_token) + 2
-        self._allocate(
+        self.allocate(
             len(self._before) + audio_tokens + len(self._after) + manifest.decode.token_cap(seconds)
         )
 
@@ -94,17 +94,17 @@ class OnnxEngine:
 
     def encode(self, samples: Float32) -> Float32:
         """See `Engine.encode`."""
-        return self._encoder.encode(samples)
+        return self.encoder.encode(samples)
 
     @property
     def has_ctc_head(self) -> bool:
         """Whether `encode` gives `ctc_log_probs`."""
-        return self._encoder.has_ctc_head
+        return self.encoder.has_ctc_head
 
     @property
     def ctc_log_probs(self) -> Float32 | None:
         """See `Engine.ctc_log_probs`."""
-        return self._encoder.ctc_log_probs
+        return self.encoder.ctc_log_probs
 
     def start(self, audio_embeddings: Float32) -> Float32:
         """See `Engine.start`.
@@ -180,7 +180,7 @@ class OnnxEngine:
         self._check_context(positions)
         before = beams.caches or self._cache
         filled = beams.position
-        beams.rows, beams.capacity = rows, min(max(self._capacity, 2 * positions), self._spec.max_context)
+        beams.rows, beams.capacity = rows, min(max(self.capacity, 2 * positions), self._spec.max_context)
         shape = (rows, self._spec.num_kv_heads, beams.capacity, self._spec.head_dim)
         caches = [np.zeros(shape, np.float32) for _ in before]
         for old, new in zip(before, caches, strict=True):
@@ -262,11 +262,11 @@ class OnnxEngine:
 
     def _require(self, positions: int) -> None:
         """Make room for so many positions."""
-        if positions <= self._capacity:
+        if positions <= self.capacity:
             return
         self._check_context(positions)
         before = self._cache
-        self._allocate(2 * positions)
+        self.allocate(2 * positions)
         for old, new in zip(before, self._cache, strict=True):
             new[:, :, : self._position] = old[:, :, : self._position]
 
@@ -277,11 +277,11 @@ class OnnxEngine:
                 "cut the audio into shorter pieces"
             )
 
-    def _allocate(self, positions: int) -> None:
+    def allocate(self, positions: int) -> None:
         """One buffer for the keys and one for the values of each layer, bound as past and as present."""
-        self._capacity = min(positions, self._spec.max_context)
-        shape = (1, self._spec.num_kv_heads, self._capacity, self._spec.head_dim)
-        self._ones = np.ones((1, self._capacity), np.int64)
+        self.capacity = min(positions, self._spec.max_context)
+        shape = (1, self._spec.num_kv_heads, self.capacity, self._spec.head_dim)
+        self._ones = np.ones((1, self.capacity), np.int64)
         self._cache = [np.zeros(shape, np.float32) for _ in range(2 * self._spec.num_layers)]
         self._binding = self._decoder.io_binding()
         self._bind_cache(self._binding, self._cache)

@@ -26,7 +26,7 @@ _LOG = logging.getLogger(__name__)
 # Paths in options may begin with ~; folders that ONNX Runtime writes into must exist.
 _CACHE = "~/.cache/prunella"  # as target profiles name ours
 _FOLDERS = ("trt_engine_cache_path", "trt_timing_cache_path", "ModelCacheDirectory")
-_said: set[Missing] = set()
+announced: set[Missing] = set()
 _quiet: ContextVar[bool] = ContextVar("unannounced", default=False)
 
 
@@ -101,8 +101,8 @@ def announce(missing: Sequence[Missing]) -> tuple[Missing, ...]:
     """Log a warning for each, once a process, which Python writes to stderr; returns them without repetitions."""
     unique = tuple(dict.fromkeys(missing))
     for entry in unique:
-        if entry not in _said and not _quiet.get():
-            _said.add(entry)
+        if entry not in announced and not _quiet.get():
+            announced.add(entry)
             _LOG.warning("%s", entry)
     return unique
 

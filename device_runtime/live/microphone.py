@@ -34,7 +34,7 @@ _SILENT_SECONDS = (
     5.0  # without a callback for so long, the device is gone; a busy machine can stall for a while
 )
 _FIRST_SECONDS = 2.0  # most that is waited for the first callback: only then does the device really record
-_RETRY_SECONDS = 1.0
+RETRY_SECONDS = 1.0
 _TAPPED_BY = "prunella"  # stands in a tap, so that it is known again
 
 
@@ -208,7 +208,7 @@ class Microphone:
             try:
                 self._open(find_device(name))
             except PrunellaError:
-                self._stopping.wait(_RETRY_SECONDS)
+                self._stopping.wait(RETRY_SECONDS)
                 continue
             self._tell(f"the microphone {self._device.name} is back")
             return True

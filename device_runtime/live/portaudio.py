@@ -100,8 +100,8 @@ def stable_name(device: InputDevice) -> str:
 def restart() -> None:
     """Make PortAudio look at the machine anew. It lists devices once, when it starts; no stream may be open."""
     sd = sounddevice()
-    sd._terminate()  # sounddevice has no public name for it
-    sd._initialize()
+    sd._terminate()  # sounddevice has no public name for it  # noqa: SLF001
+    sd._initialize()  # noqa: SLF001
 
 
 def open_input(device: InputDevice, callback: Any) -> Any:

@@ -73,9 +73,9 @@ def lan_addresses() -> tuple[str, ...]:
         for name, addresses in psutil.net_if_addrs().items():
             if name in up and not name.startswith(_INNER):
                 found |= {entry.address: None for entry in addresses if entry.family == socket.AF_INET}
-    ways = [way for way in (_way_out(socket.AF_INET, "192.0.2.1"), *found) if way]
+    ways = [way for way in (way_out(socket.AF_INET, "192.0.2.1"), *found) if way]
     outer = [way for way in dict.fromkeys(ways) if not _is_own(way)]
-    if not outer and (way := _way_out(socket.AF_INET6, "2001:db8::1")) and not _is_own(way):
+    if not outer and (way := way_out(socket.AF_INET6, "2001:db8::1")) and not _is_own(way):
         outer = [way]
     return tuple(outer)
 
@@ -127,7 +127,7 @@ def _choices() -> str:
     )
 
 
-def _way_out(family: socket.AddressFamily, address: str) -> str | None:
+def way_out(family: socket.AddressFamily, address: str) -> str | None:
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect((address, 9))  # sends nothing; only asks which way it would go
         return str(probe.getsockname()[0])

@@ -28,7 +28,7 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
     for axes, part, title in zip(
         panels, ("main", "others"), ("main dev source", "other sources"), strict=True
     ):
-        _panel(axes, points, part)
+        panel(axes, points, part)
         axes.set_title(title)
         axes.set_xlabel("decoder layers removed (of 30)")
     panels[0].set_ylabel("WER % (95 % interval)")
@@ -39,7 +39,7 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _panel(axes: Axes, points: list[dict[str, Any]], part: str) -> None:
+def panel(axes: Axes, points: list[dict[str, Any]], part: str) -> None:
     def place(point: dict[str, Any], key: str = "wer") -> float:
         return 100 * point["dev"][part][key]
 

@@ -207,7 +207,7 @@ def test_beams_are_measured_where_they_are_asked_for(reference_bundle, capsys):
 def test_speed_up_is_base_over_system():
     base = [timing("a", i, 4.0, decode=2.0, tokens=20) for i in range(3)]
     fast = [timing("a", i, 1.0, decode=0.5, tokens=10) for i in range(3)]
-    speed_up = compare._speed_up("base", base, "fast", fast)
+    speed_up = compare.speed_up("base", base, "fast", fast)
     assert speed_up.end_to_end.value == pytest.approx(4.0)
     assert speed_up.decode.value == pytest.approx(2.0)  # 10 tokens a second against 20
     comparison = Comparison((record(base), record(fast)), (speed_up,))

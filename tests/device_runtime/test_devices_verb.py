@@ -99,8 +99,8 @@ def test_the_meter_in_a_pipe_is_one_line(humming, capsys):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(verb, "_SECONDS", 0.6)
-    monkeypatch.setattr(verb, "_SPARE_SECONDS", 0.2)
+    monkeypatch.setattr(verb, "SECONDS", 0.6)
+    monkeypatch.setattr(verb, "SPARE_SECONDS", 0.2)
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def query(kind=None):
 fake.query_devices = query
 sys.modules["sounddevice"] = fake
 from prunella.device_runtime import devices
-devices._SECONDS, devices._SPARE_SECONDS = 0.3, 0.1
+devices.SECONDS, devices.SPARE_SECONDS = 0.3, 0.1
 from prunella.cli import main
 sys.exit(main(["devices"]))
 """

@@ -20,7 +20,7 @@ from prunella.device_runtime.base.errors import BundleError, EngineError, UsageE
 from prunella.device_runtime.base.install_lines import install_line
 from prunella.device_runtime.decoding.greedy import GreedyDecoder
 from prunella.device_runtime.engines.gguf_engine import GgufEngine
-from prunella.device_runtime.engines.llama_decoder import _has_amx
+from prunella.device_runtime.engines.llama_decoder import has_amx
 from prunella.device_runtime.opening import open_transcriber
 from prunella.device_runtime.sound.audio import load_audio
 from prunella.evaluation.manifest import read_manifest
@@ -64,7 +64,7 @@ def test_amx_is_known_by_the_flags_that_linux_shows(flags, expected, monkeypatch
         return f"flags: {flags}"
 
     monkeypatch.setattr(Path, "read_text", read)
-    assert _has_amx() is expected
+    assert has_amx() is expected
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +255,7 @@ def test_our_loop_costs_next_to_nothing(reference_gguf):
     engine = GgufEngine.open(reference_gguf, threads=1)
     clip = min(read_manifest(EVALUATION).utterances, key=lambda row: row.duration)
     audio = engine.encode(load_audio(clip.audio))
-    context = engine._decoder.context
+    context = engine.decoder.context
     ours, bare = [], []
     for _ in range(5):
         logits = engine.start(audio)
@@ -269,7 +269,7 @@ def test_our_loop_costs_next_to_nothing(reference_gguf):
             one = (llama_cpp.llama_token * 1)(token)
             assert llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(one, 1)) == 0
         bare.append(time.process_time() - began)
-        engine._decoder.position += len(tokens) - 1  # what the bare loop appended
+        engine.decoder.position += len(tokens) - 1  # what the bare loop appended
     # The fastest of each: what others do to the caches can only add.
     assert min(bare) / min(ours) >= 0.95
 

@@ -113,10 +113,10 @@ def test_an_utterance_does_not_see_the_one_before(onnx_engine, noise):
 
 def test_a_growing_cache_keeps_what_it_holds(float_bundle, noise):
     small, large = OnnxEngine.open(float_bundle, threads=1), OnnxEngine.open(float_bundle, threads=1)
-    small._allocate(20)
+    small.allocate(20)
     audio = large.encode(noise)
     expected, found = greedy(large, audio, steps=60), greedy(small, audio, steps=60)
-    assert small._capacity > 20
+    assert small.capacity > 20
     assert found[0] == expected[0]
     np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
 

@@ -75,7 +75,7 @@ def store(model, manifest, augmentation, **options):
 
 
 def test_the_cache_gives_what_was_computed(model, manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr("prunella.healing.features._KEEP_FREE", 0)  # the machine's disk may be all but full
+    monkeypatch.setattr("prunella.healing.features.KEEP_FREE", 0)  # the machine's disk may be all but full
     plan = Augmentation(noise_only=0.2)
     cached, plain = (store(model, manifest, plan, encode=True, folder=folder) for folder in (tmp_path, None))
     last = len(cached) - 1
@@ -97,7 +97,7 @@ def test_the_cache_gives_what_was_computed(model, manifest, tmp_path, monkeypatc
 
 def test_a_full_disk_ends_the_caching_only(model, manifest, tmp_path, monkeypatch, capsys):
     one = store(model, manifest, Augmentation.none(), encode=True, folder=tmp_path)
-    monkeypatch.setattr("prunella.healing.features._KEEP_FREE", 1 << 62)
+    monkeypatch.setattr("prunella.healing.features.KEEP_FREE", 1 << 62)
     assert len(one.finish(one.load(0, 0), 0, 0)) > 0
     assert "no longer cached" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.npy"))

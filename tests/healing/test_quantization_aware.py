@@ -38,7 +38,7 @@ def test_a_layer_computes_with_rounded_weights_and_merges_into_exact_ones(make_m
     model = make_model()
     before = {name: tensor.clone() for name, tensor in model.decoder.state_dict().items()}
     decoder = TrainableDecoder(model.decoder, range(len(model.layers)), PLAN, "fp32")
-    tuned = decoder._tuned()
+    tuned = decoder.tuned()
     for module in tuned.values():
         torch.nn.init.normal_(module.lora_B["default"].weight, std=0.05)
     decoder.rounded.refresh()

@@ -82,9 +82,9 @@ def test_workers_end_with_a_killed_parent():
     program = """
 import os, signal
 from concurrent.futures import ProcessPoolExecutor
-from prunella.synth.synth import _end_with_parent
+from prunella.synth.synth import end_with_parent
 if __name__ == "__main__":
-    with ProcessPoolExecutor(1, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(1, initializer=end_with_parent) as pool:
         pool.submit(print, "begun", flush=True).result()
         os.kill(os.getpid(), signal.SIGKILL)
 """

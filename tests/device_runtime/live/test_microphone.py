@@ -22,7 +22,7 @@ from prunella.device_runtime.sound.audio import load_audio
 def portaudio(monkeypatch):
     fake = FakePortAudio()
     monkeypatch.setitem(sys.modules, "sounddevice", fake)
-    monkeypatch.setattr(microphone_module, "_RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(microphone_module, "RETRY_SECONDS", 0.02)
     return fake
 
 

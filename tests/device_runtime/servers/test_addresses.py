@@ -25,7 +25,7 @@ def _interfaces(monkeypatch, way, **found):
     monkeypatch.setattr(addresses.psutil, "net_if_addrs", lambda: listed)
     stats = {name: entry(isup=not name.startswith("off")) for name in found}
     monkeypatch.setattr(addresses.psutil, "net_if_stats", lambda: stats)
-    monkeypatch.setattr(addresses, "_way_out", lambda family, _: way if family == socket.AF_INET else None)
+    monkeypatch.setattr(addresses, "way_out", lambda family, _: way if family == socket.AF_INET else None)
 
 
 def test_the_networks_address_is_printed_and_not_a_containers(monkeypatch):
@@ -64,7 +64,7 @@ def test_an_address_that_may_not_be_looked_up_is_no_error(monkeypatch):
         raise PermissionError
 
     monkeypatch.setattr(addresses.psutil, "net_if_stats", refused)
-    monkeypatch.setattr(addresses, "_way_out", lambda *_: None)
+    monkeypatch.setattr(addresses, "way_out", lambda *_: None)
     assert lan_addresses() == ()
 
 
