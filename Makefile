@@ -1,4 +1,4 @@
-# make demo: real speech through the whole path.  make test: what CI runs.  make quick: its fast part.  make fuzz: odd inputs.
+# make try: a word heard without torch.  make demo: real speech through the whole path.  make test: what CI runs.  make quick: its fast part.  make fuzz: odd inputs.
 # make docs: the documentation as a site, build/site/index.html.
 # TORCH_INDEX chooses torch's wheels, for example TORCH_INDEX=https://download.pytorch.org/whl/cpu (plain `torch` on
 # Linux brings gigabytes of CUDA). By default pip's own configuration decides.
@@ -7,8 +7,9 @@ VENV ?= .venv
 TORCH_INDEX ?=
 PIP_FLAGS = -q -c constraints.txt --disable-pip-version-check
 BIN = $(VENV)/bin
+VERSION := $(shell sed -n 's/.*"\(.*\)"/\1/p' _version.py)
 
-.PHONY: demo test quick fuzz lint docs soak wheels clean
+.PHONY: demo try test quick fuzz lint docs soak wheels clean
 
 demo: $(VENV)/installed
 	$(BIN)/prunella build reference --target x86-cpu --healed reference-pruned -o out/demo
@@ -47,10 +48,33 @@ soak: $(VENV)/installed
 	$(BIN)/python -m prunella.benchmark.live.soak $(SOAK_BUNDLE) \
 		--speech examples/clips/evaluation.jsonl examples/clips/calibration.jsonl
 
-# What a device installs, and the embedded models, which no device needs. setuptools would pack what an earlier build left.
-wheels:
-	rm -rf build/lib build/bdist.* embedded_models/build
-	$(PYTHON) -m pip wheel -q --disable-pip-version-check --no-deps -w dist . ./embedded_models
+# What a device installs, a bundle to hear a word with, and the embedded models, which no device needs.
+# setuptools would pack what an earlier build left.
+MADE = $(firstword $(wildcard out/demo/pruned-int4/bundle.json) out/ready/pruned-int4/bundle.json)
+BUNDLE = build/ready_bundle/prunella_bundle/reference-pruned-int4
+wheels: $(MADE)
+	rm -rf build/lib build/bdist.* embedded_models/build build/ready_bundle
+	@mkdir -p build && cp -R ready_bundle build/ && rm -rf $(BUNDLE) && cp -R $(dir $(MADE)) $(BUNDLE)
+	$(PYTHON) -m pip wheel -q --disable-pip-version-check --no-deps -w dist . ./embedded_models ./build/ready_bundle
+
+out/ready/pruned-int4/bundle.json: | $(VENV)/installed
+	$(BIN)/prunella export reference-pruned --target x86-cpu --recipe int4 -o $(@D)
+
+# As on a device: runtime and bundle from dist/ in an environment of their own. Making the bundle takes torch, using it does not.
+TRY = .venv-try/bin/prunella
+try: .venv-try/installed
+	@echo; echo "prunella transcribe examples/clips/evaluation/goforward.flac"
+	@$(TRY) transcribe examples/clips/evaluation/goforward.flac
+	@echo; echo "Now yours:  $(TRY) transcribe FILE"
+	@echo "            $(TRY) listen    (a microphone)"
+	@echo "            $(TRY) serve     (a page and an API, http://127.0.0.1:8000/)"
+
+WHEEL = $(VERSION)-py3-none-any.whl
+.venv-try/installed: $(wildcard dist/prunella-$(WHEEL) dist/prunella_bundle-$(WHEEL))
+	@[ $(words $^) = 2 ] || $(MAKE) wheels
+	$(PYTHON) -m venv --clear .venv-try
+	.venv-try/bin/pip install $(PIP_FLAGS) 'dist/prunella-$(WHEEL)[cpu,serve]' dist/prunella_bundle-$(WHEEL)
+	@touch $@
 
 # torch goes first and alone, so that TORCH_INDEX decides where it comes from.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -76,4 +100,4 @@ $(VENV)/installed-docs: $(VENV)/installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-device build dist out
+	rm -rf $(VENV) .venv-device .venv-try build dist out

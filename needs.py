@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prunella.device_runtime.base.errors import PrunellaError
 from prunella.device_runtime.base.model_names import BASELINE, EMBEDDED
+from prunella.device_runtime.base.ready_bundle import find_ready_bundle
 
 HELP = ("-h", "--help")  # asks nothing of the work
 _MODEL = ("torch", "transformers", "safetensors", "peft")
@@ -79,11 +80,17 @@ def _serve(words: Sequence[str]) -> tuple[str, ...]:
         *(("wyoming",) if _has(words, "--wyoming") else ()),
         *(("cryptography",) if _has(words, "--tls") else ()),
     )
-    return (*_SERVE, *own, *_systems(words))
+    return (*_SERVE, *own, *_bundle(words))
 
 
 def _eval(words: Sequence[str]) -> tuple[str, ...]:
     return (*_JUDGE, *_systems(words))
+
+
+def _bundle(words: Sequence[str]) -> tuple[str, ...]:
+    """Of the bundle among the words, or of the installed one."""
+    ready = find_ready_bundle()
+    return _systems(words) or (_systems([*words, str(ready)]) if ready else ())
 
 
 def _systems(words: Sequence[str]) -> tuple[str, ...]:
@@ -140,8 +147,8 @@ _VERBS: dict[str, Callable[[Sequence[str]], tuple[str, ...]]] = {
     "export": _export,
     "quantize": _quantize,
     "build": _build,
-    "transcribe": _systems,
-    "listen": _systems,
+    "transcribe": _bundle,
+    "listen": _bundle,
     "serve": _serve,
     "eval": _eval,
     "bench": _systems,

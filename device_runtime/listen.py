@@ -31,7 +31,7 @@ from prunella.device_runtime.live.events import LiveEvent, LiveOptions
 from prunella.device_runtime.live.microphone import Microphone, check_tap
 from prunella.device_runtime.live.pcm_stream import PcmFormat, PcmStream
 from prunella.device_runtime.live.session import LiveSession
-from prunella.device_runtime.options import LIVE_BEAMS_HELP, add_runtime_options, open_from
+from prunella.device_runtime.options import LIVE_BEAMS_HELP, add_bundle, add_runtime_options, open_from
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
 from prunella.device_runtime.sound.turn_detector import TurnOptions
 
@@ -106,10 +106,8 @@ class Printer:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = LiveOptions()
-    parser.add_argument(
-        "bundle", metavar="BUNDLE", help="a directory made by `prunella export` or `prunella build`"
-    )
-    # An option, though it looks like an argument: argparse would only take it right behind BUNDLE.
+    add_bundle(parser)
+    # An option, though it looks like an argument: argparse would take it for BUNDLE, or only right behind it.
     parser.add_argument(
         "-", dest="stdin", action="store_true", help="read standard input, WAV or raw 16-bit PCM"
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from prunella.device_runtime.base.common_options import add_threads
+from prunella.device_runtime.base.ready_bundle import ready_bundle
 from prunella.device_runtime.decoding.beam_search import check_beams
 from prunella.device_runtime.decoding.engine import PAYING_BEAMS
 from prunella.device_runtime.decoding.phrase_grammar import read_phrases
@@ -22,6 +24,25 @@ LIVE_BEAMS_HELP = (
     "transcripts that are followed at once for final texts, 0 for as many as pay; 1 is greedy: more words are wrong, but on a slow "
     "device they come sooner (default: 0)"
 )
+
+
+BUNDLE_HELP = "a directory made by `prunella export` or `prunella build` (default: the installed one, of the distribution prunella-bundle)"
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """`BUNDLE`, which may be left out: `open_from` then opens the installed one."""
+    parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help=BUNDLE_HELP)
+
+
+def take_bundle(args: argparse.Namespace) -> None:
+    """Put the installed bundle into `args.bundle` where none is named, and say so.
+
+    Raises:
+        BundleError: none is installed.
+    """
+    if args.bundle is None:
+        args.bundle = str(ready_bundle())
+        sys.stderr.write(f"prunella: no bundle is named: using the installed one, {args.bundle}\n")
 
 
 def add_runtime_options(parser: argparse.ArgumentParser, *, beams_help: str = BEAMS_HELP) -> None:
@@ -52,9 +73,10 @@ def open_from(args: argparse.Namespace) -> Transcriber:
 
     Raises:
         UsageError: a number of beams or threads out of range, or phrases that cannot be read.
-        BundleError, EngineError: as `open_transcriber`; with `--strict` also hardware that cannot be used.
+        BundleError, EngineError: as `take_bundle` and `open_transcriber`; with `--strict` also hardware that cannot be used.
     """
     check_beams(args.beams)
+    take_bundle(args)
     transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
     if args.strict:
         require_all(transcriber.engine)

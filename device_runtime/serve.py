@@ -24,7 +24,13 @@ from prunella.device_runtime.base.extras import explained
 from prunella.device_runtime.decoding.beam_search import check_beams
 from prunella.device_runtime.decoding.phrase_grammar import parse_phrases
 from prunella.device_runtime.live.decode_worker import Recognizer
-from prunella.device_runtime.options import BEAMS_HELP, LIVE_BEAMS_HELP, add_runtime_options, open_from
+from prunella.device_runtime.options import (
+    BEAMS_HELP,
+    LIVE_BEAMS_HELP,
+    add_bundle,
+    add_runtime_options,
+    open_from,
+)
 from prunella.device_runtime.servers.addresses import is_loopback, is_unspecified, listen_at, urls
 from prunella.device_runtime.servers.connections import Connections, CountedListener
 from prunella.device_runtime.servers.service import Limits, TranscriptionService
@@ -100,9 +106,7 @@ async def _wyoming(service: TranscriptionService, host: str, port: int | None) -
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "bundle", metavar="BUNDLE", help="a directory made by `prunella export` or `prunella build`"
-    )
+    add_bundle(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8_000, help="of HTTP (default: %(default)s)")
     parser.add_argument(

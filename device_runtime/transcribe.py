@@ -1,4 +1,4 @@
-"""Audio files to text, with a bundle.
+"""Audio files to text, with a bundle: the one that is named first, else the installed one.
 
 The text goes to stdout: alone for one file, as `FILE<TAB>text` lines for several, as one JSON object a line with
 --json. Timings go to stderr. A file that cannot be transcribed does not stop the others; the exit code is then 1.
@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from prunella.device_runtime.base.errors import AudioError
+from prunella.device_runtime.base.ready_bundle import bundle_and_audio
 from prunella.device_runtime.base.standard_streams import piped
-from prunella.device_runtime.options import add_runtime_options, open_from
+from prunella.device_runtime.options import add_bundle, add_runtime_options, open_from
 from prunella.device_runtime.sound.audio import open_audio
 from prunella.device_runtime.transcriber import Transcriber
 from prunella.device_runtime.transcript import Transcript
@@ -47,9 +48,7 @@ def timing_summary(transcript: Transcript) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "bundle", metavar="BUNDLE", help="a directory made by `prunella export` or `prunella build`"
-    )
+    add_bundle(parser)
     parser.add_argument(
         "files",
         metavar="FILE",
@@ -64,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    args.bundle, args.files = bundle_and_audio([*filter(None, [args.bundle]), *args.files])
     if "-" in args.files:
         piped()  # a terminal is refused before any work
     transcriber = open_from(args).with_options(beams=args.beams, guards=False if args.no_guards else None)

@@ -59,6 +59,7 @@ def made(tmp_path_factory):
             _empty_wheel(index, needed.name, versions[0] if versions else "1.0")
     _empty_wheel(index, "prunella", FOREIGN)
     _empty_wheel(index, "prunella-models", FOREIGN)
+    _empty_wheel(index, "prunella-bundle", FOREIGN)
     return checkout, dist, index
 
 
@@ -196,7 +197,7 @@ def test_no_line_anywhere_takes_our_names_from_an_index():
         text = path.read_text(encoding="utf-8", errors="replace")
         if path != Path(__file__) and path.name != "CHANGELOG.md":
             found = re.findall(
-                r"pip3? (?:install|download|wheel)\b[^\n`]*[ '\"]prunella(?:-models)?(?:\[[^\n]*)?['\"` ]",
+                r"pip3? (?:install|download|wheel)\b[^\n`]*[ '\"]prunella(?:-models|-bundle)?(?:\[[^\n]*)?['\"` ]",
                 text,
             )
             assert not [line for line in found if "@" not in line], f"{name}: {found}"

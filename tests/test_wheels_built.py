@@ -1,7 +1,8 @@
-"""What `make wheels` makes: a runtime without weights, and the embedded models as a distribution of their own."""
+"""What `make wheels` makes: a runtime without weights; the embedded models and a ready bundle as distributions of their own."""
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from prunella import cli
+from prunella._version import __version__
+from prunella.device_runtime.base import ready_bundle
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.speech_llm import embedded_weights as weights
 
@@ -24,6 +28,7 @@ NOT_SOURCES = (
     "tests",
     "examples",
     "embedded_models",
+    "ready_bundle",
     "__pycache__",
     "*.egg-info",
 )
@@ -82,3 +87,39 @@ def test_the_models_wheel_is_found_where_it_is_installed(models_wheel, tmp_path,
 def test_a_checkout_has_the_models_on_disk(monkeypatch):
     monkeypatch.setattr(weights, "PACKAGE", "not_installed_anywhere")
     assert weights.embedded_weights("reference") == ROOT / "embedded_models" / "prunella_models" / "reference"
+
+
+@pytest.fixture(scope="module")
+def bundle_wheel(small_speech_llm, tmp_path_factory) -> Path:
+    """As `make wheels` packs it, a tiny bundle in place of the demo's."""
+    from prunella.export.export import export
+
+    folder = tmp_path_factory.mktemp("bundle")
+    shutil.copytree(ROOT / "ready_bundle", folder / "source")
+    export(
+        small_speech_llm,
+        "x86-cpu",
+        folder / "source" / ready_bundle.PACKAGE / ready_bundle.FOLDER,
+        recipe="int4",
+    )
+    return build_wheel(folder / "source", folder / "dist")
+
+
+def test_an_installed_bundle_transcribes(bundle_wheel, tmp_path, monkeypatch, capsys):
+    clip = str(ROOT / "examples" / "clips" / "evaluation" / "goforward.flac")
+    assert cli.main(["transcribe", clip]) == 1
+    said = capsys.readouterr().err
+    assert "none is installed" in said and bundle_wheel.name in said and "make wheels" in said
+    zipfile.ZipFile(bundle_wheel).extractall(tmp_path / "site")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    importlib.invalidate_caches()
+    assert cli.main(["transcribe", clip, "--beams", "1", clip]) == 0
+    captured = capsys.readouterr()
+    assert [line.partition("\t")[0] for line in captured.out.splitlines()] == [clip, clip]
+    first, *_ = captured.err.splitlines()
+    assert "no bundle is named: using the installed one" in first and str(tmp_path / "site") in first
+
+
+def test_the_bundle_is_of_this_version():
+    project = (ROOT / "ready_bundle" / "pyproject.toml").read_text()
+    assert f'\nversion = "{__version__}"\n' in project and "dependencies" not in project

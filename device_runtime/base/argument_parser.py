@@ -21,9 +21,19 @@ class ArgumentParser(argparse.ArgumentParser):
     _words: Sequence[str] = ()
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's."""
+        """As argparse's, but words may go on behind an option where the last positional takes any number of them."""
         self._words = list(sys.argv[1:] if args is None else args)
-        return super().parse_args(args, namespace)
+        known, rest = self.parse_known_args(self._words, namespace)
+        many = next(
+            (action for action in self._actions if action.nargs == "+" and not action.option_strings), None
+        )
+        late = _positional(rest) if many else []
+        if many is None or len(late) < len(rest) - rest.count("--"):
+            if rest:
+                self.error(f"{_UNKNOWN}{' '.join(rest)}")
+            return known
+        getattr(known, many.dest).extend(self._get_value(many, word) for word in late)
+        return known
 
     def error(self, message: str) -> NoReturn:
         """End the process with exit code 2 and a line."""
@@ -38,6 +48,12 @@ class ArgumentParser(argparse.ArgumentParser):
             said.append(message)
         line = "; ".join([*said, f"`{self.prog} --help` explains"]).replace("?; ", "? ")
         self.exit(2, f"prunella: {line}\n")
+
+
+def _positional(words: Sequence[str]) -> list[str]:
+    """Those that are no options."""
+    end = words.index("--") if "--" in words else len(words)
+    return [word for word in words[:end] if not word.startswith("-") or word == "-"] + list(words[end + 1 :])
 
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:
