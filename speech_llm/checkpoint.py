@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.device_runtime.base.files import whole_directory
-from prunella.speech_llm.config import CONFIG_NAME, SpeechLLMConfig
+from prunella.speech_llm.config import SpeechLLMConfig
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.model_folder import check_model_folder, full_disks_are_os_errors, why_unreadable
 
@@ -54,8 +54,6 @@ def load_checkpoint(folder: str | Path) -> SpeechLLM:
         CheckpointError: something is missing, or a weight is absent, superfluous or of another shape.
     """
     folder = Path(folder)
-    if not (folder / CONFIG_NAME).is_file():
-        raise CheckpointError(f"{folder} holds no {CONFIG_NAME}: not a prunella checkpoint")
     config = SpeechLLMConfig.load(folder)
     decoder, tokenizer = load_decoder(folder / DECODER_NAME)
     model = SpeechLLM(config, decoder, tokenizer)

@@ -117,6 +117,8 @@ class SpeechLLMConfig:
             CheckpointError: missing, not JSON, or a key that does not belong there.
         """
         path = folder / CONFIG_NAME
+        if not path.is_file():
+            raise CheckpointError(f"{folder} holds no {CONFIG_NAME}: not a prunella checkpoint")
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
             nested = {

@@ -33,7 +33,7 @@ class OnnxAudioEncoder:
         # A plan for each length saves no time, and takes as much memory again as soon as a length comes twice.
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session, self.missing = open_session(
+        self.session, self.missing = open_session(
             onnxruntime, bundle.file(AUDIO_ENCODER), options, bundle.manifest.providers
         )
         self._audio = bundle.manifest.audio
@@ -45,7 +45,7 @@ class OnnxAudioEncoder:
         padded = pad_to_stacks(samples, self._audio.samples_per_token, self._audio.extra_padding)
         features = log_mel(padded, self._audio.num_mel_bins)
         with run_errors("the audio encoder"):
-            embeddings, *log_probs = self._session.run(None, {"log_mel": features[None]})
+            embeddings, *log_probs = self.session.run(None, {"log_mel": features[None]})
         self.ctc_log_probs = log_probs[0][0] if log_probs else None
         rows: Float32 = embeddings[0]
         return rows

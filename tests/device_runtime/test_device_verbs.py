@@ -126,4 +126,4 @@ def test_info_refuses_what_is_not_intact(write_bundle, tmp_path, capsys):
 def test_the_encoders_memory_is_not_planned_for_each_length(reference_bundle):
     """A plan takes up to 130 MB more as soon as a length comes twice, as in long recordings."""
     encoder = open_transcriber(reference_bundle).engine.encoder
-    assert not encoder.get_session_options().enable_mem_pattern
+    assert not encoder.session.get_session_options().enable_mem_pattern

@@ -10,6 +10,7 @@ from prunella.device_runtime.base.errors import CheckpointError
 from prunella.pruning.blocks import Block
 from prunella.pruning.prune import prune
 from prunella.speech_llm.checkpoint import save_checkpoint, save_decoder
+from prunella.speech_llm.load import load
 from prunella.speech_llm.model_facts import facts_of, read_facts
 
 
@@ -33,5 +34,10 @@ def test_what_is_no_speech_llm_is_refused_as_load_does(small_speech_llm, tmp_pat
         read_facts(tmp_path / "text")
     (tmp_path / "broken" / "decoder").mkdir(parents=True)
     (tmp_path / "broken" / "projector.safetensors").touch()
-    with pytest.raises(CheckpointError, match="cannot load a causal LM"):
-        read_facts(tmp_path / "broken")
+    for read in (load, read_facts):
+        with pytest.raises(CheckpointError, match=r"holds no config\.json"):
+            read(tmp_path / "broken")
+    small_speech_llm.config.save(tmp_path / "broken")
+    for read in (load, read_facts):
+        with pytest.raises(CheckpointError, match="cannot load a causal LM"):
+            read(tmp_path / "broken")
