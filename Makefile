@@ -13,8 +13,11 @@ VERSION := $(shell sed -n 's/.*"\(.*\)"/\1/p' _version.py)
 
 demo: $(VENV)/installed
 	$(BIN)/prunella build reference --target x86-cpu --healed reference-pruned -o out/demo
-	@echo; echo "prunella transcribe out/demo/pruned-int4 examples/clips/evaluation/librivox_0880.flac"
-	@$(BIN)/prunella transcribe out/demo/pruned-int4 examples/clips/evaluation/librivox_0880.flac
+	@echo; echo "prunella eval out/demo/pruned-int4 --speech examples/clips/evaluation.jsonl --show --clip librivox_0870 --clip librivox_0880 --clip librivox_0930 --clip goforward"; echo
+	@$(BIN)/prunella eval out/demo/pruned-int4 --speech examples/clips/evaluation.jsonl --show --clip librivox_0870 --clip librivox_0880 --clip librivox_0930 --clip goforward
+	@echo; echo "Now yours:  $(BIN)/prunella transcribe out/demo/pruned-int4 FILE"
+	@echo "            $(BIN)/prunella listen out/demo/pruned-int4    (a microphone)"
+	@echo "            $(BIN)/prunella serve out/demo/pruned-int4     (a page and an API)"
 
 test: $(VENV)/installed-dev .venv-device/installed lint
 	PRUNELLA_DEVICE_PYTHON=$(CURDIR)/.venv-device/bin/python $(BIN)/python -m pytest

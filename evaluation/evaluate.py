@@ -16,11 +16,12 @@ import tqdm
 
 from prunella.device_runtime.base.common_options import add_speech, add_threads
 from prunella.device_runtime.base.cores import check_threads
-from prunella.device_runtime.base.errors import AudioError
+from prunella.device_runtime.base.errors import AudioError, UsageError
 from prunella.device_runtime.decoding.beam_search import check_beams
 from prunella.device_runtime.engines.providers import require_all
 from prunella.device_runtime.options import BEAMS_HELP, STRICT_HELP
 from prunella.evaluation.manifest import SpeechManifest, Utterance, read_manifest
+from prunella.evaluation.marked import marked
 from prunella.evaluation.records import ClipRecord, RecordsFile, check_records, clip_record
 from prunella.evaluation.report import (
     EvaluationReport,
@@ -129,6 +130,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source", action="append", default=[], metavar="NAME", help="only this source (may be repeated)"
     )
+    parser.add_argument(
+        "--clip",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only this clip, by its file's name (may be repeated)",
+    )
+    parser.add_argument(
+        "--show",
+        type=int,
+        nargs="?",
+        const=sys.maxsize,
+        metavar="N",
+        help="also the first N transcripts (default: all) under what was said, wrong words marked",
+    )
     parser.add_argument("--beams", type=int, default=0, metavar="N", help=BEAMS_HELP)
     parser.add_argument("--no-guards", action="store_true", help="no repeat stop and no silence gate")
     parser.add_argument("--no-score", action="store_true", help="no cross-entropy of the reference texts")
@@ -150,10 +166,12 @@ def run(args: argparse.Namespace) -> int:
     """`prunella eval`: evaluate one or two systems and write the result to stdout."""
     check_threads(args.threads)
     check_beams(args.beams)
+    if args.show is not None and (args.show < 1 or args.json):
+        raise UsageError("--show takes a number of clips from 1, and prints text: leave it out with --json")
     if args.records is not None:
         check_records(args.records)
     manifest = read_manifest(args.speech).select(
-        sources=args.source, max_seconds=args.max_seconds, limit=args.limit, seed=args.seed
+        sources=args.source, clips=args.clip, max_seconds=args.max_seconds, limit=args.limit, seed=args.seed
     )
     names = [args.system] + ([args.system_b] if args.system_b else [])
     if args.engine:
@@ -170,7 +188,10 @@ def run(args: argparse.Namespace) -> int:
             result = {"systems": names, "a": a, "b": b, "paired": paired.to_json()}
         sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
         return 0
-    parts = [render_report(report) for report in reports]
+    parts = []
+    for report in reports:
+        parts += [marked(one.id, one.reference, one.hypothesis) for one in report.records[: args.show or 0]]
+        parts.append(render_report(report))
     if paired is not None:
         parts.append(paired.verdict())
     sys.stdout.write("\n\n".join(parts) + "\n")

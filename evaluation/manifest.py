@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunella.device_runtime.base.errors import AudioError, ManifestError, UsageError
-from prunella.device_runtime.base.suggestions import path_hint
+from prunella.device_runtime.base.suggestions import did_you_mean, path_hint
 from prunella.device_runtime.sound.audio import load_audio
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
 
@@ -105,6 +105,19 @@ class SpeechManifest:
                 raise UsageError(f"{self.path} has no source '{source}': it has {', '.join(self.sources)}")
         return self._keep([u for u in self.utterances if u.source in sources])
 
+    def clips(self, names: Collection[str]) -> SpeechManifest:
+        """Rows of these clips, each by its id or by its file's name, with or without its suffix.
+
+        Raises:
+            UsageError: a clip that no row has.
+        """
+        called = [{one.id, one.audio.name, one.audio.stem} for one in self.utterances]
+        for name in names:
+            if not any(name in own for own in called):
+                hint = did_you_mean(name, dict.fromkeys(one.audio.stem for one in self.utterances))
+                raise UsageError(f"{self.path} has no clip '{name}'{f': {hint}' if hint else ''}")
+        return self._keep([one for one, own in zip(self.utterances, called, strict=True) if own & set(names)])
+
     def at_most(self, seconds: float) -> SpeechManifest:
         """Rows whose audio is no longer than `seconds`."""
         return self._keep([u for u in self.utterances if u.duration <= seconds])
@@ -137,14 +150,15 @@ class SpeechManifest:
         self,
         *,
         sources: Collection[str] = (),
+        clips: Collection[str] = (),
         max_seconds: float | None = None,
         limit: int | None = None,
         seed: int | None = None,
     ) -> SpeechManifest:
-        """What `--source`, `--max-seconds` and `--limit` (with `--seed`) ask for, in this order.
+        """What `--source`, `--clip`, `--max-seconds` and `--limit` (with `--seed`) ask for, in this order.
 
         Raises:
-            UsageError: an unknown source, or a number that is not positive.
+            UsageError: an unknown source or clip, or a number that is not positive.
             ManifestError: nothing is left.
         """
         if limit is not None and limit < 1:
@@ -152,6 +166,8 @@ class SpeechManifest:
         if max_seconds is not None and not max_seconds > 0:
             raise UsageError(f"clips of at most {max_seconds} s leave nothing: give a positive number")
         chosen = self.only(sources) if sources else self
+        if clips:
+            chosen = chosen.clips(clips)
         if max_seconds is not None:
             chosen = chosen.at_most(max_seconds)
         if limit is not None:

@@ -69,7 +69,7 @@ def test_the_two_commands_are_targets_of_the_makefile():
 def test_what_the_demo_is_said_to_print_is_what_it_runs():
     makefile = (ROOT / "Makefile").read_text().replace("@$(BIN)/", "")
     command = _blocks("text")[0].splitlines()[0]
-    assert command.startswith("prunella transcribe") and command in makefile
+    assert command.startswith("prunella eval") and command in makefile
 
 
 def test_it_is_read_in_two_minutes():

@@ -229,6 +229,17 @@ def test_the_verb_selects_and_prints_a_table(manifest_path, fakes, capsys):
     assert "WER%" in out and "people" in out and "more" not in out
 
 
+def test_the_verb_shows_transcripts_under_what_was_said(manifest_path, fakes, capsys):
+    words = ["eval", "poor", "--speech", str(manifest_path), "--clip", "1", "--clip", "4.wav"]
+    assert main([*words, "--show", "1"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("1.wav: 4 words, 1 wrong\n  said   the cat sat down\n  heard  the cat sad down\n")
+    assert "4.wav" not in out and "overall" in out and out.count("said") == 1
+    assert main([*words, "--show"]) == 0 and capsys.readouterr().out.count("heard") == 2
+    assert main([*words, "--clip", "5"]) == 2 and "has no clip '5'" in capsys.readouterr().err
+    assert main([*words, "--show", "1", "--json"]) == 2
+
+
 def test_the_verb_reports_errors_in_one_line(manifest_path, fakes, capsys):
     assert main(["eval", "perfect", "--speech", str(manifest_path), "--source", "none"]) == 2
     assert main(["eval", "perfect", "--speech", str(Path("none.jsonl"))]) == 1
