@@ -3,7 +3,8 @@
 Every verb's module offers `add_arguments(parser)` and `run(args) -> int | None`; it is imported only when it is
 called, so that `prunella transcribe` on a device never loads what `prunella prune` needs.
 Exit codes: 0 done, 1 the work failed, 2 bad usage, 130 interrupted. Results go to stdout, all else to stderr. What failed
-is said in a line; PRUNELLA_TRACEBACK=1 adds the traceback where the error came from the system or a library.
+is said in a line; --traceback behind a verb, or PRUNELLA_TRACEBACK=1, adds the traceback where the error came from the
+system or a library.
 """
 
 from __future__ import annotations
@@ -50,10 +51,12 @@ VERBS: dict[str, tuple[str, str]] = {
     "eval": ("prunella.evaluation.evaluate", "word error rates of a bundle or a model"),
     "bench": ("prunella.benchmark.bench", "speed and memory of a bundle or a model"),
     "targets": ("prunella.targets.targets", "list and show the target profiles"),
-    "models": ("prunella.models", "list the embedded models and fetch their parts"),
+    "models": ("prunella.models", "list the embedded models, fetch their parts, clear the cache of them"),
+    "completion": ("prunella.completion", "what bash, zsh or fish completes, as a script for it"),
 }
 
 TRACEBACK = "PRUNELLA_TRACEBACK"
+_TRACEBACK_HELP = "also where an error of the system or of a library came from"
 _TRAINING = ("heal", "build")  # they may train, for which malloc is chosen before anything is imported
 
 
@@ -96,8 +99,28 @@ def _run(argv: Sequence[str] | None) -> int:
     return _run_verb(verb, rest, is_program=is_program)
 
 
-def _run_verb(verb: str, rest: Sequence[str], *, is_program: bool) -> int:
+def verb_parser(verb: str) -> ArgumentParser:
+    """The parser of a verb.
+
+    Raises:
+        ImportError: a library that its module imports is not installed.
+    """
     module_name, summary = VERBS[verb]
+    module = importlib.import_module(module_name)
+    parser = ArgumentParser(
+        prog=f"prunella {verb}",
+        description=module.__doc__ or summary,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    for one in (parser, *(inner for _, inner in parser.verbs().values())):
+        one.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=_TRACEBACK_HELP)
+    return parser
+
+
+def _run_verb(verb: str, rest: Sequence[str], *, is_program: bool) -> int:
+    module_name, _ = VERBS[verb]
+    traced = _wants_traceback(rest)
     try:
         require(needed_modules(verb, rest), f"`prunella {verb}`")
         if is_program and verb in _TRAINING:
@@ -105,19 +128,13 @@ def _run_verb(verb: str, rest: Sequence[str], *, is_program: bool) -> int:
         module = importlib.import_module(module_name)
         if "prunella.speech_llm" in sys.modules:
             importlib.import_module("prunella.speech_llm.process").tune()
-        parser = ArgumentParser(
-            prog=f"prunella {verb}",
-            description=module.__doc__ or summary,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.add_arguments(parser)
-        return int(module.run(parser.parse_args(rest)) or 0)
+        return int(module.run(verb_parser(verb).parse_args(rest)) or 0)
     except PrunellaError as error:
         if error.__cause__ is not None:
-            _show_traceback(error)
+            _show_traceback(error, traced)
         return _fail(str(error), error.exit_code)
     except ImportError as error:
-        _show_traceback(error)
+        _show_traceback(error, traced)
         try:  # `--help` comes as far as the imports
             require(needed_modules(verb, [word for word in rest if word not in HELP]), f"`prunella {verb}`")
         except PrunellaError as all_at_once:
@@ -131,7 +148,7 @@ def _run_verb(verb: str, rest: Sequence[str], *, is_program: bool) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        _show_traceback(error)
+        _show_traceback(error, traced)
         if error.errno == errno.ENOSPC:
             return _fail(
                 f"the disk is full ({error.filename or 'while writing'}): free some space and run it again", 1
@@ -151,14 +168,21 @@ def _usage() -> str:
             *lines,
             "",
             "`prunella VERB --help` explains a verb; `prunella --version`.",
-            f"{TRACEBACK}=1 in the environment shows where an error of the system or of a library came from.",
+            f"--traceback behind a verb (or {TRACEBACK}=1) shows where an error of the system or of a library came from.",
         ]
     )
 
 
-def _show_traceback(error: Exception) -> None:
+def _wants_traceback(words: Sequence[str]) -> bool:
+    """Told before the words are parsed, which may itself fail; shortened as argparse takes it."""
+    own = words[: words.index("--")] if "--" in words else words
+    asked = any(len(word) > len("--tr") and "--traceback".startswith(word) for word in own)
+    return asked or os.environ.get(TRACEBACK, "0") != "0"
+
+
+def _show_traceback(error: Exception, traced: bool) -> None:
     """Where an error that is not of prunella's own making came from, for those who ask."""
-    if os.environ.get(TRACEBACK, "0") != "0":
+    if traced:
         with contextlib.suppress(OSError):  # nobody reads it
             traceback.print_exception(error, file=sys.stderr)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import inspect
 import json
 import os
@@ -24,28 +23,16 @@ COLUMNS = "100"  # of the help texts, whatever terminal builds the site
 def command_line() -> str:
     """Every verb's `--help`."""
     os.environ["COLUMNS"] = COLUMNS
-    from prunella.cli import VERBS
-    from prunella.device_runtime.base.argument_parser import ArgumentParser
+    from prunella.cli import VERBS, verb_parser
 
     parts = ["# Command line\n", "What `prunella VERB --help` prints.\n"]
-    for verb, (module_name, summary) in VERBS.items():
-        module = importlib.import_module(module_name)
-        parser = ArgumentParser(
-            prog=f"prunella {verb}",
-            description=module.__doc__ or summary,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.add_arguments(parser)
+    for verb, (_, summary) in VERBS.items():
+        parser = verb_parser(verb)
         parts.append(f"## {verb}\n\n{summary[0].upper()}{summary[1:]}.\n")
         parts.append(f"```text\n{parser.format_help().strip()}\n```\n")
-        for name, below in _subverbs(parser):
+        for name, (_, below) in parser.verbs().items():
             parts.append(f"### {verb} {name}\n\n```text\n{below.format_help().strip()}\n```\n")
     return "\n".join(parts)
-
-
-def _subverbs(parser: argparse.ArgumentParser) -> list[tuple[str, argparse.ArgumentParser]]:
-    found = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]  # noqa: SLF001
-    return [item for action in found for item in action.choices.items()]
 
 
 def bundle_schema() -> str:

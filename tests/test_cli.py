@@ -84,6 +84,27 @@ def test_tracebacks_are_for_those_who_ask(monkeypatch, capsys, wanted):
         assert said.splitlines()[-1].startswith("prunella: ")
 
 
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["info", "x", "--traceback"], True),
+        (["info", "--trace", "x"], True),
+        (["info", "x"], False),
+        (["targets", "show", "x86-cpu", "--traceback"], True),
+        (["targets", "--traceback", "list"], True),
+    ],
+)
+def test_every_verb_takes_traceback_as_an_option(words, wanted, monkeypatch, capsys):
+    def gone(_args):
+        raise OSError(5, "Input/output error", "bundle")
+
+    monkeypatch.delenv("PRUNELLA_TRACEBACK", raising=False)
+    monkeypatch.setattr(importlib.import_module(VERBS[words[0]][0]), "run", gone)
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert ("Traceback" in said) == wanted and said.splitlines()[-1].startswith("prunella: ")
+
+
 @pytest.mark.slow
 def test_importing_the_library_changes_nothing_of_the_process():
     code = (

@@ -1,6 +1,5 @@
 """The README and the pages of `docs/`: links hold, commands are spelled as they are taken, and what can be run is run."""
 
-import importlib
 import os
 import re
 import shlex
@@ -21,8 +20,7 @@ from documentation import (
     shell_commands,
 )
 
-from prunella.cli import VERBS, main
-from prunella.device_runtime.base.argument_parser import ArgumentParser
+from prunella.cli import VERBS, main, verb_parser
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in pages()}
 LANGUAGES = {"sh", "python", "powershell", "text", "json", "toml", "nginx"}
@@ -33,12 +31,6 @@ def _to_run(page: str) -> list:
 
 
 RUN = [page for page in PAGES if page != "README.md" and _to_run(page)]  # the README's: test_readme.py
-
-
-def _parser(verb: str) -> ArgumentParser:
-    parser = ArgumentParser(prog=f"prunella {verb}")
-    importlib.import_module(VERBS[verb][0]).add_arguments(parser)
-    return parser
 
 
 EVERYWHERE = sorted(
@@ -87,7 +79,7 @@ def test_commands_in_blocks_are_taken():
                 continue
             verb, *rest = words
             try:
-                _parser(verb).parse_args(rest)
+                verb_parser(verb).parse_args(rest)
             except SystemExit:
                 pytest.fail(f"{page}: prunella {' '.join(words)}")
 
@@ -106,7 +98,7 @@ def test_options_that_the_text_names_are_there():
             ):
                 continue
             assert words[0] in VERBS, f"{page}: prunella {' '.join(words)}"
-            known.setdefault(words[0], _parser(words[0]).format_help())
+            known.setdefault(words[0], verb_parser(words[0]).format_help())
             for word in words[1:]:
                 if word.startswith("--") and words[0] != "targets":
                     assert re.search(rf"{re.escape(word)}\b", known[words[0]]), f"{page}: {' '.join(words)}"

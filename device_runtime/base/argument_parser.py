@@ -35,9 +35,34 @@ class ArgumentParser(argparse.ArgumentParser):
         getattr(known, many.dest).extend(self._get_value(many, word) for word in late)
         return known
 
+    @property
+    def arguments(self) -> tuple[argparse.Action, ...]:
+        """Options and positionals, in their order."""
+        return tuple(self._actions)
+
+    def verbs(self) -> dict[str, tuple[str, ArgumentParser]]:
+        """Its own verbs, each with a line about it and its parser."""
+        found: dict[str, tuple[str, ArgumentParser]] = {}
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+                told = {choice.dest: choice.help or "" for choice in action._choices_actions}  # noqa: SLF001
+                found |= {name: (told.get(name, ""), parser) for name, parser in action.choices.items()}
+        return found
+
+    def _known_options(self) -> list[str]:
+        """Of it and of its verbs."""
+        inner = [name for _, parser in self.verbs().values() for name in parser._known_options()]  # noqa: SLF001
+        return [
+            name for name in dict.fromkeys([*self._option_string_actions, *inner]) if name.startswith("--")
+        ]
+
+    def explanation(self, action: argparse.Action) -> str:
+        """The help of one of its arguments, with what stands for its default filled in, in one line."""
+        return " ".join(self._get_formatter()._expand_help(action).split()) if action.help else ""  # noqa: SLF001
+
     def error(self, message: str) -> NoReturn:
         """End the process with exit code 2 and a line."""
-        known = _options(self)
+        known = self._known_options()
         own = self._words[: self._words.index("--")] if "--" in self._words else self._words
         unknown = [word.partition("=")[0] for word in own if _is_unknown(word, known)]
         said = [f"no option '{word}'{_hint(word, known)}" for word in dict.fromkeys(unknown)]
@@ -54,15 +79,6 @@ def _positional(words: Sequence[str]) -> list[str]:
     """Those that are no options."""
     end = words.index("--") if "--" in words else len(words)
     return [word for word in words[:end] if not word.startswith("-") or word == "-"] + list(words[end + 1 :])
-
-
-def _options(parser: argparse.ArgumentParser) -> list[str]:
-    """Of a parser and of its verbs."""
-    found = list(parser._option_string_actions)  # noqa: SLF001
-    for action in parser._actions:  # noqa: SLF001
-        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
-            found += [name for inner in action.choices.values() for name in _options(inner)]
-    return [name for name in dict.fromkeys(found) if name.startswith("--")]
 
 
 def _is_unknown(word: str, known: Sequence[str]) -> bool:
