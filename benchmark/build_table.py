@@ -38,7 +38,7 @@ class BuildRow:
 
 
 def measure_row(name: str, system: str, manifest: SpeechManifest) -> BuildRow:
-    """Time a system on the shortest clips of a manifest, and judge it on all.
+    """Time a system on the shortest clips of a manifest, and judge it on all, as `transcribe` decodes.
 
     Args:
         name: what the row is called.
@@ -46,7 +46,7 @@ def measure_row(name: str, system: str, manifest: SpeechManifest) -> BuildRow:
         manifest: clips with their texts.
     """
     # Timed before this process holds the system too: idle threads of a loaded engine cost the measured one.
-    record = measure([system], shortest(manifest, _BENCH_CLIPS), repeat=_BENCH_REPEATS).records[0]
+    record = measure([system], shortest(manifest, _BENCH_CLIPS), repeat=_BENCH_REPEATS, beams=0).records[0]
     opened = open_system(system, beams=0)
     report = evaluate(opened.system, manifest, name=name, fingerprint=opened.fingerprint, progress=True)
     del opened
@@ -98,6 +98,23 @@ def render_rows(rows: tuple[BuildRow, ...], *, markdown: bool = False, heading: 
         for row in rows
     ]
     return (f"{heading}\n\n" if heading else "") + render_table(header, cells, markdown=markdown)
+
+
+def table_legend(*, healed: bool) -> str:
+    """What rows and columns are, in three lines.
+
+    Args:
+        healed: whether what the cut lost was trained back, and is what the bundles hold.
+    """
+    bundles = (
+        "Bundles called pruned hold the healed one." if healed else "Bundles called pruned hold that one."
+    )
+    trained = "healed: trained afterwards. " if healed else ""
+    return (
+        f"full: nothing cut. cut: layers taken out, no more. pruned: the gap bridged. {trained}{bundles}\n"
+        "MB: on disk. loss: nats a token of what was said, less is better. WER: words wrong; few clips make wide intervals.\n"
+        f"RTF: seconds of work for one of speech; tokens/s and peak MB with it, on the {_BENCH_CLIPS} shortest clips. All as `transcribe` decodes."
+    )
 
 
 def _layers(system: str) -> int | None:

@@ -161,6 +161,7 @@ def run(args: argparse.Namespace) -> int:
     sys.stdout.write(
         f"cut layers {' '.join(cut['blocks'])} of {cut['layers_before']} ({cut['strategy']})\n\n"
         f"{render_rows(report.rows, heading=report.heading)}\n\n"
+        f"{report.legend}\n\n"
         f"bundle     {report.bundle}\n"
         f"picture    {at.picture}\n"
         f"your own   prunella transcribe {report.bundle} recording.wav\n"

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
-from prunella.benchmark.build_table import BuildRow, measure_row, measured_elsewhere, render_rows
+from prunella.benchmark.build_table import (
+    BuildRow,
+    measure_row,
+    measured_elsewhere,
+    render_rows,
+    table_legend,
+)
 from prunella.building.artifacts import Artifacts
 from prunella.building.build_plan import BuildPlan, claim_folder
 from prunella.building.build_recipes import choose_recipes
+from prunella.building.progress import Step, announced
 from prunella.building.table_entries import TableEntry, table_entries
 from prunella.device_runtime.base.extras import importable, require
 from prunella.device_runtime.base.files import write_json, write_text
@@ -49,16 +52,6 @@ TEXT_LINES = 40  # of the text: about as many positions as 70 short clips
 
 
 @dataclass(frozen=True)
-class Step:
-    """Makes `artefact`, for which those in `needs` must be there."""
-
-    name: str
-    artefact: Path
-    needs: tuple[Path, ...]
-    make: Callable[[], object]
-
-
-@dataclass(frozen=True)
 class BuildReport:
     """The rows, and the folder of the bundle that was asked for."""
 
@@ -66,6 +59,7 @@ class BuildReport:
     bundle: Path
     # Above the table, where it was not measured on the target.
     heading: str = ""
+    legend: str = ""  # below it
 
 
 class Build:
@@ -105,13 +99,15 @@ class Build:
         check_libraries(self.recipes.asked, self.plan.baseline)
         claim_folder(self.plan, self.at)
         with unannounced(bool(self.heading)):
-            for step in _announced(self.steps()):
+            for step in announced(self.steps()):
                 if not step.artefact.exists():
                     step.make()
         rows = tuple(BuildRow(**json.loads(self.at.row(one.id).read_text())) for one in self.entries())
         write_json(self.at.report, {"plan": asdict(self.plan), "rows": [asdict(row) for row in rows]})
-        write_text(self.at.table, render_rows(rows, markdown=True, heading=self.heading) + "\n")
-        return BuildReport(rows, self.at.bundle("pruned", self.recipes.asked), self.heading)
+        legend = table_legend(healed=bool(self.plan.healed or self.plan.heals))
+        table = render_rows(rows, markdown=True, heading=self.heading)
+        write_text(self.at.table, f"{table}\n\n{legend}\n")
+        return BuildReport(rows, self.at.bundle("pruned", self.recipes.asked), self.heading, legend)
 
     def entries(self) -> tuple[TableEntry, ...]:
         """The lines of the table."""
@@ -121,20 +117,28 @@ class Build:
         """All steps, in an order in which each finds what it needs."""
         at = self.at
         steps = [
-            Step("measuring redundancy", at.maps, (), self._analyze),
-            Step("choosing a block, cutting and bridging", at.pruned, (at.maps,), self._prune),
+            Step("measuring redundancy", at.maps, (), self._analyze, weight=6),
+            Step("choosing a block, cutting and bridging", at.pruned, (at.maps,), self._prune, weight=10),
             Step("saving the cut without its bridge", at.cut, (at.pruned,), self._cut),
         ]
         if self.plan.heals:
-            steps.append(Step("healing", at.healed, (at.pruned,), self._heal))
+            steps.append(
+                Step(
+                    "healing", at.healed, (at.pruned,), self._heal, seconds=60 * (self.plan.heal_minutes or 0)
+                )
+            )
         for kind, checkpoint in (("full", resolve(self.plan.model)), ("pruned", self._smaller)):
             whole = at.bundle(kind, self.recipes.float)
             for recipe in self.recipes.all:
-                make, source = (
-                    (self._export, checkpoint) if recipe == self.recipes.float else (self._requantize, whole)
+                make, source, weight = (
+                    (self._export, checkpoint, 3.0)
+                    if recipe == self.recipes.float
+                    else (self._requantize, whole, 0.5)
                 )
                 step = partial(make, kind, recipe)
-                steps.append(Step(f"exporting {kind} as {recipe}", at.bundle(kind, recipe), (source,), step))
+                steps.append(
+                    Step(f"exporting {kind} as {recipe}", at.bundle(kind, recipe), (source,), step, weight)
+                )
         for one in self.entries():
             needs = () if one.system == BASELINE else (Path(one.system),)
             steps.append(Step(f"evaluating {one.name}", at.row(one.id), needs, partial(self._evaluate, one)))
@@ -227,14 +231,3 @@ def check_libraries(recipe: str, baseline: bool) -> None:
         llama_library()
     if baseline:
         importable("faster_whisper", "the row of Whisper tiny.en")
-
-
-def _announced(steps: Iterable[Step]) -> Iterator[Step]:
-    """The steps in turn, named in a bar on stderr; where that is no terminal, what is left to do gets a line each."""
-    bar_format = "{n}/{total} {desc} [{elapsed}]"
-    with tqdm(steps, file=sys.stderr, disable=None, bar_format=bar_format) as bar:
-        for step in bar:
-            bar.set_description(step.name)
-            if bar.disable and not step.artefact.exists():
-                sys.stderr.write(f"{step.name} ...\n")
-            yield step
