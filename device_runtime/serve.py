@@ -21,6 +21,7 @@ from typing import Any
 from prunella.device_runtime.base.cache import writable_cache
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.extras import explained
+from prunella.device_runtime.bundle import open_bundle
 from prunella.device_runtime.decoding.beam_search import check_beams
 from prunella.device_runtime.decoding.phrase_grammar import parse_phrases
 from prunella.device_runtime.live.decode_worker import Recognizer
@@ -33,6 +34,7 @@ from prunella.device_runtime.options import (
 )
 from prunella.device_runtime.servers.addresses import is_loopback, is_unspecified, listen_at, urls
 from prunella.device_runtime.servers.connections import Connections, CountedListener
+from prunella.device_runtime.servers.model_facts import ModelFacts
 from prunella.device_runtime.servers.service import Limits, TranscriptionService
 from prunella.device_runtime.transcriber import Transcriber
 
@@ -216,6 +218,7 @@ def run(args: argparse.Namespace) -> int:
         language=args.language,
         limits=limits,
         with_phrases=phrases_of_requests(transcriber, args.min_score),
+        facts=_facts(args.bundle, args.phrases),
     )
     live.warm_up()
     if key is None and not is_loopback(args.host):
@@ -234,6 +237,14 @@ def run(args: argparse.Namespace) -> int:
             )
         )
     return 0
+
+
+def _facts(bundle: str, phrases: str | None) -> ModelFacts:
+    text = ""
+    if phrases is not None:
+        with contextlib.suppress(OSError, UnicodeDecodeError):  # it was read before; a pipe is now empty
+            text = Path(phrases).read_text(encoding="utf-8-sig")
+    return ModelFacts.of(open_bundle(bundle, verify=False).manifest, text)
 
 
 def _limits(args: argparse.Namespace) -> Limits:

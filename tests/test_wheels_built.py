@@ -15,6 +15,7 @@ from prunella import cli
 from prunella._version import __version__
 from prunella.device_runtime.base import ready_bundle
 from prunella.device_runtime.base.errors import CheckpointError
+from prunella.device_runtime.servers.page_files import FILES
 from prunella.speech_llm import embedded_weights as weights
 
 pytestmark = pytest.mark.slow
@@ -65,6 +66,8 @@ def test_the_runtimes_wheel_holds_no_training_weights(runtime_wheel):
     assert not [name for name in names if name.endswith((".safetensors", ".gguf", ".bin"))]
     for needed in ("cli.py", "targets/x86-cpu.toml", "device_runtime/sound/silero_vad/silero_vad_16k.onnx"):
         assert f"prunella/{needed}" in names
+    for part in FILES:
+        assert f"prunella/device_runtime/servers/page/{part}" in names
 
 
 def test_the_models_wheel_is_found_where_it_is_installed(models_wheel, tmp_path, monkeypatch):

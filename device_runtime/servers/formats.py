@@ -36,7 +36,7 @@ def render(
     if form == "text":
         return recognition.text + "\n"
     if form in ("srt", "vtt"):
-        shown = [cue for u in recognition.utterances for cue in cues(u.transcript.text, u.t0, u.t1, u.pauses)]
+        shown = _cues(recognition)
         if form == "srt":
             return "\n".join(_cue(cue, ",", f"{number}\n") for number, cue in enumerate(shown, start=1))
         safe = (
@@ -48,6 +48,14 @@ def render(
         segments = [_segment(number, u) for number, u in enumerate(recognition.utterances)]
         body = {"task": "transcribe", "duration": round(recognition.seconds, 5), **body, "segments": segments}
     return json.dumps(body, ensure_ascii=False)
+
+
+def subtitles(recognition: Recognition) -> list[dict[str, Any]]:
+    """The cues of `srt` and `vtt` as JSON-ready dicts: seconds, and one or two lines."""
+    return [
+        {"start": round(cue.t0, 3), "end": round(cue.t1, 3), "text": "\n".join(cue.lines)}
+        for cue in _cues(recognition)
+    ]
 
 
 def summary(
@@ -96,6 +104,10 @@ def _segment(number: int, utterance: Utterance) -> dict[str, Any]:
     if utterance.transcript.phrases:
         segment["phrase"] = utterance.transcript.phrases[0]
     return segment
+
+
+def _cues(recognition: Recognition) -> list[Cue]:
+    return [cue for u in recognition.utterances for cue in cues(u.transcript.text, u.t0, u.t1, u.pauses)]
 
 
 def _cue(cue: Cue, mark: str, head: str) -> str:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import errno
-import hashlib
-import importlib.resources
 import json
-import re
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -19,7 +15,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
@@ -27,8 +23,9 @@ from prunella.device_runtime.base.errors import AudioError, PrunellaError, TooLo
 from prunella.device_runtime.servers.access import Access, AccessMiddleware, KnownClients, problem
 from prunella.device_runtime.servers.asked import Asked, read_fields
 from prunella.device_runtime.servers.clients import Proxies
-from prunella.device_runtime.servers.formats import FORMATS, render, summary
+from prunella.device_runtime.servers.formats import FORMATS, render, subtitles, summary
 from prunella.device_runtime.servers.live_socket import live_socket
+from prunella.device_runtime.servers.page_files import page_routes
 from prunella.device_runtime.servers.service import (
     PHRASES_BYTES,
     BusyError,
@@ -62,7 +59,7 @@ def create_app(
     answers = _Answers(service, access)
     return Starlette(
         routes=[
-            Route("/", answers.index),
+            *page_routes(),
             Route("/health", answers.health),
             Route("/v1/models", answers.models),
             Route("/v1/models/{name:path}", answers.model),
@@ -100,15 +97,6 @@ class _Answers:
     def __init__(self, service: TranscriptionService, access: Access) -> None:
         self._service = service
         self._access = access
-        self._page = _page()
-        self._page_headers = {
-            "Content-Security-Policy": _content_policy(self._page),
-            "Referrer-Policy": "no-referrer",
-            "X-Content-Type-Options": "nosniff",
-        }
-
-    async def index(self, _: Request) -> Response:
-        return HTMLResponse(self._page, headers=self._page_headers)
 
     async def health(self, _: Request) -> Response:
         service = self._service
@@ -160,15 +148,15 @@ async def _transcribe(service: TranscriptionService, request: Request) -> Respon
         try:
             await service.turn(service.uploads, held, gone, look)
             loop = asyncio.get_running_loop()
-            events: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
+            events: asyncio.Queue[tuple[int, str, float] | None] = asyncio.Queue()
             begun = asyncio.Event()
 
             def tell(call: Callable[..., None], *args: object) -> None:
                 with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
                     loop.call_soon_threadsafe(call, *args)
 
-            def on_text(number: int, text: str) -> None:
-                tell(events.put_nowait, (number, text))
+            def on_text(number: int, text: str, until: float) -> None:
+                tell(events.put_nowait, (number, text, until))
 
             def recognize() -> Recognition:
                 recognizer = service.choose(wanted.phrases)
@@ -227,17 +215,21 @@ async def _sse(
     service: TranscriptionService,
     wanted: Asked,
     work: asyncio.Future[Recognition],
-    events: asyncio.Queue[tuple[int, str] | None],
+    events: asyncio.Queue[tuple[int, str, float] | None],
 ) -> AsyncIterator[str]:
-    """OpenAI's events: deltas that only append, then the whole text, which is the one that counts."""
+    """OpenAI's events: deltas that only append, then the whole text, which is the one that counts.
+
+    Beside OpenAI's keys a delta says how many seconds of the recording it reaches to, and the end has the cues of subtitles.
+    """
     sent: dict[int, str] = {}
     while (event := await events.get()) is not None:
-        number, text = event
+        number, text, until = event
         before = sent.get(number, "")
         if text.startswith(before) and len(text) > len(before):
             gap = " " if not before and sent else ""
             sent[number] = text
-            yield _event({"type": "transcript.text.delta", "delta": gap + text[len(before) :]})
+            delta = {"type": "transcript.text.delta", "delta": gap + text[len(before) :]}
+            yield _event(delta | {"seconds": round(until, 3)})
     try:
         recognition = await work
     except PrunellaError as error:
@@ -245,7 +237,8 @@ async def _sse(
         return
     notes = wanted.notes + recognition.warnings
     body = summary(recognition, model=service.model, language=service.language, notes=notes)
-    yield _event({"type": "transcript.text.done", **body})
+    cues = subtitles(recognition)
+    yield _event({"type": "transcript.text.done", **body, "cues": cues})
 
 
 def _event(body: dict[str, Any]) -> str:
@@ -259,6 +252,8 @@ def _model(service: TranscriptionService) -> dict[str, Any]:
         "created": 0,
         "owned_by": "prunella",
         "language": service.language,
+        "facts": service.facts.to_json(),
+        "limits": {"upload_bytes": service.limits.upload_bytes, "seconds": service.limits.seconds},
     }
 
 
@@ -295,21 +290,3 @@ def _no_room(_: Request, error: Exception) -> Response:
     if getattr(error, "errno", None) not in _FULL:
         raise error
     return problem(507, "the server has no room for this recording now: send it later, or a shorter one")
-
-
-def _page() -> str:
-    return importlib.resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-
-
-def _content_policy(page: str) -> str:
-    """Nothing may run in the page but its own script and style, and it may talk to nobody but this server."""
-
-    def hashes(tag: str) -> str:
-        found = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.S)
-        digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in found)
-        return " ".join(f"'sha256-{digest}'" for digest in digests)
-
-    return (
-        f"default-src 'none'; script-src {hashes('script')} blob:; style-src {hashes('style')}; "
-        "connect-src 'self'; worker-src blob:; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-    )

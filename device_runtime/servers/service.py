@@ -16,6 +16,7 @@ from typing import TypeVar
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import AudioError, PrunellaError
 from prunella.device_runtime.live.decode_worker import Recognizer
+from prunella.device_runtime.servers.model_facts import ModelFacts
 from prunella.device_runtime.servers.subtitles import quiet_spans
 from prunella.device_runtime.servers.turns import Turns
 from prunella.device_runtime.sound.audio import Audio
@@ -114,6 +115,7 @@ class TranscriptionService:
         live: the recognizer of live sessions; None: that of recordings.
         partials: what live sessions use while someone speaks; None: the same.
         make_vad: a fresh speech detector for every recording.
+        facts: what people are told of the model.
         with_phrases: a recognizer over the same engine that can say nothing but these templates; None: not offered.
     """
 
@@ -125,6 +127,7 @@ class TranscriptionService:
     partials: Recognizer | None = None
     make_vad: Callable[[], SpeechDetector] = SileroVad
     with_phrases: Callable[[str], Recognizer] | None = None
+    facts: ModelFacts = field(default_factory=ModelFacts)
     lock: Turns = field(default_factory=Turns)
     uploads: Turns = field(default_factory=Turns)
     commands: Turns = field(default_factory=Turns)
@@ -257,7 +260,7 @@ class TranscriptionService:
         samples: Float32 | Audio,
         recognizer: Recognizer | None = None,
         *,
-        on_text: Callable[[int, str], None] | None = None,
+        on_text: Callable[[int, str, float], None] | None = None,
         gone: threading.Event | None = None,
     ) -> Recognition:
         """Find the utterances of a recording and transcribe each. Blocks: call it on a thread.
@@ -265,7 +268,8 @@ class TranscriptionService:
         Args:
             samples: (n,) float32 at 16 kHz, or a recording that is read block by block.
             recognizer: from `choose`.
-            on_text: called on this thread with an utterance's number and its text so far.
+            on_text: called on this thread with an utterance's number, its text so far, and where in the recording it
+                ends, in seconds.
             gone: once set, the work ends within a token, or a moment of looking for speech.
 
         Raises:
@@ -294,7 +298,7 @@ class TranscriptionService:
         heard = False
         blocks = samples.blocks() if isinstance(samples, Audio) else [samples]
         for number, spoken in enumerate(find_utterances(level.measured(blocks), watched)):
-            told = functools.partial(on_text, number) if on_text else lambda _: None
+            told = _teller(on_text, number, spoken.stop / SAMPLE_RATE)
             transcript, spent = self._in_turn(chosen, spoken, told, gone)
             waited += spent
             heard |= transcript.finish_reason not in ("silence", "phrase", "no-phrase")
@@ -323,6 +327,12 @@ class TranscriptionService:
                 steps.close()
         on_text(transcript.text)
         return transcript, waited
+
+
+def _teller(
+    on_text: Callable[[int, str, float], None] | None, number: int, until: float
+) -> Callable[[str], None]:
+    return lambda text: on_text(number, text, until) if on_text else None
 
 
 def _utterance(spoken: Stretch, transcript: Transcript, probabilities: Sequence[float]) -> Utterance:

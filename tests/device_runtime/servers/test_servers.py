@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.decoding.phrase_grammar import parse_phrases
 from prunella.device_runtime.servers.access import Access
 from prunella.device_runtime.servers.http_api import create_app
+from prunella.device_runtime.servers.model_facts import ModelFacts
 from prunella.device_runtime.servers.service import CancelledError, Limits, TranscriptionService
 from prunella.device_runtime.servers.turns import Turns
 from prunella.device_runtime.sound.audio import open_audio
@@ -318,10 +320,79 @@ def test_models_and_health(client, service):
 def test_the_page_needs_nothing_from_elsewhere(client):
     answer = client.get("/")
     assert answer.status_code == 200
-    policy = answer.headers["content-security-policy"]
-    assert "default-src 'none'" in policy and "unsafe" not in policy
-    assert "http://" not in answer.text and "https://" not in answer.text
     assert 'name="viewport"' in answer.text
+    loaded = re.findall(r'(?:src|href)="([^"#]+)"', answer.text)
+    assert {"page.css", "page.js", "mark.svg"} <= set(loaded)
+    for name in {"", "recordings.js", "microphone.js", *loaded}:
+        part = client.get(f"/{name}")
+        assert part.status_code == 200, name
+        policy = part.headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "script-src 'self'" in policy and "unsafe" not in policy
+        assert part.headers["x-content-type-options"] == "nosniff"
+        text = part.text.replace('xmlns="http://www.w3.org/2000/svg"', "")
+        assert "http://" not in text and "https://" not in text and not re.search(r"""["'(]//""", text)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/", "text/html"),
+        ("/page.css", "text/css"),
+        ("/page.js", "text/javascript"),
+        ("/mark.svg", "image/svg+xml"),
+    ],
+)
+def test_the_pages_files_are_asked_for_anew_and_sent_once(client, path, kind):
+    answer = client.get(path)
+    assert answer.headers["content-type"].startswith(kind)
+    assert answer.headers["cache-control"] == "no-cache"
+    etag = answer.headers["etag"]
+    again = client.get(path, headers={"if-none-match": f'"other", W/{etag}'})
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
+    assert client.get(path, headers={"if-none-match": '"other"'}).status_code == 200
+    assert client.head(path).status_code == 200
+
+
+def test_what_the_page_imports_is_served(client):
+    for script in ("page.js", "recordings.js"):
+        for name in re.findall(r'from "\./([^"]+)"', client.get(f"/{script}").text):
+            assert client.get(f"/{name}").headers["content-type"].startswith("text/javascript")
+
+
+def test_the_page_finds_every_part_that_its_script_uses(client):
+    page = client.get("/").text
+    for name in re.findall(r"""\$\("([\w-]+)"\)""", client.get("/page.js").text):
+        assert f'id="{name}"' in page, name
+
+
+def test_people_are_told_what_the_model_is(service):
+    told = TestClient(create_app(service), base_url="http://localhost").get("/v1/models").json()["data"][0]
+    assert told["facts"] == {
+        "layers": 0,
+        "layers_before": 0,
+        "quantization": "",
+        "lower_case": False,
+        "phrases": [],
+    }
+    assert told["limits"] == {"upload_bytes": FEW.upload_bytes, "seconds": FEW.seconds}
+    facts = ModelFacts(21, 30, "int4", True, ("turn (on | off) the light",))
+    client = TestClient(create_app(replace(service, facts=facts), Access("key")), base_url="http://localhost")
+    assert client.get("/v1/models").status_code == 401  # what may be said is not for everybody
+    assert "facts" not in client.get("/health").json()
+    answer = client.get("/v1/models/tiny", headers={"authorization": "Bearer key"}).json()
+    assert answer["facts"]["phrases"] == ["turn (on | off) the light"]
+    assert (answer["facts"]["layers"], answer["facts"]["layers_before"]) == (21, 30)
+
+
+def test_a_stream_says_how_far_it_is_and_ends_with_subtitles(client):
+    content = wav(speech(1.0, 2.0))
+    lines = [line for line in post(client, content, stream="true").text.splitlines() if line]
+    *deltas, done = [json.loads(line.removeprefix("data: ")) for line in lines]
+    assert "".join(event["delta"] for event in deltas) == done["text"]
+    reached = [event["seconds"] for event in deltas]
+    assert reached == sorted(reached) and 3.0 <= reached[0] < reached[-1] <= done["usage"]["seconds"]
+    assert " ".join(cue["text"] for cue in done["cues"]) == done["text"]
+    assert post(client, content, response_format="srt").text.count("-->") == len(done["cues"]) == 2
 
 
 def test_a_closing_server_still_gives_the_text_of_what_was_said(client, service):
