@@ -88,8 +88,9 @@ def _eval(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def _bundle(words: Sequence[str]) -> tuple[str, ...]:
-    """Of the bundle among the words, or of the installed one."""
+    """Of the bundle among the words, or of the installed one; a model is none, as whoever opens it says."""
     ready = find_ready_bundle()
+    words = [word for word in words if not _is_model(word)]
     return _systems(words) or (_systems([*words, str(ready)]) if ready else ())
 
 
@@ -104,11 +105,15 @@ def _systems(words: Sequence[str]) -> tuple[str, ...]:
         manifest = Path(folder) / "bundle.json"
         if word == BASELINE:
             found.append("faster_whisper")
-        elif word in EMBEDDED or (Path(folder) / "decoder" / "config.json").is_file():
+        elif _is_model(folder):
             found += _MODEL
         elif manifest.is_file():
             found += _ENGINES.get(engine or _first_engine(manifest), ())
     return tuple(found)
+
+
+def _is_model(word: str) -> bool:
+    return word in (*EMBEDDED, BASELINE) or (Path(word) / "decoder" / "config.json").is_file()
 
 
 def _first_engine(manifest: Path) -> str:

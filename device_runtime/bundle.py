@@ -19,6 +19,7 @@ from msgspec import Meta
 
 from prunella.device_runtime.base.errors import BundleError
 from prunella.device_runtime.base.files import bring_back, sha256
+from prunella.device_runtime.base.model_names import EMBEDDED
 from prunella.device_runtime.base.suggestions import path_hint
 from prunella.device_runtime.transcript import DecodeOptions
 
@@ -266,6 +267,10 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     path = Path(path)
     bring_back(path)
     if not path.is_dir():
+        if str(path) in EMBEDDED and not path.exists():
+            raise BundleError(
+                f"{path} is a model, not a bundle: `prunella export {path} --target x86-cpu` makes one of it"
+            )
         state = "is a file" if path.exists() else f"does not exist{path_hint(path)}"
         raise BundleError(
             f"{path} {state}: a bundle is a directory made by `prunella export` or `prunella build`"

@@ -97,6 +97,15 @@ def test_the_installed_one_is_opened_and_said(desk, installed, words, capsys, mo
     assert "onnxruntime" in needed_modules(words[0], words[1:])
 
 
+def test_a_model_is_no_bundle(desk, capsys):
+    assert not {"torch", "faster_whisper"} & set(
+        needed_modules("transcribe", ["reference-pruned", "clip.wav"])
+    )
+    assert cli.main(["transcribe", "reference-pruned", "clip.wav"]) == 1
+    said = capsys.readouterr().err
+    assert "reference-pruned is a model, not a bundle: `prunella export reference-pruned --target" in said
+
+
 def test_words_go_on_behind_options(desk, monkeypatch, capsys):
     heard = []
     monkeypatch.setattr(options, "open_transcriber", lambda path, **_: heard.append(path) or _quit())
