@@ -66,6 +66,7 @@ class Entry {
   }
   remark(text) { this.node.insertBefore(make("p", sentence(text), "note"), this.tools); }
   remove() {
+    if (this.node.contains(document.activeElement)) $("transcript").focus();
     this.node.remove();
     entries.delete(this);
     if (!entries.size) $("said").append(hint);
@@ -129,12 +130,15 @@ function hear(mine, { pcm, peak }) {
   if (mine.ready) mine.socket.send(pcm); else mine.held.push(pcm);
 }
 
+/** Not `disabled`, which would take the keyboard's focus away. */
+const pause = wait => $("record").setAttribute("aria-disabled", wait);
+
 async function start() {
   if (!navigator.mediaDevices || !window.AudioWorkletNode) {
     complain("Your browser gives the microphone only to pages whose address begins with https. Ask whoever runs this server for that address; until then you can choose a recording.");
     return;
   }
-  $("record").disabled = true;
+  pause(true);
   tell("Opening the microphone…");
   let stream, context;
   try {
@@ -144,7 +148,7 @@ async function start() {
   } catch (error) {
     stream?.getTracks().forEach(track => track.stop());
     context?.close();
-    $("record").disabled = false;
+    pause(false);
     const why = { NotAllowedError: "this page may not use it; allow it in the browser's settings for this page", NotFoundError: "none is connected", NotReadableError: "another program may be using it" };
     complain(`No microphone: ${why[error.name] || "the browser could not open it"}.`);
     return;
@@ -158,7 +162,7 @@ async function start() {
   socket.onopen = () => socket.send(JSON.stringify({ type: "start", sample_rate: context.sampleRate, api_key: key || undefined }));
   socket.onmessage = ({ data }) => onEvent(mine, JSON.parse(data));
   socket.onclose = ({ code }) => onClose(mine, code);
-  $("record").disabled = false;
+  pause(false);
   $("record").classList.add("on");
   $("label").textContent = "Stop";
   $("meter").hidden = false;
@@ -196,7 +200,7 @@ function onClose(mine, code) {
   else if (code !== 1000) complain(mine.ready ? "The connection was lost: what was said until then is kept." : lost);
   if (mine.ready) mine.entry.finish(); else mine.entry.remove();
   if (live === mine) live = null;
-  $("record").disabled = false;
+  pause(false);
   $("record").classList.remove("on");
   $("label").textContent = "Record";
 }
@@ -211,7 +215,7 @@ function stop() {
   const mine = live;
   if (!mine || mine.stopping) return;
   mine.stopping = true;
-  $("record").disabled = true;
+  pause(true);
   tell("Finishing…");
   mine.tap.port.postMessage("flush");
   setTimeout(() => {
@@ -362,7 +366,7 @@ async function meet() {
   return welcome;
 }
 
-$("record").onclick = () => live ? stop() : start();
+$("record").onclick = () => $("record").getAttribute("aria-disabled") === "true" || (live ? stop() : start());
 $("file").onchange = event => { for (const file of event.target.files) upload(file); event.target.value = ""; };
 for (const kind of ["dragover", "dragleave", "drop"]) document.addEventListener(kind, event => {
   event.preventDefault();
@@ -373,6 +377,7 @@ $("copy").onclick = () => copy([...entries].map(entry => entry.text).filter(Bool
 $("clear").onclick = () => {
   for (const entry of [...entries]) if (!entry.open) entry.remove();
   if (!player.isConnected) player.pause();
+  $("transcript").focus();
   tell("");
 };
 for (const node of document.querySelectorAll("[data-copies]")) node.onclick = () => copy($(node.dataset.copies).textContent, $(node.dataset.copies));
