@@ -194,8 +194,8 @@ def test_a_stopped_server_still_sends_what_was_said(reference_bundle, clip):
             socket.send(json.dumps({"type": "start", "sample_rate": 16_000}))
             assert json.loads(socket.recv(20))["type"] == "ready"
             socket.send((samples * 32_767).astype("<i2").tobytes())
+            events = [json.loads(socket.recv(20))]  # a partial text: the audio has been read
             process.send_signal(signal.SIGTERM)
-            events = []
             with pytest.raises(ConnectionClosed) as ended:
                 while True:
                     events.append(json.loads(socket.recv(20)))
