@@ -46,7 +46,10 @@ def measure_row(name: str, system: str, manifest: SpeechManifest) -> BuildRow:
         manifest: clips with their texts.
     """
     # Timed before this process holds the system too: idle threads of a loaded engine cost the measured one.
-    record = measure([system], shortest(manifest, _BENCH_CLIPS), repeat=_BENCH_REPEATS, beams=0).records[0]
+    repeat = (
+        1 if _is_checkpoint(system) else _BENCH_REPEATS
+    )  # beams in PyTorch take long, and are no device's
+    record = measure([system], shortest(manifest, _BENCH_CLIPS), repeat=repeat, beams=0).records[0]
     opened = open_system(system, beams=0)
     report = evaluate(opened.system, manifest, name=name, fingerprint=opened.fingerprint, progress=True)
     del opened
@@ -115,6 +118,10 @@ def table_legend(*, healed: bool) -> str:
         "MB: on disk. loss: nats a token of what was said, less is better. WER: words wrong; few clips make wide intervals.\n"
         f"RTF: seconds of work for one of speech; tokens/s and peak MB with it, on the {_BENCH_CLIPS} shortest clips. All as `transcribe` decodes."
     )
+
+
+def _is_checkpoint(system: str) -> bool:
+    return (Path(system) / "decoder" / "config.json").is_file()
 
 
 def _layers(system: str) -> int | None:

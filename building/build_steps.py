@@ -118,7 +118,7 @@ class Build:
         at = self.at
         steps = [
             Step("measuring redundancy", at.maps, (), self._analyze, weight=6),
-            Step("choosing a block, cutting and bridging", at.pruned, (at.maps,), self._prune, weight=10),
+            Step("choosing a block, cutting and bridging", at.pruned, (at.maps,), self._prune, weight=4),
             Step("saving the cut without its bridge", at.cut, (at.pruned,), self._cut),
         ]
         if self.plan.heals:
@@ -131,9 +131,9 @@ class Build:
             whole = at.bundle(kind, self.recipes.float)
             for recipe in self.recipes.all:
                 make, source, weight = (
-                    (self._export, checkpoint, 3.0)
+                    (self._export, checkpoint, 1.5)
                     if recipe == self.recipes.float
-                    else (self._requantize, whole, 0.5)
+                    else (self._requantize, whole, 1.0)
                 )
                 step = partial(make, kind, recipe)
                 steps.append(
@@ -141,7 +141,9 @@ class Build:
                 )
         for one in self.entries():
             needs = () if one.system == BASELINE else (Path(one.system),)
-            steps.append(Step(f"evaluating {one.name}", at.row(one.id), needs, partial(self._evaluate, one)))
+            weight = 4.0 if one.name.endswith("PyTorch") else 2.0
+            make = partial(self._evaluate, one)
+            steps.append(Step(f"evaluating {one.name}", at.row(one.id), needs, make, weight))
         return tuple(steps)
 
     def _analyze(self) -> None:
