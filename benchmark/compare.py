@@ -101,18 +101,7 @@ def measure(
             if tick is not None:
                 tick()
         records = tuple(
-            bench_record(
-                timings[i],
-                system=child.system,
-                engine=first[i]["engine"],
-                threads=threads,
-                load_seconds=child.load_seconds,
-                first_call_seconds=first[i]["total"],
-                peak_memory_bytes=child.finish(),
-                disk_bytes=child.disk_bytes,
-                conditions=before,
-            )
-            for i, child in enumerate(children)
+            child.record(timings[i], first[i], threads, before) for i, child in enumerate(children)
         )
     speed_ups = [speed_up(systems[0], timings[0], systems[i], timings[i]) for i in range(1, len(systems))]
     return Comparison(records, tuple(speed_ups))
@@ -171,6 +160,26 @@ class MeasuredProcess:
         """Transcribe one file in the child: the fields of `ClipTiming` but clip and repeat, and `engine`."""
         self._send(json.dumps(str(path)) + "\n")
         return self._answer(f"transcribing {path}")
+
+    def record(
+        self,
+        timings: Sequence[ClipTiming],
+        first: dict[str, Any],
+        threads: int | None,
+        conditions: dict[str, Any],
+    ) -> BenchRecord:
+        """What was measured; the process ends."""
+        return bench_record(
+            timings,
+            system=self.system,
+            engine=first["engine"],
+            threads=threads,
+            load_seconds=self.load_seconds,
+            first_call_seconds=first["total"],
+            peak_memory_bytes=self.finish(),
+            disk_bytes=self.disk_bytes,
+            conditions=conditions,
+        )
 
     def finish(self) -> int | None:
         """End the child; its peak memory in bytes."""

@@ -34,7 +34,7 @@ from prunella.device_runtime.options import (
 )
 from prunella.device_runtime.servers.addresses import is_loopback, is_unspecified, listen_at, urls
 from prunella.device_runtime.servers.connections import Connections, CountedListener
-from prunella.device_runtime.servers.model_facts import ModelFacts
+from prunella.device_runtime.servers.model_summary import ModelSummary
 from prunella.device_runtime.servers.service import Limits, TranscriptionService
 from prunella.device_runtime.transcriber import Transcriber
 
@@ -239,12 +239,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _facts(bundle: str, phrases: str | None) -> ModelFacts:
+def _facts(bundle: str, phrases: str | None) -> ModelSummary:
     text = ""
     if phrases is not None:
         with contextlib.suppress(OSError, UnicodeDecodeError):  # it was read before; a pipe is now empty
             text = Path(phrases).read_text(encoding="utf-8-sig")
-    return ModelFacts.of(open_bundle(bundle, verify=False).manifest, text)
+    return ModelSummary.of(open_bundle(bundle, verify=False).manifest, text)
 
 
 def _limits(args: argparse.Namespace) -> Limits:

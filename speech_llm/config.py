@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
 
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.device_runtime.base.files import write_json
@@ -114,20 +115,24 @@ class SpeechLLMConfig:
         """Read `config.json` from `folder`.
 
         Raises:
-            CheckpointError: missing, not JSON, or a key that does not belong there.
+            CheckpointError: missing, not JSON, a key that does not belong there, or a value of another type or out of its bounds.
         """
         path = folder / CONFIG_NAME
         if not path.is_file():
             raise CheckpointError(f"{folder} holds no {CONFIG_NAME}: not a prunella checkpoint")
         try:
-            body = json.loads(path.read_text(encoding="utf-8"))
-            nested = {
-                "audio_encoder": AudioEncoderConfig(**body["audio_encoder"]),
-                "prompt": Prompt(**body["prompt"]),
-                "decode": DecodeOptions(**body["decode"]),
-            }
-            return SpeechLLMConfig(**{**body, **nested})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            body = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+            for kind, table in (
+                (SpeechLLMConfig, body),
+                (AudioEncoderConfig, body.get("audio_encoder")),
+                (Prompt, body.get("prompt")),
+                (DecodeOptions, body.get("decode")),
+            ):
+                unknown = set(table or ()) - {entry.name for entry in fields(kind)}
+                if unknown:
+                    raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
+            return msgspec.convert(body, SpeechLLMConfig)
+        except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(
                 f"{path} is not a prunella checkpoint's config ({error}): save the model again"
             ) from error

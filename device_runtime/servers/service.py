@@ -16,7 +16,7 @@ from typing import TypeVar
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import AudioError, PrunellaError
 from prunella.device_runtime.live.decode_worker import Recognizer
-from prunella.device_runtime.servers.model_facts import ModelFacts
+from prunella.device_runtime.servers.model_summary import ModelSummary
 from prunella.device_runtime.servers.subtitles import quiet_spans
 from prunella.device_runtime.servers.turns import Turns
 from prunella.device_runtime.sound.audio import Audio
@@ -127,7 +127,7 @@ class TranscriptionService:
     partials: Recognizer | None = None
     make_vad: Callable[[], SpeechDetector] = SileroVad
     with_phrases: Callable[[str], Recognizer] | None = None
-    facts: ModelFacts = field(default_factory=ModelFacts)
+    facts: ModelSummary = field(default_factory=ModelSummary)
     lock: Turns = field(default_factory=Turns)
     uploads: Turns = field(default_factory=Turns)
     commands: Turns = field(default_factory=Turns)

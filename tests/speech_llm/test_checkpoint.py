@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, WhisperConfig, WhisperForConditio
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.speech_llm import TextLLM, load, load_any, save_checkpoint
 from prunella.speech_llm.batches import IGNORE, PositionClass, speech_batch, speech_example
-from prunella.speech_llm.config import Prompt
+from prunella.speech_llm.config import Prompt, SpeechLLMConfig
 from prunella.speech_llm.embedded_weights import embedded_weights
 from prunella.speech_llm.model import SpeechLLM, tokenize_prompt
 from prunella.speech_llm.model_facts import read_facts
@@ -42,6 +42,23 @@ def test_the_decoder_folder_is_an_ordinary_one(small_speech_llm, tmp_path):
     assert isinstance(text_llm, TextLLM)
     with pytest.raises(CheckpointError, match="without an audio encoder"):
         load(tmp_path / "model" / "decoder")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stack_factor": "5"}, r"\$\.stack_factor"),
+        ({"decode": {"beams": 0}}, r"\$\.decode\.beams"),
+        ({"prompt": {"before_audio": "a", "after_audio": "b", "eos": "c"}}, "unknown: eos"),
+        ({"hidden": 1}, "unknown: hidden"),
+    ],
+)
+def test_every_value_of_a_config_is_checked_and_named(small_speech_llm, tmp_path, change, message):
+    small_speech_llm.config.save(tmp_path)
+    body = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(body | change))
+    with pytest.raises(CheckpointError, match=message):
+        SpeechLLMConfig.load(tmp_path)
 
 
 @pytest.mark.parametrize(

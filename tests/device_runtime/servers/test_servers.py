@@ -23,7 +23,7 @@ from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.decoding.phrase_grammar import parse_phrases
 from prunella.device_runtime.servers.access import Access
 from prunella.device_runtime.servers.http_api import create_app
-from prunella.device_runtime.servers.model_facts import ModelFacts
+from prunella.device_runtime.servers.model_summary import ModelSummary
 from prunella.device_runtime.servers.service import CancelledError, Limits, TranscriptionService
 from prunella.device_runtime.servers.turns import Turns
 from prunella.device_runtime.sound.audio import open_audio
@@ -375,7 +375,7 @@ def test_people_are_told_what_the_model_is(service):
         "phrases": [],
     }
     assert told["limits"] == {"upload_bytes": FEW.upload_bytes, "seconds": FEW.seconds}
-    facts = ModelFacts(21, 30, "int4", True, ("turn (on | off) the light",))
+    facts = ModelSummary(21, 30, "int4", True, ("turn (on | off) the light",))
     client = TestClient(create_app(replace(service, facts=facts), Access("key")), base_url="http://localhost")
     assert client.get("/v1/models").status_code == 401  # what may be said is not for everybody
     assert "facts" not in client.get("/health").json()

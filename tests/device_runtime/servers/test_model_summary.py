@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from prunella.device_runtime.bundle import open_bundle
-from prunella.device_runtime.servers.model_facts import ModelFacts
+from prunella.device_runtime.servers.model_summary import ModelSummary
 
 
 def cut(before: object, after: int) -> dict[str, object]:
@@ -20,7 +20,7 @@ def manifest(write_bundle):
 
 
 def test_a_model_that_was_cut_twice_is_compared_with_the_uncut_one(manifest):
-    facts = ModelFacts.of(replace(manifest, provenance={"pruning": [cut(5, 3), cut(3, 2)]}))
+    facts = ModelSummary.of(replace(manifest, provenance={"pruning": [cut(5, 3), cut(3, 2)]}))
     assert (facts.layers, facts.layers_before, facts.quantization) == (2, 5, "int4")
 
 
@@ -28,18 +28,18 @@ def test_a_model_that_was_cut_twice_is_compared_with_the_uncut_one(manifest):
     "pruning", [None, [], "ab", 7, {}, [7], [[]], [{}], [cut("5", 2)], [cut(True, 2)], [cut(1, 2)]]
 )
 def test_provenance_that_says_nothing_is_passed_over(manifest, pruning):
-    facts = ModelFacts.of(replace(manifest, provenance={"pruning": pruning}))
+    facts = ModelSummary.of(replace(manifest, provenance={"pruning": pruning}))
     assert (facts.layers, facts.layers_before) == (2, 2)
-    assert ModelFacts.of(replace(manifest, provenance={})) == facts
+    assert ModelSummary.of(replace(manifest, provenance={})) == facts
 
 
 @pytest.mark.parametrize(("style", "lower"), [("lower", True), ("as-is", False)])
 def test_a_model_that_writes_lower_case_is_named_as_such(manifest, style, lower):
     styled = replace(manifest, prompt=replace(manifest.prompt, text_style=style))
-    assert ModelFacts.of(styled).lower_case is lower
+    assert ModelSummary.of(styled).lower_case is lower
 
 
 def test_a_list_of_phrases_is_shown_without_its_comments(manifest):
     text = "# the kitchen\n\n light: turn (on | off) the light # both\n{n} = one | two\n"
-    assert ModelFacts.of(manifest, text).phrases == ("light: turn (on | off) the light", "{n} = one | two")
-    assert len(ModelFacts.of(manifest, "word\n" * 9_999).phrases) == 500
+    assert ModelSummary.of(manifest, text).phrases == ("light: turn (on | off) the light", "{n} = one | two")
+    assert len(ModelSummary.of(manifest, "word\n" * 9_999).phrases) == 500

@@ -12,7 +12,7 @@ _MOST_PHRASES = 500  # lines of a list that are shown
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelSummary:
     """Of the model behind a server.
 
     Attributes:
@@ -30,10 +30,10 @@ class ModelFacts:
     phrases: tuple[str, ...] = ()
 
     @staticmethod
-    def of(manifest: BundleManifest, phrases: str = "") -> ModelFacts:
+    def of(manifest: BundleManifest, phrases: str = "") -> ModelSummary:
         """Of a bundle, and the text of the list of phrases that it is held to."""
         layers = manifest.decoder.num_layers
-        return ModelFacts(
+        return ModelSummary(
             layers,
             _layers_before(manifest.provenance, layers),
             manifest.recipe,
