@@ -38,6 +38,7 @@ from prunella.pruning.calibration import (
     speech_calibration,
     text_batches,
 )
+from prunella.pruning.picture import draw_maps
 from prunella.pruning.prune import REPORT_NAME, layers_to_drop, prune, save_pruned
 from prunella.pruning.redundancy import load_maps
 from prunella.pruning.selection import Evidence, choose_blocks
@@ -165,6 +166,7 @@ class Build:
         pruned, report = prune(
             self.model, blocks, calibration=self.calibration, bridge=self.plan.bridge, strategy=strategy
         )
+        draw_maps(load_maps(self.at.maps), self.at.picture, Path(self.plan.model).name, cut=blocks)
         save_pruned(pruned, report, self.at.pruned)
 
     def _cut(self) -> None:

@@ -72,7 +72,7 @@ def save_analysis(analysis: Analysis, folder: str | Path, name: str) -> None:
         }  # type: ignore[assignment]
     paths = {kind: [str(block) for block in one.path()] for kind, one in analysis.maps.items()}
     save_maps(analysis.maps, folder / MAP_NAME, **facts, best_blocks=paths)
-    draw_maps(analysis.maps, folder / PICTURE_NAME, f"Redundancy of the decoder layers of {name}")
+    draw_maps(analysis.maps, folder / PICTURE_NAME, name)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
