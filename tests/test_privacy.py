@@ -101,6 +101,7 @@ CALLS = [
     "bench {bundle} --speech {manifest} --repeat 1",
     "listen {bundle} -",
     "devices --no-level",
+    "completion bash",
 ]
 MAY_FAIL = ("targets", "devices")  # nothing fits, no microphone
 ELSEWHERE = {
