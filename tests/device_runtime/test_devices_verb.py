@@ -105,10 +105,13 @@ def impatient(monkeypatch):
 
 @pytest.fixture
 def never():
-    """A driver's call that does not return while the test runs."""
+    """A driver's call that does not return while the test runs; whoever waited in it is gone before the next test."""
     over = threading.Event()
+    before = set(threading.enumerate())
     yield lambda *_, **__: over.wait(60)
     over.set()
+    for waited in set(threading.enumerate()) - before:
+        waited.join(10)
 
 
 def _pulse(fake):
