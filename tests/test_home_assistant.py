@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import os
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -21,6 +20,7 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
+from served import free_ports, there
 
 FOLDER = Path(__file__).parents[1] / "examples" / "home_assistant"
 COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text(encoding="utf-8"))
@@ -50,19 +50,11 @@ def _namespace() -> list[str]:
     return []
 
 
-def _ports(count: int) -> list[str]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [str(opened.getsockname()[1]) for opened in sockets]
-    for opened in sockets:
-        opened.close()
-    return ports
-
-
 def _started(bundle: Path, folder: Path, tmpfs: str) -> tuple[subprocess.Popen[str], str]:
     room, elsewhere = folder / "room", folder / "elsewhere"
     for made in (room, elsewhere):
         made.mkdir(exist_ok=True)
-    http, wyoming = _ports(2)
+    http, wyoming = map(str, free_ports(2))
     places = {"/bundle": str(bundle), "/commands.txt": str(FOLDER / "commands.txt"), "0.0.0.0": "127.0.0.1"}
     words = [places.get(word, word) for word in SERVICE["command"]]
     words[words.index("--wyoming") + 1 : words.index("--wyoming") + 1] = [wyoming]
@@ -87,19 +79,8 @@ def serving(bundle: Path, folder: Path) -> Iterator[str]:
     place, _, options = mount.partition(":")
     assert place == SERVICE["environment"]["TMPDIR"]
     process, address = _started(bundle, folder, options)
-    told = []
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            told.append(line)
-            if "Ctrl-C" in line:
-                break
-        else:
-            raise AssertionError("".join(told))
+    with there(process):
         yield address
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def _post(address: str, content: bytes) -> dict[str, object]:

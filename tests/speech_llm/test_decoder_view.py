@@ -4,55 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
+from decoder_families import CONFIGS
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
-    CohereConfig,
-    Gemma2Config,
-    Gemma3TextConfig,
     GPT2Config,
-    GraniteConfig,
-    LlamaConfig,
-    MistralConfig,
-    Olmo2Config,
-    Phi3Config,
-    Qwen2Config,
-    Qwen3Config,
-    SmolLM3Config,
 )
 
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.speech_llm.decoder_view import decoder_view
 
-SIZES = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 4,
-    "initializer_range": 0.3,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "pad_token_id": 1,
-}
-CONFIGS = {
-    "llama": LlamaConfig(**SIZES),
-    "qwen2": Qwen2Config(**SIZES),
-    "qwen3": Qwen3Config(**SIZES, head_dim=8),
-    "mistral": MistralConfig(**SIZES, sliding_window=4),
-    "granite": GraniteConfig(
-        **SIZES, logits_scaling=8.0, embedding_multiplier=12.0, residual_multiplier=0.22
-    ),
-    "gemma2": Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=3.0, sliding_window=4),
-    "gemma3": Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=4),
-    "cohere": CohereConfig(**SIZES, logit_scale=0.0625),
-    "phi3": Phi3Config(**SIZES),
-    "smollm3": SmolLM3Config(**SIZES),
-    "olmo2": Olmo2Config(**SIZES),
-}
 NORMED = ("gemma2", "gemma3", "olmo2")  # what is added to the residual stream is normed before
-SCALES = {"granite": (0.22, 12.0, 1.0), "gemma2": (1.0, 1.0, 32**0.5), "gemma3": (1.0, 1.0, 32**0.5)}
+SCALES = {
+    "granite": (0.22, 12.0, 1.0),
+    "gemma": (1.0, 1.0, 32**0.5),
+    "gemma2": (1.0, 1.0, 32**0.5),
+    "gemma3": (1.0, 1.0, 32**0.5),
+}
 TOKENS = torch.tensor([[5, 9, 77, 3, 40, 41, 8], [60, 61, 7, 30, 31, 90, 95]])
 
 

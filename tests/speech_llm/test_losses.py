@@ -4,45 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    Cohere2Config,
-    CohereConfig,
-    Gemma2Config,
-    GemmaConfig,
-    GraniteConfig,
-    LlamaConfig,
-    Qwen3Config,
-)
+from decoder_families import CONFIGS
+from transformers import AutoModelForCausalLM
 
 from prunella.speech_llm.batches import IGNORE, batch_loss, scored_logits, text_batch
 
-SIZES = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 2,
-    "initializer_range": 0.3,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "pad_token_id": 1,
-}
-CONFIGS = {
-    "llama": LlamaConfig(**SIZES),
-    "qwen3": Qwen3Config(**SIZES, head_dim=8),
-    "gemma": GemmaConfig(**SIZES, head_dim=8),
-    "gemma2": Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=3.0),
-    "granite": GraniteConfig(
-        **SIZES, logits_scaling=8.0, embedding_multiplier=12.0, residual_multiplier=0.22
-    ),
-    "cohere": CohereConfig(**SIZES, logit_scale=0.0625),
-    "cohere2": Cohere2Config(**SIZES, logit_scale=0.0625),
-}
+FAMILIES = ("llama", "qwen3", "gemma", "gemma2", "granite", "cohere", "cohere2")
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=FAMILIES)
 def decoder(request):
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(CONFIGS[request.param], dtype=torch.float32).eval()

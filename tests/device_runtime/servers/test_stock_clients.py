@@ -19,6 +19,7 @@ import numpy as np
 import openai
 import pytest
 import soundfile
+from served import free_ports, there
 from wyoming.asr import Transcribe, Transcript
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.client import AsyncTcpClient
@@ -27,14 +28,6 @@ from prunella.device_runtime.opening import open_transcriber
 from prunella.device_runtime.sound.audio import load_audio
 
 pytestmark = pytest.mark.slow
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [opened.getsockname()[1] for opened in sockets]
-    for opened in sockets:
-        opened.close()
-    return ports
 
 
 @contextlib.contextmanager
@@ -47,18 +40,8 @@ def serving(*words: str, environment: dict[str, str] | None = None) -> Iterator[
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
     )
-    told = []
-    try:
-        for line in process.stderr:
-            told.append(line)
-            if "Ctrl-C" in line:
-                break
-        else:
-            raise AssertionError("".join(told))
+    with there(process):
         yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture(scope="module")
