@@ -46,9 +46,8 @@ def measure_row(name: str, system: str, manifest: SpeechManifest) -> BuildRow:
         manifest: clips with their texts.
     """
     # Timed before this process holds the system too: idle threads of a loaded engine cost the measured one.
-    repeat = (
-        1 if _is_checkpoint(system) else _BENCH_REPEATS
-    )  # beams in PyTorch take long, and are no device's
+    # Beams in PyTorch take long, and are no device's.
+    repeat = 1 if _is_checkpoint(system) else _BENCH_REPEATS
     record = measure([system], shortest(manifest, _BENCH_CLIPS), repeat=repeat, beams=0).records[0]
     opened = open_system(system, beams=0)
     report = evaluate(opened.system, manifest, name=name, fingerprint=opened.fingerprint, progress=True)

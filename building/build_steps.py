@@ -142,7 +142,7 @@ class Build:
                 )
         for one in self.entries():
             needs = () if one.system == BASELINE else (Path(one.system),)
-            weight = 4.0 if one.name.endswith("PyTorch") else 2.0
+            weight = 4.0 if one.id.endswith("-pytorch") else 2.0
             make = partial(self._evaluate, one)
             steps.append(Step(f"evaluating {one.name}", at.row(one.id), needs, make, weight))
         return tuple(steps)

@@ -72,7 +72,7 @@ def check_name(path: str | Path) -> None:
 def check_output(
     path: str | Path, *, inputs: Iterable[str | Path | None] = (), replaces: bool = True
 ) -> Path:
-    """See before the work whether a folder may be written; nothing is changed.
+    """See before the work whether a folder may be written; nothing of what is there is changed, and nothing stays.
 
     Args:
         path: of the output folder, as the user gave it.

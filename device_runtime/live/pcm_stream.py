@@ -138,7 +138,8 @@ class PcmStream:
         peak = float(np.abs(samples).max())
         if FULL_SCALE * self._full_scale < peak < np.inf:
             self._full_scale = next((full for full in _INTEGERS if peak <= FULL_SCALE * full), peak)
-        return samples / np.float32(self._full_scale)
+        with np.errstate(invalid="ignore"):  # NaN and infinities are refused later, in words
+            return samples / np.float32(self._full_scale)
 
     def _more(self) -> bytes:
         try:
