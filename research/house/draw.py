@@ -24,6 +24,7 @@ from typing import Any
 import grimp
 import matplotlib
 import numpy as np
+import tomllib
 
 from prunella.device_runtime import load_audio, open_transcriber
 
@@ -130,14 +131,45 @@ def draw_imports(arrows: Counter[tuple[str, str]], out: Path) -> None:
     plt.close(figure)
 
 
+def contract_floors() -> dict[str, float]:
+    """The layers of the import contracts, lowest first: module or room → its floor; what is named longer counts."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = {contract["id"]: contract.get("layers", []) for contract in contracts}
+    floors: dict[str, float] = {}
+    for number, names in enumerate(reversed(layers["rooms"])):
+        floors |= {name.strip().removeprefix("prunella."): number for name in names.split("|")}
+    inner = layers["device-rooms"]
+    for number, names in enumerate(reversed(inner)):
+        floors |= {
+            f"device_runtime.{name.strip()}": floors["device_runtime"] + number / len(inner)
+            for name in names.split("|")
+        }
+    return floors
+
+
+def floor_of(file: str, floors: dict[str, float]) -> float | None:
+    """Of a file; None for what no contract names."""
+    parts = list(Path(file).with_suffix("").parts)
+    while parts and ".".join(parts) not in floors:
+        parts.pop()
+    return floors.get(".".join(parts))
+
+
 @dataclass
 class Walk:
     """Files of the house in the order in which the data first came to them."""
 
     files: list[str] = field(default_factory=list)
     stays: list[str] = field(default_factory=list)  # rooms, one entry for each time one is entered
+    climbs: set[tuple[str, str]] = field(
+        default_factory=set
+    )  # steps back: calls against the order of the contracts
+    floors: dict[str, float] = field(default_factory=contract_floors)
 
-    def step(self, file: str) -> None:
+    def step(self, file: str, caller: str | None) -> None:
+        low, high = (floor_of(one, self.floors) if one else None for one in (caller, file))
+        if low is not None and high is not None and high > low:
+            self.climbs.add((str(caller), file))
         if file not in self.files:
             self.files.append(file)
             room = str(Path(file).parent)
@@ -148,6 +180,17 @@ class Walk:
     def returns(self) -> int:
         """How often a room is entered again that had been left."""
         return len(self.stays) - len(set(self.stays))
+
+
+def _caller(frame: FrameType) -> str | None:
+    """The file of the house that called, through whatever libraries."""
+    above = frame.f_back
+    while above is not None:
+        name = above.f_code.co_filename
+        if name.startswith(f"{ROOT}/"):
+            return name[len(str(ROOT)) + 1 :]
+        above = above.f_back
+    return None
 
 
 @contextmanager
@@ -167,7 +210,7 @@ def recorded(carries: Callable[[Any], bool]) -> Iterator[Walk]:
         values = [frame.f_locals.get(each) for each in frame.f_code.co_varnames[:count]]
         if any(carries(value) for value in values):
             with lock:
-                walk.step(file)
+                walk.step(file, _caller(frame))
 
     threading.setprofile(profile)
     sys.setprofile(profile)
@@ -261,7 +304,7 @@ def draw_walk(walk: Walk, title: str, out: Path) -> None:
     axes.set(xlim=(-0.7, len(rooms) - 0.3), ylim=(-len(walk.files), 2))
     axes.axis("off")
     axes.set_title(
-        f"{title}: {len(walk.files)} files, {len(rooms)} rooms, entered again {walk.returns} times",
+        f"{title}: {len(walk.files)} files, {len(rooms)} rooms; entered again by calls down {walk.returns} times; steps back: {len(walk.climbs)}",
         fontsize=9,
     )
     figure.savefig(out, bbox_inches="tight", metadata={"Date": None})
@@ -282,7 +325,9 @@ def main() -> None:
         ("checkpoint", "A checkpoint on its way from `prune` to a quantised bundle", checkpoint_walk()),
     ):
         draw_walk(walk, title, args.out / f"{name}.svg")
-        print(f"{name}: {' -> '.join(walk.files)}; rooms entered again: {walk.returns}")
+        print(
+            f"{name}: {' -> '.join(walk.files)}; rooms entered again: {walk.returns}; steps back: {sorted(walk.climbs)}"
+        )
 
 
 if __name__ == "__main__":
