@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from prunella.device_runtime.base.files import sha256
 from prunella.device_runtime.base.outputs import check_output_file
 from prunella.device_runtime.transcript import Transcript
@@ -153,9 +155,7 @@ def _content(audio: Path, _size: int, _changed: int) -> str:
 
 
 def _from_json(row: dict[str, Any]) -> ClipRecord:
-    names = [name for name in ClipRecord.__dataclass_fields__ if name != "errors"]
-    fields = {name: row[name] for name in names}
-    for name in ("id", "source", "reference", "hypothesis", "finish_reason"):
-        if not isinstance(fields[name], str):
-            raise TypeError(name)
-    return ClipRecord(**fields, errors=count_errors(fields["reference"], fields["hypothesis"]))
+    texts = row["reference"], row["hypothesis"]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a text of a record is none")
+    return msgspec.convert({**row, "errors": asdict(count_errors(*texts))}, ClipRecord)

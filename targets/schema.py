@@ -9,6 +9,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from prunella.device_runtime.base.errors import TargetError
 from prunella.device_runtime.base.suggestions import did_you_mean
 from prunella.device_runtime.engines.provider_options import (
@@ -111,21 +113,17 @@ def _value(value: Any, hint: Any, key: str, path: Path, partial: bool) -> Any:
         if not isinstance(value, dict):
             raise TargetError(f"{where} must be a table: write [{key}]")
         return hint(**typed_fields(value, hint, path, prefix=f"{key}.", partial=partial))
-    origin = typing.get_origin(hint)
-    if origin is tuple:
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise TargetError(f"{where} must be a list of strings, is {value!r}")
-        if key == "providers":
-            _complain(path, ((key, check_provider(name)) for name in value))
-        return tuple(value)
-    if origin is not None:  # a mapping
+    if typing.get_origin(hint) not in (None, tuple):  # a mapping
         if not isinstance(value, dict):
             raise TargetError(f"{where} must be a table: write [{key}]")
         return _options(value, key, path)
-    expected: tuple[type, ...] = (int, float) if hint is float else (hint,)
-    if not isinstance(value, expected) or isinstance(value, bool):
-        raise TargetError(f"{where} must be {_word(hint)}, is {value!r}")
-    return value
+    try:
+        converted = msgspec.convert(value, hint)
+    except msgspec.ValidationError as error:
+        raise TargetError(f"{where} must be {_word(hint)}, is {value!r}") from error
+    if key == "providers":
+        _complain(path, ((key, check_provider(name)) for name in converted))
+    return converted
 
 
 def _options(value: Table, key: str, path: Path) -> Table:

@@ -147,6 +147,19 @@ def test_nothing_is_appended_to_a_file_of_something_else(manifest_path, tmp_path
     assert asked.calls == 0 and manifest_path.read_text() == before
 
 
+@pytest.mark.parametrize("change", [{"tokens": "3"}, {"audio_seconds": None}, {"scored": 1}, {"hypothesis": 3}])
+def test_a_record_with_a_value_of_another_type_is_not_believed(manifest_path, tmp_path, capsys, change):
+    records = tmp_path / "records.jsonl"
+    manifest = read_manifest(manifest_path)
+    evaluate(Fake(TEXTS), manifest, records=records)
+    first, *rest = records.read_text().splitlines()
+    records.write_text("\n".join([json.dumps(json.loads(first) | change), *rest]) + "\n")
+    capsys.readouterr()
+    again = Fake([TEXTS[0]])
+    assert evaluate(again, manifest, records=records).overall.clips == len(manifest)
+    assert "1 unreadable line(s) ignored" in capsys.readouterr().err
+
+
 def test_records_are_not_reused_for_another_system_or_another_text(manifest_path, tmp_path):
     records = tmp_path / "records.jsonl"
     evaluate(Fake(TEXTS), read_manifest(manifest_path), records=records, fingerprint="a")
