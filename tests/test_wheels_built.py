@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -21,18 +22,15 @@ from prunella.speech_llm import embedded_weights as weights
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-NOT_SOURCES = (
-    ".*",
-    "build",
-    "dist",
-    "out",
-    "tests",
-    "examples",
-    "embedded_models",
-    "ready_bundle",
-    "__pycache__",
-    "*.egg-info",
-)
+CONTAINER = (ROOT / "examples" / "home_assistant" / "Dockerfile.dockerignore").read_text().splitlines()
+
+
+def outside_the_container(folder: str, names: list[str]) -> set[str]:
+    """What the example's container does not get to install prunella from, for `copytree`."""
+    kept = [line[1:] for line in CONTAINER if line.startswith("!")] if Path(folder) == ROOT else ["*"]
+    return {
+        name for name in names if name == "__pycache__" or not any(fnmatch(name, pattern) for pattern in kept)
+    }
 
 
 def build_wheel(source: Path, dist: Path) -> Path:
@@ -47,8 +45,9 @@ def build_wheel(source: Path, dist: Path) -> Path:
 @pytest.fixture(scope="module")
 def runtime_wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runtime")
-    # Of a copy: setuptools builds in the sources' folder, and would pack what an earlier build left there.
-    shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(*NOT_SOURCES))
+    # Of a copy: setuptools builds in the sources' folder, and would pack what an earlier build left there. It has what the
+    # Dockerfile copies, so that a room which is missing there is missed here.
+    shutil.copytree(ROOT, folder / "source", ignore=outside_the_container)
     return build_wheel(folder / "source", folder / "dist")
 
 

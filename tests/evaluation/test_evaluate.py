@@ -147,7 +147,9 @@ def test_nothing_is_appended_to_a_file_of_something_else(manifest_path, tmp_path
     assert asked.calls == 0 and manifest_path.read_text() == before
 
 
-@pytest.mark.parametrize("change", [{"tokens": "3"}, {"audio_seconds": None}, {"scored": 1}, {"hypothesis": 3}])
+@pytest.mark.parametrize(
+    "change", [{"tokens": "3"}, {"audio_seconds": None}, {"scored": 1}, {"hypothesis": 3}]
+)
 def test_a_record_with_a_value_of_another_type_is_not_believed(manifest_path, tmp_path, capsys, change):
     records = tmp_path / "records.jsonl"
     manifest = read_manifest(manifest_path)
