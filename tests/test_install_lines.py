@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import setuptools
 from packaging.metadata import Metadata
-from test_wheels_built import NOT_SOURCES, ROOT, build_wheel
+from test_wheels_built import ROOT, build_wheel, outside_the_container
 
 from prunella.cli import main
 from prunella.device_runtime.base import install_lines
@@ -46,7 +46,7 @@ def made(tmp_path_factory):
     """(checkout of our sources, dist with their wheel, folder of empty wheels with a foreign prunella)."""
     folder = tmp_path_factory.mktemp("install")
     checkout, dist, index = folder / "my checkout" / "prunella", folder / "dist", folder / "index"
-    shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(*NOT_SOURCES))
+    shutil.copytree(ROOT, checkout, ignore=outside_the_container)
     shutil.copytree(checkout, folder / "source")
     wheel = build_wheel(folder / "source", dist)
     index.mkdir()
