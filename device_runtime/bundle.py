@@ -17,14 +17,15 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from prunella.device_runtime.base.errors import BundleError
+from prunella.device_runtime.base.errors import BundleError, UsageError
 from prunella.device_runtime.base.files import bring_back, sha256
 from prunella.device_runtime.base.model_names import EMBEDDED
 from prunella.device_runtime.base.suggestions import path_hint
 from prunella.device_runtime.transcript import DecodeOptions
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "bundle.json"
+HOP_LENGTH = 160  # samples between two frames of features
 _SHOWN = 300  # characters of a wrong value that an error repeats
 # Files without which an engine cannot open a bundle.
 ENGINE_FILES = {
@@ -55,29 +56,167 @@ class Provider:
 
 
 @dataclass(frozen=True)
+class FeatureSpec:
+    """How samples become the audio encoder's input: padding, then Whisper's log-mel (`sound/features.py`).
+
+    Attributes:
+        kind: of the features.
+        num_mel_bins: their number in a frame.
+        min_samples: zeros are put behind shorter audio up to so many samples.
+        multiple: zeros are put behind the audio up to a whole multiple of so many samples.
+        extra: samples of zeros after that.
+        frame_multiple: frames of zeros are put behind the features up to a whole multiple of so many frames.
+        valid: which frames are audio's, which the encoder's graph is then told: "all" of them (it is not told), or as many
+            as whole hops ("floor") or begun hops ("ceil") are in the audio after `min_samples`.
+    """
+
+    kind: Annotated[str, Meta(pattern="^log-mel$")] = "log-mel"
+    num_mel_bins: Annotated[int, Meta(ge=1, le=2**12)] = 80
+    min_samples: Samples = 0
+    multiple: Annotated[int, Meta(ge=1, le=2**24)] = 1_600
+    extra: Samples = 1_600
+    frame_multiple: Annotated[int, Meta(ge=1, le=2**16)] = 1
+    valid: Annotated[str, Meta(pattern="^(all|floor|ceil)$")] = "all"
+
+    def padded(self, samples: int) -> int:
+        """Of so many samples, as features are made of them."""
+        least = max(samples, self.min_samples)
+        return least + -least % self.multiple + self.extra
+
+    def valid_frames(self, samples: int) -> int:
+        """Frames of audio in the features of so many samples."""
+        least = max(samples, self.min_samples)
+        frames = {"all": self.padded(samples) // HOP_LENGTH, "floor": least // HOP_LENGTH}
+        return frames.get(self.valid, -(-least // HOP_LENGTH))
+
+
+@dataclass(frozen=True)
 class AudioSpec:
-    """How samples become log-mel frames and frames become audio tokens."""
+    """How samples become features, and features become audio tokens."""
 
     sampling_rate: Hertz = 16_000
-    num_mel_bins: Annotated[int, Meta(ge=1, le=2**12)] = 80
+    features: FeatureSpec = field(default_factory=FeatureSpec)
+    # The least that become one audio token: room is made by it.
     samples_per_token: Annotated[int, Meta(ge=1, le=2**24)] = (
         1_600  # hop (160) * convolution stride (2) * stack factor (5)
     )
-    extra_padding: Samples = 1_600  # zeros after the padding to whole stacks
     max_seconds: Annotated[float, Meta(gt=0, le=86_400)] = 29.5  # longer recordings are split
     ctc_alphabet: str = ""  # letters that a CTC head hears beside the embeddings; none: there is no head
+
+    def longest_tokens(self, seconds: float) -> int:
+        """Most audio tokens that so many seconds become."""
+        return self.features.padded(int(seconds * self.sampling_rate)) // self.samples_per_token + 2
+
+    def heard_seconds(self, samples: int) -> float:
+        """Seconds that a token cap is reckoned by: whole windows of silence behind the audio do not count."""
+        windows = self.features.multiple >= self.sampling_rate
+        return (samples if windows else self.features.padded(samples)) / self.sampling_rate
+
+
+@dataclass(frozen=True)
+class PromptSegment:
+    """A piece of the prompt: `text` with its token ids, the "audio", or the slot of a "language"."""
+
+    kind: Annotated[str, Meta(pattern="^(text|audio|language)$")]
+    text: str = ""
+    ids: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True)
+class Language:
+    """What stands in the prompt's language slot when this language is asked for."""
+
+    code: str  # ISO 639-1, or 639-3 where that has none: "en", "yue"
+    name: str  # in English
+    text: str
+    ids: tuple[Token, ...]
 
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """The fixed prompt around the audio, as text and as the token ids that the model was trained on."""
+    """The prompt, as text and as the token ids that the model was trained on.
 
-    before_audio: str
-    after_audio: str
-    before_ids: tuple[Token, ...]
-    after_ids: tuple[Token, ...]
+    Attributes:
+        segments: in order; exactly one is the audio, and a language slot stands behind it.
+        eos_ids: tokens that end an answer; the first is the one that is taught.
+        text_style: see text_style.py.
+        answer: how the transcript is read out of what the model says, see answer.py.
+        languages: that the slot takes.
+        language: code of the one that is in it; "": none, and the model finds out.
+    """
+
+    segments: tuple[PromptSegment, ...]
     eos_ids: Annotated[tuple[Token, ...], Meta(min_length=1)]
-    text_style: Annotated[str, Meta(pattern="^(as-is|lower)$")] = "as-is"  # see text_style.py
+    text_style: Annotated[str, Meta(pattern="^(as-is|lower)$")] = "as-is"
+    answer: Annotated[str, Meta(pattern="^(as-is|language-tag|quoted)$")] = "as-is"
+    languages: tuple[Language, ...] = ()
+    language: str = ""
+
+    @staticmethod
+    def around_audio(
+        before_audio: str,
+        after_audio: str,
+        before_ids: tuple[int, ...],
+        after_ids: tuple[int, ...],
+        eos_ids: tuple[int, ...],
+        text_style: str = "as-is",
+    ) -> PromptSpec:
+        """The plain kind: a text, the audio, a text."""
+        pieces = (
+            PromptSegment("text", before_audio, before_ids),
+            PromptSegment("audio"),
+            PromptSegment("text", after_audio, after_ids),
+        )
+        return PromptSpec(pieces, eos_ids, text_style)
+
+    @property
+    def before_audio(self) -> str:
+        """The text before the audio."""
+        return "".join(piece.text for piece in self._filled(before=True))
+
+    @property
+    def after_audio(self) -> str:
+        """The text behind the audio."""
+        return "".join(piece.text for piece in self._filled(before=False))
+
+    @property
+    def before_ids(self) -> tuple[int, ...]:
+        """Tokens before the audio."""
+        return tuple(token for piece in self._filled(before=True) for token in piece.ids)
+
+    @property
+    def after_ids(self) -> tuple[int, ...]:
+        """Tokens behind the audio."""
+        return tuple(token for piece in self._filled(before=False) for token in piece.ids)
+
+    def with_language(self, asked: str) -> PromptSpec:
+        """The prompt for a language, by its code or its English name, any case; "" leaves it to the model.
+
+        Raises:
+            UsageError: the model's prompt has no place for a language, or not for this one.
+        """
+        wanted = asked.strip().lower()
+        if not wanted:
+            return replace(self, language="")
+        if not self.languages:
+            raise UsageError("this model's prompt takes no language: leave it out")
+        for one in self.languages:
+            if wanted in (one.code.lower(), one.name.lower()):
+                return replace(self, language=one.code)
+        names = ", ".join(f"{one.code} ({one.name})" for one in self.languages)
+        raise UsageError(f"the model's prompt has no language '{asked}': there are {names}")
+
+    def _filled(self, *, before: bool) -> list[PromptSegment]:
+        """Segments of text on one side of the audio, the language in its slot."""
+        at = next(place for place, piece in enumerate(self.segments) if piece.kind == "audio")
+        chosen = next((one for one in self.languages if one.code == self.language), None)
+        pieces = []
+        for piece in self.segments[:at] if before else self.segments[at + 1 :]:
+            if piece.kind == "text":
+                pieces.append(piece)
+            elif chosen is not None:
+                pieces.append(PromptSegment("text", chosen.text, chosen.ids))
+        return pieces
 
 
 @dataclass(frozen=True)
@@ -149,21 +288,22 @@ def parse_manifest(text: str, where: Path) -> BundleManifest:
     except (ValueError, TypeError, RecursionError) as error:
         raise BundleError(f"{where} is not valid JSON ({error}): {remedy}") from error
     version = body.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version not in (1, SCHEMA_VERSION) or isinstance(version, bool):
         raise BundleError(
-            f"{where} has schema version {_shown(version)}, this prunella reads {SCHEMA_VERSION}: "
+            f"{where} has schema version {_shown(version)}, this prunella reads 1 and {SCHEMA_VERSION}: "
             "export the bundle again, or install the prunella that made it"
         )
     # Over the text as it was written: a later prunella may know more keys.
     if sealed != text:
         raise BundleError(f"{where} was changed after it was written (its checksum does not match): {remedy}")
     try:
+        body = upgraded(body)
         _check_keys(body)
         for part in body.keys() - {"provenance"}:
             _check_text(body[part], f"$.{part}")
         manifest = msgspec.convert(body, BundleManifest)
         _check_finite(asdict(replace(manifest, provenance={})), "$")
-        _check_ids(manifest)
+        _check_prompt(manifest)
     except msgspec.ValidationError as error:
         reason = _shortened(" ".join(str(error).split()))
         raise BundleError(f"{where} does not fit the schema ({reason}): {remedy}") from error
@@ -187,6 +327,7 @@ def _check_keys(body: dict[str, Any]) -> None:
     parts: dict[str, tuple[Any, Any]] = {
         "$": (body, BundleManifest),
         "$.audio": (body.get("audio"), AudioSpec),
+        "$.audio.features": (_within(body.get("audio"), "features"), FeatureSpec),
         "$.prompt": (body.get("prompt"), PromptSpec),
         "$.decoder": (body.get("decoder"), DecoderSpec),
         "$.decode": (body.get("decode"), DecodeOptions),
@@ -219,13 +360,58 @@ def _check_finite(value: Any, path: str) -> None:
             _check_finite(inner, f"{path}.{key}")
 
 
-def _check_ids(manifest: BundleManifest) -> None:
-    for name in ("before_ids", "after_ids", "eos_ids"):
-        largest = max(getattr(manifest.prompt, name), default=0)
+def _check_prompt(manifest: BundleManifest) -> None:
+    prompt = manifest.prompt
+    kinds = [piece.kind for piece in prompt.segments]
+    if (
+        kinds.count("audio") != 1
+        or kinds.count("language") > 1
+        or "language" in kinds[: kinds.index("audio")]
+    ):
+        raise msgspec.ValidationError(
+            "Expected one audio, and at most one language behind it - at `$.prompt.segments`"
+        )
+    if prompt.language and prompt.language not in [one.code for one in prompt.languages]:
+        raise msgspec.ValidationError("Expected one of the languages - at `$.prompt.language`")
+    lists = {"segments": [piece.ids for piece in prompt.segments], "eos_ids": [prompt.eos_ids]}
+    lists["languages"] = [one.ids for one in prompt.languages]
+    for name, found in lists.items():
+        largest = max((token for ids in found for token in ids), default=0)
         if largest >= manifest.decoder.vocab_size:
             raise msgspec.ValidationError(
                 f"Expected tokens of the vocabulary, not {largest} - at `$.prompt.{name}`"
             )
+
+
+def upgraded(body: dict[str, Any]) -> dict[str, Any]:
+    """The object of a manifest, in today's schema: version 1 had one kind of features and a prompt of two texts.
+
+    Raises:
+        msgspec.ValidationError: a key of version 1 is of no use in it.
+    """
+    if body.get("schema_version") != 1:
+        return body
+    audio, prompt = body.get("audio"), body.get("prompt")
+    if not isinstance(audio, dict) or not isinstance(prompt, dict):
+        return {**body, "schema_version": SCHEMA_VERSION}
+    renamed = {"num_mel_bins": "num_mel_bins", "samples_per_token": "multiple", "extra_padding": "extra"}
+    now = {key: value for key, value in audio.items() if key not in renamed or key == "samples_per_token"}
+    now["features"] = {new: audio[old] for old, new in renamed.items() if old in audio}
+    texts = ("before_audio", "after_audio", "before_ids", "after_ids")
+    missing = [key for key in texts if key not in prompt]
+    if missing:
+        raise msgspec.ValidationError(f"Object missing required field `{missing[0]}` - at `$.prompt`")
+    around = [
+        {"kind": "text", "text": prompt[f"{side}_audio"], "ids": prompt[f"{side}_ids"]}
+        for side in ("before", "after")
+    ]
+    then = {key: value for key, value in prompt.items() if key not in texts}
+    then["segments"] = [around[0], {"kind": "audio"}, around[1]]
+    return {**body, "schema_version": SCHEMA_VERSION, "audio": now, "prompt": then}
+
+
+def _within(part: Any, key: str) -> Any:
+    return part.get(key) if isinstance(part, dict) else None
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,14 @@ class Transcriber:
         trie = PhraseTrie(phrases, self.tokenizer, prompt.eos_ids, prompt.text_style, min_score=min_score)
         return replace(self, phrases=trie)
 
+    def with_language(self, language: str) -> Transcriber:
+        """A transcriber over the same engine that is told the language, by its code or English name; "": it finds out.
+
+        Raises:
+            UsageError: the model's prompt takes no language, or not this one.
+        """
+        return replace(self, prompt=self.prompt.with_language(language))
+
     def transcribe(self, samples: npt.ArrayLike | Audio, *, draft: Sequence[int] = ()) -> Transcript:
         """Transcribe a recording of any length: cut in its pauses (`cut_in_pauses`), the texts joined with a space.
 
@@ -234,8 +242,8 @@ class Transcriber:
         if self.phrases is not None:
             return Phrases(engine, self.phrases)
         if options.beams > 1 and isinstance(engine, BeamEngine):
-            return Beams(engine, tokenizer, end, self.audio.ctc_alphabet, options)
-        return Greedy(engine, tokenizer, end, options, self.drafter)
+            return Beams(engine, tokenizer, end, self.audio.ctc_alphabet, options, self.prompt.answer)
+        return Greedy(engine, tokenizer, end, options, self.drafter, self.prompt.answer)
 
     def _segment(
         self,
@@ -262,9 +270,11 @@ class Transcriber:
             return silent_segment(t0, t1, time.perf_counter() - began)
         embeddings = self.engine.encode(samples)
         encoded = time.perf_counter()
-        logits = self.engine.start(embeddings)
+        # Another language is another prompt behind the audio than the engine has ready.
+        after = (self.prompt.after_ids,) if self.prompt.language else ()
+        logits = self.engine.start(embeddings, *after)
         prefilled = time.perf_counter()
-        cap = self.options.token_cap(len(embeddings) * self.audio.samples_per_token / rate)
+        cap = self.options.token_cap(self.audio.heard_seconds(len(samples)))
         utterance = Prefilled(embeddings, logits, self.engine.ctc_log_probs, cap, draft)
         decoded = yield from self._decoding.decode(utterance)
         ended = time.perf_counter()

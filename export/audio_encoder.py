@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 from torch import nn
 
+from prunella.device_runtime.bundle import HOP_LENGTH
 from prunella.quantize.graph_file import save_graph
+from prunella.speech_llm.ctc_head import ctc_frames
 from prunella.speech_llm.model import SpeechLLM
 
 AUDIO_ENCODER_NAME = "audio_encoder.onnx"
 _OPSET = 20  # 23 has a fused Attention, which the older runtimes that devices have do not know
+_LONGEST_FRAMES = 3_000  # 30 s: no piece of audio is longer
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -24,51 +29,74 @@ class _EncoderAndProjector(nn.Module):
         self.audio_encoder = model.audio_encoder
         self.projector = model.projector
         self.ctc_head = model.ctc_head
+        self.config = model.config
 
-    def forward(self, log_mel: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        encoded = self.audio_encoder(log_mel)
-        letters = (self.ctc_head(encoded),) if self.ctc_head is not None else ()
-        return (self.projector(encoded), *letters)
+    def forward(
+        self, log_mel: torch.Tensor, valid_frames: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        encoded = self.audio_encoder(log_mel, valid_frames)
+        if valid_frames is None:
+            letters = (self.ctc_head(encoded),) if self.ctc_head is not None else ()
+            return (self.projector(encoded), *letters)
+        frames = self.config.encoder_frames(valid_frames)
+        counts = [self.config.audio_tokens(frames)]
+        letters = ()
+        if self.ctc_head is not None:
+            letters = (self.ctc_head(encoded, frames),)
+            counts.append(ctc_frames(frames))
+        return (self.projector(encoded), *letters, torch.cat(counts))
 
 
 def export_audio_encoder(model: SpeechLLM, out: Path) -> Path:
     """Write `audio_encoder.onnx`, float32.
 
-    Input: `log_mel` (1, num_mel_bins, frames) float32, frames a whole number of audio tokens. Output:
-    `audio_embeddings` (1, audio_tokens, hidden) float32, and of a CTC head `ctc_log_probabilities` (1, ctc_frames, classes)
-    float32. Matrix products are named after their layer
+    Input: `log_mel` (1, num_mel_bins, frames) float32, frames as the model's `FeatureSpec` makes them, and where it says
+    that not all are audio's, `valid_frames` (1,) int64. Output: `audio_embeddings` (1, audio_tokens, hidden) float32, of a
+    CTC head `ctc_log_probabilities` (1, ctc_frames, classes) float32, and with `valid_frames` also `valid_rows` (1 or 2,)
+    int64, how many rows of each are audio's. Matrix products are named after their layer
     (`audio_encoder.layers.0.fc1`), so that recipes can choose among them.
 
     Returns:
         The path of the file.
     """
-    frames_per_token = model.config.mel_frames_per_token
-    longest = model.config.longest_mel_frames // frames_per_token
-    tokens = torch.export.Dim("audio_tokens", min=2, max=longest)
-    example = torch.zeros(1, model.config.audio_encoder.num_mel_bins, 4 * frames_per_token)
+    spec = model.config.audio.features
+    step = math.lcm(spec.frame_multiple, max(1, spec.multiple // HOP_LENGTH))
+    steps = torch.export.Dim("steps", min=2, max=max(2, _LONGEST_FRAMES // step))
+    whole_windows = step >= _LONGEST_FRAMES
+    example = torch.zeros(1, spec.num_mel_bins, step if whole_windows else 4 * step)
+    shapes: dict[str, Any] = {"log_mel": None if whole_windows else {2: step * steps}}
+    arguments: tuple[torch.Tensor, ...] = (example,)
+    outputs = ["audio_embeddings", "ctc_log_probabilities"][: 1 if model.ctc_head is None else 2]
+    if spec.valid != "all":
+        arguments += (torch.tensor([example.shape[2] - 1]),)
+        shapes["valid_frames"] = None
+        outputs.append("valid_rows")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             _EncoderAndProjector(model).eval(),
-            (example,),
-            input_names=["log_mel"],
-            output_names=["audio_embeddings", "ctc_log_probabilities"][: 1 if model.ctc_head is None else 2],
-            dynamic_shapes={"log_mel": {2: frames_per_token * tokens}},
+            arguments,
+            input_names=list(shapes),
+            output_names=outputs,
+            dynamic_shapes=shapes,
             dynamo=True,
             opset_version=_OPSET,
             verbose=False,
         )
     assert program is not None  # only the old exporter returns nothing
     graph = program.model_proto
-    _name_dimensions(graph)
+    _name_dimensions(graph, whole_windows)
     _name_after_layers(graph)
     return save_graph(graph, out / AUDIO_ENCODER_NAME)
 
 
-def _name_dimensions(model: onnx.ModelProto) -> None:
-    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "frames"
-    for output, name in zip(model.graph.output, ("audio_tokens", "ctc_frames"), strict=False):
-        output.type.tensor_type.shape.dim[1].dim_param = name
+def _name_dimensions(model: onnx.ModelProto, whole_windows: bool) -> None:
+    names = {"audio_embeddings": "audio_tokens", "ctc_log_probabilities": "ctc_frames"}
+    if not whole_windows:
+        model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "frames"
+        for output in model.graph.output:
+            if output.name in names:
+                output.type.tensor_type.shape.dim[1].dim_param = names[output.name]
     del model.graph.value_info[:]
 
 

@@ -156,10 +156,10 @@ def compare_logits(model: SpeechLLM, path: Path, kind: str) -> float:
 
 def compare_embeddings(model: SpeechLLM, path: Path, kind: str, decoder: Path) -> float:
     """Smallest cosine between libmtmd's audio tokens and ours of the same 30 s. Raises as `gate`."""
-    rate = model.config.sampling_rate
+    rate = model.config.audio.sampling_rate
     samples = _sweep(rate)
     padded = np.pad(samples, (0, _SECONDS_OF_30 * rate - len(samples)))
-    features = torch.from_numpy(log_mel(padded, model.config.audio_encoder.num_mel_bins))
+    features = torch.from_numpy(log_mel(padded, model.config.audio.features.num_mel_bins))
     with torch.inference_mode():
         expected = model.embed_audio(features[None, :, : _whole_stacks(model, features.shape[1])])[0].numpy()
     found = probe_embeddings(path, decoder, samples)
@@ -178,7 +178,7 @@ def compare_embeddings(model: SpeechLLM, path: Path, kind: str, decoder: Path) -
 
 
 def _whole_stacks(model: SpeechLLM, frames: int) -> int:
-    stride = model.config.mel_frames_per_token
+    stride = model.own_config.mel_frames_per_token
     return frames // stride * stride
 
 

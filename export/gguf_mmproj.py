@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import CheckpointError
@@ -61,13 +62,13 @@ def check_runnable(model: SpeechLLM) -> None:
     Raises:
         CheckpointError: says which of its assumptions does not hold.
     """
-    config = model.config
-    encoder = config.audio_encoder
     remedy = "take a target with the onnx engine alone"
-    if config.family != "ultravox":
+    if model.config.family != "ultravox":
         raise CheckpointError(
-            f"a projector of the kind '{config.family}' has no mmproj layout here: {remedy}"
+            f"a projector of the kind '{model.config.family}' has no mmproj layout here: {remedy}"
         )
+    config = model.own_config
+    encoder = config.audio_encoder
     if config.stack_factor == 8 and encoder.d_model != _WIDTH_THAT_STACKS_EIGHT:
         raise CheckpointError(
             f"stack factor 8 with an encoder {encoder.d_model} wide aborts llama.cpp's whole process (it counts 187 "
@@ -87,7 +88,9 @@ def check_runnable(model: SpeechLLM) -> None:
 
 def mmproj_keys(model: SpeechLLM) -> dict[str, Value]:
     """All keys of the file but its type."""
-    encoder = model.config.audio_encoder
+    config = model.own_config
+    encoder = config.audio_encoder
+    norm: Any = model.audio_encoder.layer_norm
     return {
         ARCHITECTURE: "clip",
         "general.type": "mmproj",
@@ -103,10 +106,10 @@ def mmproj_keys(model: SpeechLLM) -> dict[str, Value]:
         "clip.audio.feed_forward_length": encoder.encoder_ffn_dim,
         "clip.audio.block_count": encoder.encoder_layers,
         "clip.audio.attention.head_count": encoder.encoder_attention_heads,
-        "clip.audio.attention.layer_norm_epsilon": float(model.audio_encoder.layer_norm.eps),
-        "clip.audio.projection_dim": model.config.text_hidden_size,
+        "clip.audio.attention.layer_norm_epsilon": float(norm.eps),
+        "clip.audio.projection_dim": config.text_hidden_size,
         "clip.audio.num_mel_bins": encoder.num_mel_bins,
-        "clip.audio.projector.stack_factor": model.config.stack_factor,
+        "clip.audio.projector.stack_factor": config.stack_factor,
     }
 
 

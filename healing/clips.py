@@ -16,7 +16,6 @@ import soundfile
 
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import AudioError, ManifestError, UsageError
-from prunella.device_runtime.decoding.text_style import style_text
 from prunella.device_runtime.sound.audio import load_audio
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.healing.augment import LONGEST_SECONDS
@@ -151,7 +150,7 @@ def tokenize(
     """
     eos = model.prompt.eos_ids[0]
     spec = model.config.audio
-    texts = [style_text(clip.text, model.config.text_style) for clip in clips]
+    texts = [model.answer(clip.text) for clip in clips]
     step = spec.samples_per_token
     if stage == "ctc-head":
         alphabet = model.config.ctc_alphabet

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from prunella.device_runtime.decoding.answer import read_answer
 from prunella.device_runtime.decoding.repeat_stop import RepeatStop
-from prunella.device_runtime.decoding.template_text import strip_template
 from prunella.evaluation.word_errors import ErrorCounts, count_errors
 from prunella.healing.features import CLEAN, FeatureStore
 from prunella.healing.learner import Learner
@@ -99,7 +99,7 @@ class DevSet:
         padded = torch.stack([torch.nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
         lengths = torch.tensor([len(row) for row in rows], device=audio.device)
         mask = (torch.arange(longest, device=audio.device) >= longest - lengths[:, None]).long()
-        seconds = model.config.samples_per_token / model.config.sampling_rate
+        seconds = model.config.audio.samples_per_token / model.config.audio.sampling_rate
         caps = [model.config.decode.token_cap(count * seconds) for count in steps.tolist()]
         output = decoder.generate(
             inputs_embeds=padded,
@@ -117,7 +117,7 @@ class DevSet:
     def _text(self, ids: list[int]) -> str:
         guard = self._guard(ids)
         guard.finish()
-        return strip_template(guard.text)
+        return read_answer(guard.text, self._model.prompt.answer)
 
     def _looped(self, ids: list[int]) -> bool:
         return self._guard(ids).looped

@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,14 @@ from prunella.speech_llm.torch_engine import model_features
 CLEAN = -1  # the variant that evaluation hears
 KEEP_FREE = 2 << 30  # bytes of disk that the cache leaves to others
 _LOOK_EVERY = 64
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Rows of a clip, time first: float16 from the cache, or log-mel float32 of which the first `valid` rows are audio's."""
+
+    rows: torch.Tensor
+    valid: int = 0
 
 
 class FeatureStore:
@@ -74,8 +83,8 @@ class FeatureStore:
         self.noise_clips = max(1, round(len(clips) * noise)) if noise > 0 else 0
         weights = module_digest(model.audio_encoder) if encode else ""
         self._facts = (
-            model.config.audio_encoder.__dict__,
-            model.config.extra_padding,
+            asdict(model.config.audio.features),
+            model.config.family,
             weights,
             augmentation,
             seed,
@@ -83,7 +92,7 @@ class FeatureStore:
         self._folder = folder
         self._writes = 0
         # The whole model pads to stacks and then some: what is longer than this would not fit into 30 s.
-        self._longest = LONGEST_SECONDS - model.config.extra_padding / SAMPLE_RATE
+        self._longest = LONGEST_SECONDS - model.config.audio.features.extra / SAMPLE_RATE
 
     def __len__(self) -> int:
         return len(self.clips) + self.noise_clips
@@ -105,20 +114,16 @@ class FeatureStore:
     def positions(self, epoch: int) -> Lengths:
         """(clips,) decoder positions of every clip in this epoch, known before any audio is read."""
         prompt = len(self.model.prompt.before_ids) + len(self.model.prompt.after_ids)
-        step = self.model.config.samples_per_token / SAMPLE_RATE
-        extra = self.model.config.extra_padding // self.model.config.samples_per_token
-        return np.array(
-            [
-                prompt
-                + int(np.ceil(self.seconds(i, self.variant(i, epoch)) / step))
-                + extra
-                + len(self.tokens(i))
-                for i in range(len(self))
-            ],
-            np.int64,
-        )
+        config = self.model.config
+        features = config.audio.features
+        rows = []
+        for index in range(len(self)):
+            samples = int(np.ceil(self.seconds(index, self.variant(index, epoch)) * SAMPLE_RATE))
+            audio = config.audio_tokens(config.encoder_frames(features.valid_frames(samples)))
+            rows.append(prompt + audio + len(self.tokens(index)))
+        return np.array(rows, np.int64)
 
-    def load(self, index: int, variant: int) -> torch.Tensor:
+    def load(self, index: int, variant: int) -> Loaded:
         """What the cache holds, else log-mel (mel_frames, num_mel_bins) float32 that `finish` turns into it.
 
         Raises:
@@ -127,30 +132,35 @@ class FeatureStore:
         path = self._path(index, variant)
         if path is not None:
             try:
-                return torch.from_numpy(np.load(path, allow_pickle=False))
+                return Loaded(torch.from_numpy(np.load(path, allow_pickle=False)))
             except (OSError, ValueError, EOFError):
                 pass  # not there yet, or cut off by a crash: it is made again
-        return model_features(self.model, self._samples(index, variant)).T
+        heard, valid = model_features(self.model, self._samples(index, variant))
+        return Loaded(heard.T, valid)
 
     def blank(self) -> torch.Tensor:
         """Features of one audio token of nothing, in place of a recording that cannot be read."""
         config = self.model.config
         if self.encode:
-            return torch.zeros(config.stack_factor, config.audio_encoder.d_model)
-        return torch.zeros(config.mel_frames_per_token, config.audio_encoder.num_mel_bins)
+            return torch.zeros(config.frames_per_token, config.encoder_width)
+        features = config.audio.features
+        return torch.zeros(features.valid_frames(1), features.num_mel_bins)
 
     @torch.no_grad()
-    def finish(self, loaded: torch.Tensor, index: int, variant: int) -> torch.Tensor:
+    def finish(self, loaded: Loaded, index: int, variant: int) -> torch.Tensor:
         """Complete what `load` gave, and cache it."""
-        if loaded.dtype == torch.float16:
-            return loaded
-        result = loaded
+        result = loaded.rows
+        if result.dtype == torch.float16:
+            return result
         if self.encode:
             encoder = self.model.audio_encoder
             device = next(encoder.parameters()).device
             fast = self._precision == "bf16" and variant != CLEAN
             with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-                result = encoder(loaded.T[None].to(device))[0].cpu()
+                padded = loaded.valid < len(result)
+                valid = torch.tensor([loaded.valid], device=device) if padded else None
+                encoded = encoder(result.T[None].to(device), valid)[0]
+            result = encoded[: self.model.config.encoder_frames(loaded.valid)].cpu()
         result = result.to(torch.float16)
         self._write(self._path(index, variant), result)
         return result
@@ -159,7 +169,7 @@ class FeatureStore:
         """A copy with spans of time hidden; which ones depends on the epoch and the clip."""
         rng = np.random.default_rng((self.seed, epoch, index, 5))
         features = features.float()
-        rate = 50.0 if self.encode else 100.0
+        rate = SAMPLE_RATE / self.model.config.samples_per_frame if self.encode else 100.0
         spans = time_masks(len(features), rate, self.augmentation.masks, rng)
         fill = features.mean() if not self.encode else 0.0
         for span in spans:

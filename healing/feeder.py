@@ -7,10 +7,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-import torch
-
 from prunella.device_runtime.base.errors import AudioError
-from prunella.healing.features import FeatureStore
+from prunella.healing.features import FeatureStore, Loaded
 from prunella.healing.order import Lengths, epoch_steps, split_step
 from prunella.healing.pass_inputs import PassInputs, pass_inputs
 from prunella.healing.plan import HealingPlan
@@ -26,7 +24,7 @@ class Step:
 
     epoch: int
     place: int
-    passes: tuple[tuple[tuple[int, Future[torch.Tensor | None]], ...], ...]
+    passes: tuple[tuple[tuple[int, Future[Loaded | None]], ...], ...]
     fillers: tuple[bool, ...]
     seconds: float
     tokens: int
@@ -115,7 +113,7 @@ class Feeder:
             clips=len(step),
         )
 
-    def _read(self, index: int, epoch: int) -> torch.Tensor | None:
+    def _read(self, index: int, epoch: int) -> Loaded | None:
         try:
             return self.store.load(index, self.store.variant(index, epoch))
         except AudioError as error:

@@ -96,7 +96,7 @@ class Learner(nn.Module):
         """(batch, audio_tokens, hidden)"""
         if self.encoder is None:
             return self.projector(inputs.features)
-        return self.projector(self.encoder(inputs.features.transpose(1, 2), inputs.frames))
+        return self.projector(self.encoder(inputs.features.transpose(1, 2), inputs.valid))
 
     def decoder_inputs(self, audio: torch.Tensor, steps: torch.Tensor, inputs: PassInputs) -> torch.Tensor:
         """(batch, length, hidden): token embeddings with the audio in its place."""
@@ -116,7 +116,7 @@ class Learner(nn.Module):
             with torch.no_grad():
                 heard = inputs.features if self.encoder is None else None
                 if heard is None:
-                    heard = teacher.audio_encoder(inputs.features.transpose(1, 2), inputs.frames)
+                    heard = teacher.audio_encoder(inputs.features.transpose(1, 2), inputs.valid)
                 taught = _fill(teacher.decoder, teacher.projector(heard), steps, inputs)
                 wanted = scored_logits(teacher.decoder, taught, scored).log_softmax(-1)
             known = nn.functional.kl_div(

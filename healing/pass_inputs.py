@@ -19,13 +19,14 @@ class PassInputs:
     """Padded inputs of one forward pass over `batch` clips.
 
     features (batch, frames, d_model), or (batch, mel_frames, num_mel_bins) where the encoder is trained; frames (batch,)
-    encoder frames; input_ids, labels (batch, length) int64 and is_audio (batch, length) bool as the decoder sees them,
+    encoder frames, and `valid` (batch,) log-mel frames where the encoder is trained; input_ids, labels (batch, length) int64 and is_audio (batch, length) bool as the decoder sees them,
     labels already shifted; targets (batch, tokens) int64 without the end token, target_lengths (batch,);
     weights (batch,) 0 for a filler.
     """
 
     features: torch.Tensor
     frames: torch.Tensor
+    valid: torch.Tensor
     input_ids: torch.Tensor
     is_audio: torch.Tensor
     labels: torch.Tensor
@@ -68,6 +69,7 @@ def pass_inputs(
     return PassInputs(
         features=pad([rows.float() for rows in features], batch_first=True),
         frames=frames,
+        valid=lengths,
         input_ids=pad(ids, batch_first=True),
         is_audio=pad(audio, batch_first=True),
         labels=pad(labels, batch_first=True, padding_value=IGNORE),

@@ -23,7 +23,7 @@ from prunella.pruning.calibration import Calibration, speech_calibration, text_c
 from prunella.pruning.history import with_cut
 from prunella.pruning.redundancy import RedundancyMap, load_maps, measure_redundancy
 from prunella.pruning.selection import NEEDS_MAP, STRATEGIES, Evidence, choose_blocks
-from prunella.pruning.surgery import check_reload, drop_layers, with_decoder
+from prunella.pruning.surgery import check_reload, check_stock_reload, drop_layers
 from prunella.speech_llm import SpeechLLM, TextLLM, load_any, save_checkpoint
 from prunella.speech_llm.batches import cross_entropy
 from prunella.speech_llm.checkpoint import DECODER_NAME, save_decoder, saved_bytes
@@ -106,7 +106,7 @@ def prune(
     )
     if isinstance(model, TextLLM):
         return replace(model, decoder=pruned), report
-    result = with_decoder(model, pruned)
+    result = model.with_decoder(pruned)
     known = model.config.provenance
     name = known.get("name") or known.get("base_model") or model.config.family
     result.config = model.config.with_provenance(
@@ -129,7 +129,10 @@ def save_pruned(model: SpeechLLM | TextLLM, report: PruneReport, folder: str | P
         else:
             save_checkpoint(model, partial)
             decoder_folder = partial / DECODER_NAME
-        check = check_reload(model.decoder, decoder_folder)
+        if isinstance(model, SpeechLLM) and model.stock is not None:
+            check = check_stock_reload(model, partial)
+        else:
+            check = check_reload(model.decoder, decoder_folder)
         report = replace(report, max_logit_difference=check.max_logit_difference)
         write_json(partial / REPORT_NAME, asdict(report))
     return report

@@ -12,11 +12,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import CheckpointError, UsageError
 from prunella.pruning.blocks import Block, check_blocks
+from prunella.speech_llm.batches import SpeechExample, speech_batch
 from prunella.speech_llm.checkpoint import load_decoder
 from prunella.speech_llm.decoder_view import decoder_view
 from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.stock import reload_stock
+from prunella.speech_llm.torch_engine import model_features
 
 # Of configurations: lists with one value for every layer.
 _LAYER_VALUES = frozenset(
@@ -75,14 +79,6 @@ def share_weights(decoder: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(decoder, {id(tensor): tensor for tensor in tensors})
 
 
-def with_decoder(model: SpeechLLM, decoder: PreTrainedModel) -> SpeechLLM:
-    """The same speech LLM around another decoder; encoder and projector are shared."""
-    other = SpeechLLM(model.config, decoder, model.tokenizer)
-    other.audio_encoder, other.projector = model.audio_encoder, model.projector
-    other.ctc_head = model.ctc_head
-    return other.eval().requires_grad_(False)
-
-
 @dataclass(frozen=True)
 class ReloadCheck:
     """Largest difference of logits between the model in memory and the one read back."""
@@ -100,12 +96,33 @@ def check_reload(decoder: PreTrainedModel, folder: str | Path) -> ReloadCheck:
     reloaded, _ = load_decoder(folder)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(decoder.config.vocab_size, (2, 24), generator=generator)
-    expected = decoder(tokens).logits
+    return _compared(decoder(tokens).logits, reloaded(tokens).logits, folder)
+
+
+@torch.inference_mode()
+def check_stock_reload(model: SpeechLLM, folder: Path) -> ReloadCheck:
+    """Read the checkpoint of a stock class in `folder` back and compare it with `model`, sound and text in, at all positions.
+
+    Raises:
+        CheckpointError: as `check_reload`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    sound: Float32 = (0.1 * torch.randn(21_000, generator=generator)).numpy()
+    tokens = torch.randint(model.view.vocab_size, (24,), generator=generator).tolist()
+    logits = []
+    for one in (model, reload_stock(model, folder)):
+        heard, valid = model_features(one, sound)
+        batch = speech_batch(one, [SpeechExample(heard, tuple(tokens), valid)])
+        logits.append(one.view.logits(one.view.run(batch.inputs_embeds)))
+    return _compared(logits[0], logits[1], folder)
+
+
+def _compared(expected: torch.Tensor, found: torch.Tensor, folder: str | Path) -> ReloadCheck:
     if not expected.isfinite().all():
         raise CheckpointError(
             "the model's logits are not finite, cut or not: it is damaged, or was never trained in float32"
         )
-    difference = float((expected - reloaded(tokens).logits).abs().max())
+    difference = float((expected - found).abs().max())
     # Not `>`: a NaN must fail too.
     if not difference <= RELOAD_TOLERANCE:
         raise CheckpointError(

@@ -9,7 +9,6 @@ from enum import IntEnum
 import torch
 from transformers import PreTrainedModel
 
-from prunella.device_runtime.decoding.text_style import style_text
 from prunella.evaluation.manifest import Utterance
 from prunella.speech_llm.decoder_view import decoder_view
 from prunella.speech_llm.model import SpeechLLM
@@ -28,15 +27,24 @@ class PositionClass(IntEnum):
 
 @dataclass(frozen=True)
 class SpeechExample:
-    """One utterance: log-mel (num_mel_bins, frames) float32, and transcript token ids that end with the end token."""
+    """One utterance: log-mel (num_mel_bins, frames) float32, and transcript token ids that end with the end token.
+
+    `valid`: frames of audio; 0: all.
+    """
 
     log_mel: torch.Tensor
     tokens: tuple[int, ...]
+    valid: int = 0
+
+    @property
+    def valid_frames(self) -> int:
+        """Frames of audio."""
+        return self.valid or self.log_mel.shape[1]
 
     def length(self, model: SpeechLLM) -> int:
         """Positions that the example takes in the decoder."""
         prompt = model.prompt
-        audio = model.config.audio_tokens(model.config.encoder_frames(self.log_mel.shape[1]))
+        audio = model.config.audio_tokens(model.config.encoder_frames(self.valid_frames))
         return len(prompt.before_ids) + audio + len(prompt.after_ids) + len(self.tokens)
 
 
@@ -66,10 +74,9 @@ def speech_example(model: SpeechLLM, utterance: Utterance) -> SpeechExample:
     Raises:
         AudioError: the file cannot be read.
     """
-    features = model_features(model, utterance.load())
-    text = style_text(utterance.text, model.config.text_style)
-    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return SpeechExample(features, (*ids, model.prompt.eos_ids[0]))
+    features, valid = model_features(model, utterance.load())
+    ids = model.tokenizer(model.answer(utterance.text), add_special_tokens=False)["input_ids"]
+    return SpeechExample(features, (*ids, model.prompt.eos_ids[0]), valid)
 
 
 def batches_by_length(
@@ -93,9 +100,10 @@ def speech_batch(model: SpeechLLM, examples: Sequence[SpeechExample]) -> Decoder
     log_mel = torch.zeros(len(examples), examples[0].log_mel.shape[0], int(lengths.max()))
     for row, example in zip(log_mel, examples, strict=True):
         row[:, : example.log_mel.shape[1]] = example.log_mel
-    frames = model.config.encoder_frames(lengths)
-    audio = model.embed_audio(log_mel, frames if len(examples) > 1 else None)
-    audio_tokens = model.config.audio_tokens(frames)
+    valid = torch.tensor([example.valid_frames for example in examples])
+    padded = len(examples) > 1 or int(valid[0]) < log_mel.shape[2]
+    audio = model.embed_audio(log_mel, valid if padded else None)
+    audio_tokens = model.config.audio_tokens(model.config.encoder_frames(valid))
     rows = [row[:count] for row, count in zip(audio, audio_tokens.tolist(), strict=True)]
     return layout_batch(model, rows, [example.tokens for example in examples])
 

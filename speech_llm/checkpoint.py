@@ -1,4 +1,4 @@
-"""A checkpoint on disk: `config.json`, `audio_encoder.safetensors`, `projector.safetensors` and `decoder/`.
+"""A checkpoint on disk. Of a stock class it is what transformers writes (`stock.py`); of prunella's own: `config.json`, `audio_encoder.safetensors`, `projector.safetensors` and `decoder/`.
 
 A model with a CTC head also has `ctc_head.safetensors`.
 
@@ -8,7 +8,6 @@ the GGUF writer all point at it unchanged.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,23 +20,26 @@ from prunella.device_runtime.base.errors import CheckpointError
 from prunella.device_runtime.base.files import whole_directory
 from prunella.speech_llm.config import SpeechLLMConfig
 from prunella.speech_llm.model import SpeechLLM
-from prunella.speech_llm.model_folder import check_model_folder, full_disks_are_os_errors, why_unreadable
+from prunella.speech_llm.model_folder import (
+    check_model_folder,
+    copy_side_files,
+    full_disks_are_os_errors,
+    why_unreadable,
+)
+from prunella.speech_llm.stock import CTC_HEAD_NAME, save_stock
 
 ENCODER_NAME = "audio_encoder.safetensors"
 PROJECTOR_NAME = "projector.safetensors"
-CTC_HEAD_NAME = "ctc_head.safetensors"
 DECODER_NAME = "decoder"
-# Other loaders want them: llama.cpp's converter the tokenizer as it was trained, speech LLMs their features. `outputs` knows all.
-_SIDE_FILES = (
-    *("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json"),
-    *("special_tokens_map.json", "*preprocessor_config.json", "processor_config.json", "chat_template.*"),
-)
 
 
 def save_checkpoint(model: SpeechLLM, folder: str | Path) -> Path:
     """Write `model` to `folder`, whole or not at all, in the dtypes that it has in memory."""
     folder = Path(folder)
     with whole_directory(folder) as partial:
+        if not isinstance(model.config, SpeechLLMConfig):
+            save_stock(model, partial)
+            return folder
         model.config.save(partial)
         _save_tensors(model.audio_encoder, partial / ENCODER_NAME)
         _save_tensors(model.projector, partial / PROJECTOR_NAME)
@@ -75,10 +77,8 @@ def save_decoder(decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, f
     with full_disks_are_os_errors():
         decoder.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    source = Path(decoder.name_or_path or "")
-    for file in (file for pattern in _SIDE_FILES if decoder.name_or_path for file in source.glob(pattern)):
-        if file.is_file() and not (Path(folder) / file.name).exists():
-            shutil.copyfile(file, Path(folder) / file.name)
+    if decoder.name_or_path:
+        copy_side_files(Path(decoder.name_or_path), Path(folder))
 
 
 def load_decoder(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

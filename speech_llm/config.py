@@ -5,22 +5,92 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.device_runtime.base.files import write_json
-from prunella.device_runtime.bundle import AudioSpec
+from prunella.device_runtime.bundle import AudioSpec, FeatureSpec
 from prunella.device_runtime.transcript import DecodeOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Count = TypeVar("Count", int, "Tensor")
+_ENCODER_HOP = 320  # samples that become one encoder frame
 CONFIG_NAME = "config.json"
 _MEL_FRAMES_PER_ENCODER_FRAME = 2  # Whisper's second convolution has stride 2
 _HOP_LENGTH = 160
+
+
+class ModelConfig(Protocol):
+    """What every speech LLM's configuration says: `SpeechLLMConfig` of prunella's own folder, `StockConfig` of a stock class."""
+
+    @property
+    def family(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def text_style(self) -> str:
+        """How the model writes, see device_runtime/decoding/text_style.py."""
+        ...
+
+    @property
+    def ctc_alphabet(self) -> str:
+        """Letters of the CTC head; "": there is none."""
+        ...
+
+    @property
+    def decode(self) -> DecodeOptions:
+        """Limits and guards."""
+        ...
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Base model, pruning, healing."""
+        ...
+
+    @property
+    def audio(self) -> AudioSpec:
+        """How samples become audio tokens, as the device needs it."""
+        ...
+
+    @property
+    def encoder_width(self) -> int:
+        """Of an encoder frame."""
+        ...
+
+    @property
+    def frames_per_token(self) -> int:
+        """Encoder frames that become one audio token."""
+        ...
+
+    @property
+    def samples_per_frame(self) -> float:
+        """Samples that become one encoder frame."""
+        ...
+
+    def encoder_frames(self, valid: Count) -> Count:
+        """Encoder frames of so many valid feature frames; of one number, or a tensor of them."""
+        ...
+
+    def audio_tokens(self, encoder_frames: Count) -> Count:
+        """Audio tokens of so many encoder frames; of one number, or a tensor of them."""
+        ...
+
+    def with_provenance(self, **facts: Any) -> ModelConfig:
+        """A copy with `facts` added to the provenance."""
+        ...
+
+    def with_alphabet(self, alphabet: str) -> ModelConfig:
+        """A copy for a CTC head with these letters; "" for none."""
+        ...
+
+    def with_decode(self, decode: DecodeOptions) -> ModelConfig:
+        """A copy with other limits and guards."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -94,17 +164,44 @@ class SpeechLLMConfig:
     @property
     def audio(self) -> AudioSpec:
         """The same numbers as the device needs them."""
+        features = FeatureSpec(
+            num_mel_bins=self.audio_encoder.num_mel_bins,
+            multiple=self.samples_per_token,
+            extra=self.extra_padding,
+        )
         return AudioSpec(
             sampling_rate=self.sampling_rate,
-            num_mel_bins=self.audio_encoder.num_mel_bins,
+            features=features,
             samples_per_token=self.samples_per_token,
-            extra_padding=self.extra_padding,
             ctc_alphabet=self.ctc_alphabet,
         )
+
+    @property
+    def encoder_width(self) -> int:
+        """Of an encoder frame."""
+        return self.audio_encoder.d_model
+
+    @property
+    def frames_per_token(self) -> int:
+        """Encoder frames that become one audio token."""
+        return self.stack_factor
+
+    @property
+    def samples_per_frame(self) -> float:
+        """Samples that become one encoder frame."""
+        return _ENCODER_HOP
 
     def with_provenance(self, **facts: Any) -> SpeechLLMConfig:
         """A copy with `facts` added to the provenance."""
         return replace(self, provenance={**self.provenance, **facts})
+
+    def with_alphabet(self, alphabet: str) -> SpeechLLMConfig:
+        """A copy for a CTC head with these letters; "" for none."""
+        return replace(self, ctc_alphabet=alphabet)
+
+    def with_decode(self, decode: DecodeOptions) -> SpeechLLMConfig:
+        """A copy with other limits and guards."""
+        return replace(self, decode=decode)
 
     def save(self, folder: Path) -> None:
         """Write `config.json` into `folder`."""

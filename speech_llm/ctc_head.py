@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from prunella.speech_llm.config import SpeechLLMConfig
+from prunella.speech_llm.config import ModelConfig
 
 ENGLISH = " abcdefghijklmnopqrstuvwxyz'"
 _STRIDE = 2  # 25 frames a second: people speak about 15 letters
@@ -29,9 +29,9 @@ class CtcHead(nn.Module):
     so that it is one matrix product, which recipes quantise like others.
     """
 
-    def __init__(self, config: SpeechLLMConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width = config.audio_encoder.d_model
+        width = config.encoder_width
         self.norm = nn.LayerNorm(width)
         self.window = nn.Linear(_WINDOW * width, width)
         self.blocks = nn.ModuleList(ConvBlock(width) for _ in range(_BLOCKS))

@@ -16,6 +16,7 @@ from prunella.speech_llm.checkpoint import is_checkpoint, load_checkpoint, load_
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.model_folder import check_is_text, check_memory, check_model_folder
 from prunella.speech_llm.reference import reference_folder
+from prunella.speech_llm.stock import load_stock, stock_family
 
 _MISTYPED = 0.8  # so like an embedded model's name is none of the Hub
 
@@ -80,5 +81,8 @@ def load_any(name: str | Path) -> SpeechLLM | TextLLM:
         return model
     if hub.is_ultravox(folder):
         return hub.load_ultravox(folder)
+    family = stock_family(folder)
+    if family is not None:
+        return load_stock(folder, family)
     check_is_text(folder)
     return TextLLM(*load_decoder(folder))

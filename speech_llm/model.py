@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -11,13 +11,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.device_runtime.bundle import PromptSpec
-from prunella.speech_llm.config import SpeechLLMConfig
+from prunella.device_runtime.decoding.answer import write_answer
+from prunella.device_runtime.decoding.text_style import style_text
+from prunella.speech_llm.config import ModelConfig, SpeechLLMConfig
 from prunella.speech_llm.ctc_head import CtcHead
 from prunella.speech_llm.decoder_view import DecoderView, decoder_view
 from prunella.speech_llm.ultravox import UltravoxProjector
 from prunella.speech_llm.whisper_encoder import TrueLengthWhisperEncoder
 
-# One line a family: what builds the projector from the configuration. All have a Whisper encoder so far.
+if TYPE_CHECKING:
+    from prunella.speech_llm.stock import StockShell
+
+# Of prunella's own folder, which holds families without a class in transformers: what builds the projector.
 PROJECTORS: dict[str, Callable[[SpeechLLMConfig], nn.Module]] = {"ultravox": UltravoxProjector}
 
 
@@ -25,32 +30,71 @@ class SpeechLLM(nn.Module):
     """Audio encoder → projector → any Hugging Face causal LM that has a plain list of layers."""
 
     def __init__(
-        self, config: SpeechLLMConfig, decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+        self,
+        config: ModelConfig,
+        decoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        audio_half: tuple[nn.Module, nn.Module] | None = None,
+        prompt: PromptSpec | None = None,
+        stock: StockShell | None = None,
     ) -> None:
+        """Around a decoder. Without `audio_half` and `prompt`, the configuration is a `SpeechLLMConfig`, and both are made of it.
+
+        Args:
+            config: of the model.
+            decoder: a causal LM of transformers.
+            tokenizer: the decoder's.
+            audio_half: encoder and projector, see `Family.audio_half`.
+            prompt: around the audio.
+            stock: the model of a stock class that it was taken out of.
+        """
         super().__init__()
-        if config.family not in PROJECTORS:
-            raise CheckpointError(f"no model family '{config.family}': there are {', '.join(PROJECTORS)}")
-        if decoder.config.hidden_size != config.text_hidden_size:
-            raise CheckpointError(
-                f"the projector makes vectors of {config.text_hidden_size}, the decoder takes {decoder.config.hidden_size}: "
-                "use the decoder that the projector was trained for"
-            )
+        if audio_half is None or prompt is None:
+            audio_half, prompt = _own_parts(config, decoder, tokenizer)
         self.config = config
-        self.audio_encoder = TrueLengthWhisperEncoder(config.audio_encoder)
-        self.projector = PROJECTORS[config.family](config)
+        self.audio_encoder, self.projector = audio_half
         self.ctc_head = CtcHead(config) if config.ctc_alphabet else None
         self.decoder = decoder
         self.tokenizer = tokenizer
         # As token ids. The prompt's own text decides: nothing is added by the tokenizer.
-        self.prompt: PromptSpec = tokenize_prompt(config, tokenizer)
+        self.prompt: PromptSpec = prompt
+        self.stock = stock
 
-    def embed_audio(self, log_mel: torch.Tensor, frames: torch.Tensor | None = None) -> torch.Tensor:
-        """(batch, num_mel_bins, mel_frames) → (batch, audio_tokens, hidden) in the decoder's embedding space.
+    def with_decoder(self, decoder: PreTrainedModel) -> SpeechLLM:
+        """The same speech LLM around another decoder; all else is shared."""
+        half = (self.audio_encoder, self.projector)
+        other = SpeechLLM(
+            self.config, decoder, self.tokenizer, audio_half=half, prompt=self.prompt, stock=self.stock
+        )
+        other.ctc_head = self.ctc_head
+        return other.eval().requires_grad_(False)
 
-        `frames` (batch,): true encoder frames of each row when rows were padded; the rows' own tokens are unchanged by it.
+    @property
+    def own_config(self) -> SpeechLLMConfig:
+        """The configuration of a model of prunella's own folder.
+
+        Raises:
+            CheckpointError: the model is of a stock class.
         """
-        tokens: torch.Tensor = self.projector(self.audio_encoder(log_mel, frames))
+        if not isinstance(self.config, SpeechLLMConfig):
+            raise CheckpointError(
+                f"this is for models of the Ultravox layout, not of the family '{self.config.family}'"
+            )
+        return self.config
+
+    def embed_audio(self, features: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+        """(batch, num_mel_bins, frames) → (batch, audio_tokens, hidden) in the decoder's embedding space.
+
+        `valid` (batch,): feature frames of audio in each row; None: all. Rows behind a clip's own tokens are anything.
+        """
+        tokens: torch.Tensor = self.projector(self.audio_encoder(features, valid))
         return tokens
+
+    def answer(self, text: str) -> str:
+        """What the model is to say of a transcript: in its style, with what it puts around it."""
+        styled = style_text(text, self.config.text_style)
+        return styled if self.prompt.language else write_answer(styled, self.prompt.answer)
 
     def embed_tokens(self, token_ids: torch.Tensor) -> torch.Tensor:
         """(..., n) int64 → (..., n, hidden)."""
@@ -59,13 +103,13 @@ class SpeechLLM(nn.Module):
 
     def add_ctc_head(self, alphabet: str) -> CtcHead:
         """Give the model a CTC head that has learned nothing yet, in place of any other."""
-        self.config = replace(self.config, ctc_alphabet=alphabet)
+        self.config = self.config.with_alphabet(alphabet)
         self.ctc_head = CtcHead(self.config)
         return self.ctc_head
 
     def remove_ctc_head(self) -> None:
         """What an audio encoder needs that is no longer the one which the head listened to."""
-        self.config, self.ctc_head = replace(self.config, ctc_alphabet=""), None
+        self.config, self.ctc_head = self.config.with_alphabet(""), None
 
     @property
     def view(self) -> DecoderView:
@@ -76,6 +120,21 @@ class SpeechLLM(nn.Module):
     def layers(self) -> nn.ModuleList:
         """The decoder's layers, in order."""
         return self.view.layers
+
+
+def _own_parts(
+    config: ModelConfig, decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[tuple[nn.Module, nn.Module], PromptSpec]:
+    """Encoder, projector and prompt that a `SpeechLLMConfig` describes."""
+    if not isinstance(config, SpeechLLMConfig) or config.family not in PROJECTORS:
+        raise CheckpointError(f"no model family '{config.family}': there are {', '.join(PROJECTORS)}")
+    if decoder.config.hidden_size != config.text_hidden_size:
+        raise CheckpointError(
+            f"the projector makes vectors of {config.text_hidden_size}, the decoder takes {decoder.config.hidden_size}: "
+            "use the decoder that the projector was trained for"
+        )
+    half = (TrueLengthWhisperEncoder(config.audio_encoder), PROJECTORS[config.family](config))
+    return half, tokenize_prompt(config, tokenizer)
 
 
 def tokenize_prompt(config: SpeechLLMConfig, tokenizer: PreTrainedTokenizerBase) -> PromptSpec:
@@ -90,11 +149,11 @@ def tokenize_prompt(config: SpeechLLMConfig, tokenizer: PreTrainedTokenizerBase)
         raise CheckpointError(
             f"the tokenizer has no token {prompt.eos_token!r}: set prompt.eos_token in config.json"
         )
-    return PromptSpec(
-        before_audio=prompt.before_audio,
-        after_audio=prompt.after_audio,
-        before_ids=tuple(tokenizer(prompt.before_audio, add_special_tokens=False)["input_ids"]),
-        after_ids=tuple(tokenizer(prompt.after_audio, add_special_tokens=False)["input_ids"]),
-        eos_ids=(eos,),
-        text_style=config.text_style,
+    return PromptSpec.around_audio(
+        prompt.before_audio,
+        prompt.after_audio,
+        tuple(tokenizer(prompt.before_audio, add_special_tokens=False)["input_ids"]),
+        tuple(tokenizer(prompt.after_audio, add_special_tokens=False)["input_ids"]),
+        (eos,),
+        config.text_style,
     )

@@ -22,6 +22,8 @@ from prunella.speech_llm.model_folder import (
     float_bytes,
     why_unreadable,
 )
+from prunella.speech_llm.stock import stock_family
+from prunella.speech_llm.stock_config import StockFacts
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,10 @@ def read_facts(name: str | Path) -> ModelFacts:
         return _facts(folder / DECODER_NAME, SpeechLLMConfig.load(folder).provenance)
     if hub.is_ultravox(folder):
         return _facts(resolve(hub.text_model(folder)), {})
+    family = stock_family(folder)
+    if family is not None:
+        facts = StockFacts.load(folder, family.model_type)
+        return _facts(folder, facts.provenance)
     check_is_text(folder)
     raise text_only(name)
 
@@ -73,4 +79,4 @@ def _facts(decoder: Path, provenance: Mapping[str, Any]) -> ModelFacts:
             f"cannot load a causal LM from '{decoder}': {why_unreadable(decoder, error)} "
             "(give a folder, or a Hugging Face id on a connected machine)"
         ) from error
-    return ModelFacts(config, provenance, float_bytes(decoder))
+    return ModelFacts(config.get_text_config(), provenance, float_bytes(decoder))

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import math
+import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,12 @@ from safetensors import SafetensorError, safe_open
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.quantize.free_memory import whole_memory
 
+# Other loaders want them: llama.cpp's converter the tokenizer as it was trained, speech LLMs their features. `outputs` knows all.
+SIDE_FILES = (
+    *("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json"),
+    *("special_tokens_map.json", "*preprocessor_config.json", "processor_config.json", "chat_template.*"),
+    *("additional_chat_templates/*.jinja", "tekken.json", "LICENSE*", "NOTICE*"),
+)
 _LFS = b"version https://git-lfs.github.com/spec/"
 _POINTER_BYTES = 1_024  # the specification's limit
 _LONGEST_HEADER = 100_000_000  # safetensors' own
@@ -146,6 +153,15 @@ def full_disks_are_os_errors() -> Iterator[None]:
         if f"os error {errno.ENOSPC}" in str(error):
             raise OSError(errno.ENOSPC, "No space left on device") from error
         raise OSError(errno.EIO, f"weights cannot be written ({error})") from error
+
+
+def copy_side_files(source: Path, folder: Path) -> None:
+    """Put the files of a model folder that are no weights beside what was written of the model, but for those written anew."""
+    for file in sorted({path for pattern in SIDE_FILES for path in source.glob(pattern)}):
+        out = folder / file.relative_to(source)
+        if file.is_file() and not out.exists():
+            out.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, out)
 
 
 def _weights(folder: Path) -> list[Path]:

@@ -29,7 +29,7 @@ CHAT_TEMPLATE = (
 
 def instruct_before_audio(model: SpeechLLM) -> SpeechLLM:
     """Give `model` this prompt and a chat template that renders exactly it, in place."""
-    model.config = replace(model.config, prompt=PROMPT)
+    model.config = replace(model.own_config, prompt=PROMPT)
     model.tokenizer.chat_template = CHAT_TEMPLATE
-    model.prompt = tokenize_prompt(model.config, model.tokenizer)
+    model.prompt = tokenize_prompt(model.own_config, model.tokenizer)
     return model

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.decoding.engine import check_rewind
-from prunella.device_runtime.sound.log_mel import log_mel, pad_to_stacks
+from prunella.device_runtime.sound.features import features
 from prunella.device_runtime.transcript import DecodeOptions
 from prunella.speech_llm.load import load
 from prunella.speech_llm.model import SpeechLLM
@@ -44,15 +44,22 @@ class TorchEngine:
     def encode(self, samples: Float32) -> Float32:
         """See `Engine.encode`."""
         model = self._model
-        encoded = model.audio_encoder(model_features(model, samples)[None])
-        self.ctc_log_probs = _array(model.ctc_head(encoded)[0]) if model.ctc_head is not None else None
-        return _array(model.projector(encoded)[0])
+        heard, valid = model_features(model, samples)
+        frames = model.config.encoder_frames(valid)
+        padded = valid < heard.shape[1]
+        encoded = model.audio_encoder(heard[None], torch.tensor([valid]) if padded else None)
+        self.ctc_log_probs = None
+        if model.ctc_head is not None:
+            letters = model.ctc_head(encoded[:, :frames])[0]
+            self.ctc_log_probs = _array(letters)
+        return _array(model.projector(encoded)[0, : model.config.audio_tokens(frames)])
 
     @torch.inference_mode()
-    def start(self, audio_embeddings: Float32) -> Float32:
+    def start(self, audio_embeddings: Float32, after: tuple[int, ...] | None = None) -> Float32:
         """See `Engine.start`."""
         self._cache = DynamicCache()
-        embeddings = torch.cat([self._before, torch.from_numpy(audio_embeddings)[None], self._after], dim=1)
+        behind = self._after if after is None else self._model.embed_tokens(torch.tensor([after]))
+        embeddings = torch.cat([self._before, torch.from_numpy(audio_embeddings)[None], behind], dim=1)
         self._start = embeddings.shape[1]
         return self._forward(inputs_embeds=embeddings)
 
@@ -113,11 +120,10 @@ def _array(tensor: torch.Tensor) -> Float32:
     return tensor.float().numpy()
 
 
-def model_features(model: SpeechLLM, samples: Float32) -> torch.Tensor:
-    """(n,) samples at 16 kHz → (num_mel_bins, frames), padded as the model was trained."""
-    audio = model.config.audio
-    padded = pad_to_stacks(samples, audio.samples_per_token, audio.extra_padding)
-    return torch.from_numpy(log_mel(padded, audio.num_mel_bins))
+def model_features(model: SpeechLLM, samples: Float32) -> tuple[torch.Tensor, int]:
+    """(n,) samples at 16 kHz → (num_mel_bins, frames), padded as the model was trained, and how many frames are audio's."""
+    heard, valid = features(samples, model.config.audio.features)
+    return torch.from_numpy(heard), valid
 
 
 def model_transcriber(model: SpeechLLM, options: DecodeOptions | None = None) -> Transcriber:

@@ -8,6 +8,7 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from prunella.speech_llm.config import AudioEncoderConfig
+from prunella.speech_llm.families.family import attention_bias
 
 
 class TrueLengthWhisperEncoder(WhisperEncoder):  # type: ignore[no-untyped-call]  # its __init_subclass__
@@ -33,29 +34,25 @@ class TrueLengthWhisperEncoder(WhisperEncoder):  # type: ignore[no-untyped-call]
             )
         )
 
-    def forward(self, log_mel: torch.Tensor, frames: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, log_mel: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
         """Encode.
 
         Args:
             log_mel: (batch, num_mel_bins, mel_frames), at most 3000 frames, an even number.
-            frames: (batch,) true number of encoder frames of each row, when rows were padded to one length.
+            valid: (batch,) true number of log-mel frames of each row, when rows were padded to one length; even.
 
         Returns:
             (batch, mel_frames / 2, d_model)
         """
         hidden = nn.functional.gelu(self.conv1(log_mel))
-        if frames is not None:
+        if valid is not None:
             # The second convolution must see a row's end as it would without the padding: zeros.
-            inside = torch.arange(hidden.shape[2], device=hidden.device) < 2 * frames[:, None]
+            inside = torch.arange(hidden.shape[2], device=hidden.device) < valid[:, None]
             hidden = hidden * inside[:, None, :]
         hidden = nn.functional.gelu(self.conv2(hidden)).transpose(1, 2)
         length = hidden.shape[1]
         hidden = hidden + self.embed_positions.weight[:length]
-        mask = None
-        if frames is not None:
-            inside = torch.arange(length, device=hidden.device) < frames[:, None]
-            mask = torch.zeros(inside.shape, dtype=hidden.dtype, device=hidden.device)
-            mask = mask.masked_fill(~inside, torch.finfo(hidden.dtype).min)[:, None, None, :]
+        mask = None if valid is None else attention_bias(valid // 2, length, hidden.dtype)
         for layer in self.layers:
             output = layer(hidden, attention_mask=mask)
             hidden = output[0] if isinstance(output, tuple) else output

@@ -38,7 +38,7 @@ def here(tmp_path, monkeypatch, small_speech_llm):
     Path("BUNDLE/onnx").mkdir()
     for graph in ("audio_encoder", "embed_tokens", "decoder_model_merged"):
         Path(f"BUNDLE/onnx/{graph}.onnx").touch()
-    manifest = BundleManifest("tiny", "ultravox", "x86-cpu", ("onnx",), "fp32", AudioSpec(), PromptSpec("", "", (), (), (2,)), DecoderSpec(2, 4, 1, 4, 8))  # fmt: skip
+    manifest = BundleManifest("tiny", "ultravox", "x86-cpu", ("onnx",), "fp32", AudioSpec(), PromptSpec.around_audio("", "", (), (), (2,)), DecoderSpec(2, 4, 1, 4, 8))  # fmt: skip
     seal_bundle(manifest, Path("BUNDLE"))
     Path("SPEECH").write_text("{}")
     Path("text.txt").write_text("one line\nanother line\n")

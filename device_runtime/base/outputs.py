@@ -26,6 +26,7 @@ _BUNDLE_FILES = (  # also where a damaged manifest does not list them
 _MADE = (
     ("pruning.json", "config.json"),
     ("projector.safetensors", "config.json"),
+    ("prunella.json", "config.json"),
     ("projector.safetensors", "reference.json"),
     ("trainable.safetensors", "state.json"),
 )
@@ -34,7 +35,14 @@ _CHECKPOINT_FILES = (
     *("config.json", "generation_config.json", "adapter_config.json", "pruning.json", "state.json"),
     *("reference.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
     *("vocab.txt", "tokenizer*.json", "tokenizer.model", "spiece.model", "*preprocessor_config.json"),
-    *("sentencepiece.bpe.model", "tekken.json", "additional_chat_templates/*.jinja"),
+    *(
+        "prunella.json",
+        "LICENSE*",
+        "NOTICE*",
+        "sentencepiece.bpe.model",
+        "tekken.json",
+        "additional_chat_templates/*.jinja",
+    ),
     *("processor_config.json", "chat_template.*", "model*.safetensors", "model.safetensors.index.json"),
     *("audio_encoder.safetensors", "projector.safetensors", "ctc_head.safetensors"),
     *("trainable.safetensors", "optimizer.safetensors"),

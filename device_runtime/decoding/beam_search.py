@@ -20,11 +20,11 @@ from tokenizers.decoders import DecodeStream
 
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import EngineError, UsageError
+from prunella.device_runtime.decoding.answer import read_answer
 from prunella.device_runtime.decoding.ctc_rescorer import CtcPrefixRescorer, TokenSpeller
 from prunella.device_runtime.decoding.engine import PAYING_BEAMS, BeamEngine, Engine
 from prunella.device_runtime.decoding.repeat_stop import RepeatStop
 from prunella.device_runtime.decoding.strategy import Decoded, Prefilled
-from prunella.device_runtime.decoding.template_text import strip_template
 from prunella.device_runtime.transcript import DecodeOptions, FinishReason
 
 # Nats for each letter where transcripts that go on are compared: who has spelled less of the audio has paid for less of it.
@@ -188,6 +188,7 @@ class Beams:
         end: tokens that end a transcript.
         alphabet: letters of the CTC head.
         options: how many transcripts, the weight of the letters, and the guards.
+        answer: see `PromptSpec.answer`.
     """
 
     def __init__(
@@ -197,8 +198,10 @@ class Beams:
         end: Collection[int],
         alphabet: str,
         options: DecodeOptions,
+        answer: str = "as-is",
     ) -> None:
         self._engine, self._tokenizer, self._end, self._options = engine, tokenizer, end, options
+        self._answer = answer
         self._speller = TokenSpeller(alphabet, lambda token: tokenizer.decode([token]))
 
     def decode(self, utterance: Prefilled) -> Generator[str, None, Decoded]:
@@ -217,7 +220,7 @@ class Beams:
             fresh = [token for token in search.settled[shown:] if token not in end]
             shown += len(fresh)
             agreed += "".join(pieces.step(self._tokenizer, token) or "" for token in fresh)
-            yield strip_template(agreed)
+            yield read_answer(agreed, self._answer)
         return self._decoded(search.best.tokens, passes, utterance.max_tokens)
 
     def _decoded(self, best: tuple[int, ...], passes: int, max_tokens: int) -> Decoded:
@@ -227,4 +230,4 @@ class Beams:
         guard.feed(self._tokenizer.decode(said, skip_special_tokens=True))
         guard.finish()
         reason = "repeat" if guard.looped else reason
-        return Decoded(tuple(said), strip_template(guard.text), reason, passes)
+        return Decoded(tuple(said), read_answer(guard.text, self._answer), reason, passes)

@@ -43,8 +43,11 @@ class Engine(Protocol):
         """
         ...
 
-    def start(self, audio_embeddings: Float32) -> Float32:
-        """Prefill prompt and audio, forgetting the utterance before → (vocab,) logits of the first token."""
+    def start(self, audio_embeddings: Float32, after: tuple[int, ...] | None = None) -> Float32:
+        """Prefill prompt and audio, forgetting the utterance before → (vocab,) logits of the first token.
+
+        `after`: tokens behind the audio instead of the prompt's own, such as those of another language.
+        """
         ...
 
     def step(self, token: int) -> Float32:

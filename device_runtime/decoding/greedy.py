@@ -16,11 +16,11 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.decoding.answer import read_answer
 from prunella.device_runtime.decoding.draft import AudioDrafter, Draft, draft_of_tokens
 from prunella.device_runtime.decoding.engine import Engine
 from prunella.device_runtime.decoding.repeat_stop import RepeatStop
 from prunella.device_runtime.decoding.strategy import Decoded, Prefilled
-from prunella.device_runtime.decoding.template_text import strip_template
 from prunella.device_runtime.transcript import DecodeOptions, FinishReason
 
 
@@ -102,6 +102,7 @@ class Greedy:
         end: tokens that end a transcript.
         options: the guards, and whether drafts are read off the audio.
         drafter: what reads them off; none: only a draft that comes with the utterance is verified.
+        answer: see `PromptSpec.answer`.
     """
 
     def __init__(
@@ -111,8 +112,10 @@ class Greedy:
         end: Collection[int],
         options: DecodeOptions,
         drafter: AudioDrafter | None = None,
+        answer: str = "as-is",
     ) -> None:
         self._engine, self._tokenizer, self._end, self._options = engine, tokenizer, end, options
+        self._answer = answer
         self._drafter = drafter if options.draft else None
 
     def decode(self, utterance: Prefilled) -> Generator[str, None, Decoded]:
@@ -131,14 +134,14 @@ class Greedy:
             if piece:
                 if guard.feed(piece):
                     break
-                yield strip_template(guard.text)
+                yield read_answer(guard.text, self._answer)
         if not guard.looped:
             # The stream holds back the bytes of an unfinished character; the whole text shows them.
             whole = self._tokenizer.decode(tokens, skip_special_tokens=True)
             guard.feed(whole[len(guard.text) :] if whole.startswith(guard.text) else "")
             guard.finish()
         reason = "repeat" if guard.looped else reason
-        return Decoded(tuple(tokens), strip_template(guard.text), reason, decoder.passes)
+        return Decoded(tuple(tokens), read_answer(guard.text, self._answer), reason, decoder.passes)
 
     def _draft(self, utterance: Prefilled) -> Draft | None:
         """What to verify while decoding: the caller's tokens, else what the audio embeddings are near to."""

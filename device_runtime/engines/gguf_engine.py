@@ -57,7 +57,7 @@ class GgufEngine:
         self.ctc_log_probs: Float32 | None = None
         self.most_beams: int | None = MAX_BRANCHES
         self._prompt = manifest.prompt
-        longest = int(30 * audio.sampling_rate / audio.samples_per_token) + 2  # libmtmd pads to 30 s
+        longest = audio.longest_tokens(30)  # libmtmd pads to 30 s
         prompt = len(self._prompt.before_ids) + len(self._prompt.after_ids)
         self.has_ctc_head = bool(audio.ctc_alphabet) and encoder.has_ctc_head
         # Scored transcripts may be longer than decoded ones, and beams need not share a word.
@@ -124,19 +124,20 @@ class GgufEngine:
         self.ctc_log_probs = self._encoder.ctc_log_probs
         return embeddings
 
-    def start(self, audio_embeddings: Float32) -> Float32:
+    def start(self, audio_embeddings: Float32, after: tuple[int, ...] | None = None) -> Float32:
         """See `Engine.start`.
 
         Raises:
             EngineError: prompt and audio are longer than the context.
         """
         self.decoder.truncate(self._prefix)
-        if self._after is not None:  # one pass for both
-            logits = self.decoder.feed_embeddings(np.concatenate([audio_embeddings, self._after]))
+        if self._embeddings is not None and self._after is not None:  # one pass for both
+            behind = self._after if after is None else self._embeddings(after)
+            logits = self.decoder.feed_embeddings(np.concatenate([audio_embeddings, behind]))
         else:
-            after = self._prompt.after_ids
-            logits = self.decoder.feed_embeddings(audio_embeddings, keep=0 if after else 1)
-            logits = self.decoder.feed_tokens(after) if after else logits
+            tokens = self._prompt.after_ids if after is None else after
+            logits = self.decoder.feed_embeddings(audio_embeddings, keep=0 if tokens else 1)
+            logits = self.decoder.feed_tokens(tokens) if tokens else logits
         self._start = self.decoder.position
         last: Float32 = logits[0]
         return last

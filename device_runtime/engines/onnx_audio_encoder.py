@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.onnx_errors import run_errors
 from prunella.device_runtime.bundle import Bundle
 from prunella.device_runtime.engines.providers import open_session
-from prunella.device_runtime.sound.log_mel import log_mel, pad_to_stacks
+from prunella.device_runtime.sound.features import features
 
 AUDIO_ENCODER = "onnx/audio_encoder.onnx"
 
@@ -36,16 +38,26 @@ class OnnxAudioEncoder:
         self.session, self.missing = open_session(
             onnxruntime, bundle.file(AUDIO_ENCODER), options, bundle.manifest.providers
         )
+        self._outputs = [output.name for output in self.session.get_outputs()]
         self._audio = bundle.manifest.audio
         self.ctc_log_probs: Float32 | None = None
         self.has_ctc_head = bool(bundle.manifest.audio.ctc_alphabet)
 
     def encode(self, samples: Float32) -> Float32:
         """(n,) mono float32 at the bundle's rate → (audio_tokens, hidden) float32."""
-        padded = pad_to_stacks(samples, self._audio.samples_per_token, self._audio.extra_padding)
-        features = log_mel(padded, self._audio.num_mel_bins)
+        heard, valid = features(samples, self._audio.features)
+        inputs = {"log_mel": heard[None]}
+        if self._audio.features.valid != "all":
+            inputs["valid_frames"] = np.array([valid], np.int64)
         with run_errors("the audio encoder"):
-            embeddings, *log_probs = self.session.run(None, {"log_mel": features[None]})
-        self.ctc_log_probs = log_probs[0][0] if log_probs else None
-        rows: Float32 = embeddings[0]
+            found = dict(zip(self._outputs, self.session.run(None, inputs), strict=True))
+        rows: Float32 = found["audio_embeddings"][0]
+        letters = found.get("ctc_log_probabilities")
+        # Of padded audio the graph gives all rows, and how many are the audio's.
+        counts = found.get("valid_rows")
+        if counts is not None:
+            rows = rows[: int(counts[0])]
+        if letters is not None:
+            letters = letters[0] if counts is None else letters[0][: int(counts[1])]
+        self.ctc_log_probs = letters
         return rows

@@ -71,7 +71,7 @@ class OnnxEngine:
         self._beams: _Beams | None = None
         self._logits = np.empty((1, 1, self._spec.vocab_size), np.float32)
         seconds = self._audio.max_seconds
-        audio_tokens = int(seconds * self._audio.sampling_rate / self._audio.samples_per_token) + 2
+        audio_tokens = self._audio.longest_tokens(seconds)
         self.allocate(
             len(self._before) + audio_tokens + len(self._after) + manifest.decode.token_cap(seconds)
         )
@@ -106,7 +106,7 @@ class OnnxEngine:
         """See `Engine.ctc_log_probs`."""
         return self.encoder.ctc_log_probs
 
-    def start(self, audio_embeddings: Float32) -> Float32:
+    def start(self, audio_embeddings: Float32, after: tuple[int, ...] | None = None) -> Float32:
         """See `Engine.start`.
 
         Raises:
@@ -114,7 +114,8 @@ class OnnxEngine:
         """
         self._rewind()
         self._utterance += 1
-        self._forward(np.concatenate([audio_embeddings, self._after]), keep=1)
+        behind = self._after if after is None else self._embed(after)
+        self._forward(np.concatenate([audio_embeddings, behind]), keep=1)
         self._start = self._position
         return self._last_logits()
 

@@ -27,21 +27,6 @@ _HERTZ_PER_MEL = 200.0 / 3.0
 _MEL_LOG_STEP = np.log(6.4) / 27.0
 
 
-def pad_to_stacks(samples: npt.ArrayLike, samples_per_token: int, extra_padding: int) -> Float32:
-    """Append zeros up to the next multiple of `samples_per_token`, then `extra_padding` more.
-
-    Args:
-        samples: (n,) mono audio.
-        samples_per_token: samples that become one audio token (1600 for the reference).
-        extra_padding: zeros after that.
-
-    Returns:
-        (m,) float32 with m >= n; the first n are the input.
-    """
-    samples = np.asarray(samples, dtype=np.float32)
-    return np.pad(samples, (0, -len(samples) % samples_per_token + extra_padding))
-
-
 def log_mel(samples: npt.ArrayLike, num_mel_bins: int = 80) -> Float32:
     """Log-mel spectrogram.
 

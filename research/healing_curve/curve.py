@@ -44,7 +44,6 @@ from prunella.pruning.calibration import Calibration, speech_batches, speech_cal
 from prunella.pruning.prune import prune
 from prunella.pruning.redundancy import measure_redundancy
 from prunella.pruning.selection import Evidence, choose_blocks
-from prunella.pruning.surgery import with_decoder
 from prunella.speech_llm.batches import cross_entropy
 from prunella.speech_llm.checkpoint import save_checkpoint
 from prunella.speech_llm.load import load
@@ -161,7 +160,7 @@ class Curve:
     def make(self, arm: Arm) -> tuple[SpeechLLM, list[str], dict[str, Any]]:
         """The arm's model, the blocks cut from it (of the model before each cut), and what its training took."""
         full = load(self.args.model)
-        model = with_decoder(full, wheel_decoder()) if arm.decoder == "base" else load(self.args.model)
+        model = full.with_decoder(wheel_decoder()) if arm.decoder == "base" else load(self.args.model)
         cuts: list[str] = []
         minutes, steps, budget, precision = 0.0, 0, 0, None
         for stage in range(arm.stages):

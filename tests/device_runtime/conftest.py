@@ -19,13 +19,12 @@ from prunella.device_runtime.bundle import (
     FileEntry,
     PromptSpec,
 )
-from prunella.device_runtime.sound.log_mel import pad_to_stacks
 from prunella.device_runtime.transcriber import Transcriber
 from prunella.device_runtime.transcript import DecodeOptions
 
 EOS = 2
 AUDIO = AudioSpec()
-PROMPT = PromptSpec("<|im_start|>user\n", "<|im_end|>", (1,), (EOS,), (EOS,))
+PROMPT = PromptSpec.around_audio("<|im_start|>user\n", "<|im_end|>", (1,), (EOS,), (EOS,))
 
 
 @pytest.fixture(scope="session")
@@ -59,8 +58,8 @@ class ScriptedEngine:
 
     def encode(self, samples):
         self.heard.append(len(samples))
-        padded = pad_to_stacks(samples, AUDIO.samples_per_token, AUDIO.extra_padding)
-        return np.zeros((len(padded) // AUDIO.samples_per_token, 4), np.float32)
+        padded = AUDIO.features.padded(len(samples))
+        return np.zeros((padded // AUDIO.samples_per_token, 4), np.float32)
 
     def start(self, audio_embeddings):
         self.script = iter(self.scripts[len(self.heard) - 1])

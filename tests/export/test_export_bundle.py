@@ -103,7 +103,6 @@ def test_heads_that_onnxruntime_cannot_run_are_refused(tiny_model, tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from prunella.device_runtime.base.errors import CheckpointError
-    from prunella.pruning.surgery import with_decoder
 
     decoder = LlamaForCausalLM(
         LlamaConfig(
@@ -117,5 +116,5 @@ def test_heads_that_onnxruntime_cannot_run_are_refused(tiny_model, tmp_path):
         )
     )
     with pytest.raises(CheckpointError, match="multiple of 16"):
-        module.export_float(with_decoder(tiny_model, decoder), "x86-cpu", tmp_path / "out")
+        module.export_float(tiny_model.with_decoder(decoder), "x86-cpu", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -82,7 +82,7 @@ def test_bundle_manifests(tmp_path):
         for file in folder.rglob("*.*")
         if file.is_file()
     }
-    prompt = PromptSpec("user\n", "<|im_end|>", (1,), (2,), (2,))
+    prompt = PromptSpec.around_audio("user\n", "<|im_end|>", (1,), (2,), (2,))
     provenance = {"block": "13:16", "wer": {"before": 31.7, "after": 33.1}}
     manifest = BundleManifest(
         "tiny",

@@ -81,8 +81,8 @@ def test_the_cache_gives_what_was_computed(model, manifest, tmp_path, monkeypatc
     last = len(cached) - 1
     for index, variant in ((0, CLEAN), (1, 2), (last, 0)):
         first = cached.finish(cached.load(index, variant), index, variant)
-        assert cached.load(index, variant).dtype == torch.float16
-        assert torch.equal(cached.load(index, variant), first)
+        assert cached.load(index, variant).rows.dtype == torch.float16
+        assert torch.equal(cached.load(index, variant).rows, first)
         assert torch.equal(plain.finish(plain.load(index, variant), index, variant), first)
     assert cached.tokens(last) == (2,)
     torn = next(path for path in tmp_path.rglob("*.npy"))
@@ -109,7 +109,7 @@ def test_positions_are_known_before_audio_is_read(model, manifest):
     for epoch in (0, 1):
         positions = one.positions(epoch)
         for index in (0, 5, 9, len(one) - 1):
-            mel = one.load(index, one.variant(index, epoch))
+            mel = one.load(index, one.variant(index, epoch)).rows
             actual = 2 + len(mel) // 10 + len(one.tokens(index))
             assert abs(actual - positions[index]) <= 1
             assert len(mel) <= 3_000

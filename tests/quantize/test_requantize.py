@@ -34,7 +34,7 @@ def bundle(tmp_path):
         engines=("onnx",),
         recipe="fp32",
         audio=AudioSpec(),
-        prompt=PromptSpec("", "", (), (), (2,)),
+        prompt=PromptSpec.around_audio("", "", (), (), (2,)),
         decoder=DecoderSpec(2, 4, 1, 4, 8),
     )
     seal_bundle(manifest, folder)

@@ -72,7 +72,7 @@ def float_bundle(tmp_path):
         engines=("onnx", "gguf"),
         recipe="fp32+F16",
         audio=AudioSpec(),
-        prompt=PromptSpec("", "", (), (), (2,)),
+        prompt=PromptSpec.around_audio("", "", (), (), (2,)),
         decoder=DecoderSpec(2, 4, 1, 4, 8),
         provenance={"base_model": "tiny"},
     )

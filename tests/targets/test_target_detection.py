@@ -136,7 +136,7 @@ def test_a_bundle_against_the_budget():
         engines=("onnx",),
         recipe="int4",
         audio=AudioSpec(),
-        prompt=PromptSpec("", "", (), (), (2,)),
+        prompt=PromptSpec.around_audio("", "", (), (), (2,)),
         decoder=DecoderSpec(30, 576, 3, 64, 49_152, max_context=2_048),
         files={
             "onnx/decoder_model_merged.onnx": FileEntry("", 150_000_000),

@@ -277,7 +277,9 @@ class SpeakingEngine(GuessingEngine):
 def speaking(tokenizer):
     def make(text: str) -> Transcriber:
         engine = SpeakingEngine(tokenizer.encode(text).ids, tokenizer.get_vocab_size())
-        return Transcriber(engine, tokenizer, AudioSpec(), PromptSpec("", "", (), (), (EOS,), "lower"))
+        return Transcriber(
+            engine, tokenizer, AudioSpec(), PromptSpec.around_audio("", "", (), (), (EOS,), "lower")
+        )
 
     return make
 

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prunella.device_runtime.bundle import FeatureSpec
 from prunella.device_runtime.sound.audio import load_audio
-from prunella.device_runtime.sound.log_mel import log_mel, pad_to_stacks
+from prunella.device_runtime.sound.features import features
+from prunella.device_runtime.sound.log_mel import log_mel
 
 CLIPS = sorted((Path(__file__).parents[3] / "examples" / "clips" / "evaluation").glob("*.flac"))
 
@@ -38,23 +40,24 @@ def test_equals_the_whisper_feature_extractor(bins):
     assert CLIPS, "the committed evaluation clips are gone"
     extractor = WhisperFeatureExtractor(feature_size=bins)
     for name, signal in _signals().items():
-        samples = pad_to_stacks(signal, 1_600, 1_600)
+        samples = np.pad(np.asarray(signal, np.float32), (0, FeatureSpec().padded(len(signal)) - len(signal)))
         expected = extractor(
             samples, sampling_rate=16_000, padding="longest", truncation=False, return_tensors="np"
         ).input_features[0]
-        features = log_mel(samples, bins)
-        assert features.dtype == np.float32
-        assert features.shape == expected.shape == (bins, len(samples) // 160), name
-        np.testing.assert_allclose(features, expected, atol=1e-4, rtol=0, err_msg=name)
+        found = log_mel(samples, bins)
+        assert found.dtype == np.float32
+        assert found.shape == expected.shape == (bins, len(samples) // 160), name
+        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0, err_msg=name)
+        padded, valid = features(signal, FeatureSpec(num_mel_bins=bins))
+        np.testing.assert_array_equal(padded, found)
+        assert valid == found.shape[1]
 
 
 @given(st.integers(1, 100_000), st.sampled_from([1_280, 1_600, 2_560]), st.sampled_from([0, 1_600]))
 def test_padding_is_the_fewest_whole_stacks_and_the_extra(length, per_token, extra):
-    padded = pad_to_stacks(np.ones(length), per_token, extra)
-    assert padded.dtype == np.float32
-    assert (len(padded) - extra) % per_token == 0
-    assert 0 <= len(padded) - extra - length < per_token
-    assert padded[:length].all() and not padded[length:].any()
+    padded = FeatureSpec(multiple=per_token, extra=extra).padded(length)
+    assert (padded - extra) % per_token == 0
+    assert 0 <= padded - extra - length < per_token
 
 
 @pytest.mark.parametrize("samples", [np.zeros(200), np.zeros((2, 1_600)), np.zeros(0)])

@@ -1,0 +1,68 @@
+"""How a transcript is read out of what a model says around it, while it is being said and at the end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from prunella.device_runtime.decoding.template_text import strip_template
+
+_MARKER = "<asr_text>"
+_TAG = "language "
+_BEGUN_TAG = re.compile(r"language(?: [^<]{0,40})?(?:<[a-z_]*)?$")
+
+
+def read_answer(text: str, answer: str) -> str:
+    """The transcript in a model's answer, or in as much of it as there is.
+
+    Args:
+        text: what the model has said so far, special tokens left out.
+        answer: one of `READERS`, as `PromptSpec.answer` names it.
+    """
+    return strip_template(READERS[answer](text))
+
+
+def write_answer(text: str, answer: str, language: str = "English") -> str:
+    """Inverse of `read_answer`: what a model of this kind says of a transcript (`language`: its English name)."""
+    return f"{_TAG}{language}{_MARKER}{text}" if answer == "language-tag" else text
+
+
+def answered_language(text: str, answer: str) -> str | None:
+    """English name of the language that an answer names; None: it names none."""
+    if answer != "language-tag" or _MARKER not in text:
+        return None
+    name = text.partition(_MARKER)[0].strip().removeprefix(_TAG).strip()
+    return None if name.lower() in ("", "none") else name
+
+
+def _as_is(text: str) -> str:
+    return text
+
+
+def _behind_language_tag(text: str) -> str:
+    """Qwen3-ASR says "language English<asr_text>..." (`Qwen3ASRProcessor.parse_output`)."""
+    tag, marker, transcript = text.partition(_MARKER)
+    if marker:
+        return transcript
+    begun = tag.lstrip()
+    return "" if _TAG.startswith(begun) or _BEGUN_TAG.fullmatch(begun) else text
+
+
+def _quoted(text: str) -> str:
+    """Audio Flamingo 3 says: The spoken content of the audio is "..." (`AudioFlamingo3Processor.decode`)."""
+    found = re.match(r"""\s*The (?:spoken )?(?:content|transcription) of the audio is ?[:]? ?(["']?)""", text)
+    if found is None:
+        return text
+    rest = text[found.end() :]
+    quote = found.group(1)
+    rest = rest.rstrip()
+    return (
+        rest.removesuffix(".").removesuffix(quote) if quote and rest.endswith((quote, f"{quote}.")) else rest
+    )
+
+
+READERS: dict[str, Callable[[str], str]] = {
+    "as-is": _as_is,
+    "language-tag": _behind_language_tag,
+    "quoted": _quoted,
+}

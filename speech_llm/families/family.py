@@ -1,0 +1,83 @@
+"""What prunella has to know of a family of speech LLMs. Everything else is generic and asks this object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from prunella.device_runtime.bundle import AudioSpec, PromptSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Count = TypeVar("Count", int, "Tensor")
+WINDOW_SECONDS = 30  # of Whisper and its kin
+
+
+@dataclass(frozen=True)
+class AudioGeometry:
+    """How an utterance becomes rows: samples → features (`audio`, data for the device) → encoder frames → audio tokens.
+
+    Attributes:
+        audio: features and limits as the device needs them; without letters.
+        encoder_width: of an encoder frame.
+        frames_per_token: encoder frames that the projector makes one token of.
+        samples_per_frame: samples that become one encoder frame.
+        encoder_frames: valid feature frames → encoder frames of audio; of one number, or a tensor of them.
+    """
+
+    audio: AudioSpec
+    encoder_width: int
+    frames_per_token: int
+    samples_per_frame: float
+    encoder_frames: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of speech LLM that transformers has a class for.
+
+    Attributes:
+        model_type: in `config.json`.
+        architecture: the class in transformers that `config.json` names under `architectures`.
+        geometry: (the model's configuration, whether it was healed on audio of its true length) → `AudioGeometry`.
+        audio_half: the stock model → encoder and projector around its own parameters. The encoder takes features
+            (batch, bins, frames) and `valid` (batch,) feature frames of audio, None for all, and gives (batch, encoder
+            frames, width), rows behind the valid ones being anything; the projector turns them into (batch, tokens, hidden).
+        prompt: (configuration, tokenizer, folder, end tokens) → what stands around the audio.
+        as_causal_lm: the stock model → its decoder as a causal LM of a stock class around the same parameters.
+        true_length: whether a model hears the same of audio that is not padded to whole windows.
+        mmproj: name of llama.cpp's projector type; None: it has none for this family.
+    """
+
+    model_type: str
+    architecture: str
+    geometry: Callable[[Any, bool], AudioGeometry]
+    audio_half: Callable[[PreTrainedModel], tuple[nn.Module, nn.Module]]
+    prompt: Callable[[Any, PreTrainedTokenizerBase, Path, tuple[int, ...]], PromptSpec]
+    as_causal_lm: Callable[[PreTrainedModel], PreTrainedModel]
+    true_length: bool
+    mmproj: str | None = None
+
+
+def language_model(stock: PreTrainedModel) -> PreTrainedModel:
+    """`as_causal_lm` of the usual layout: `model.language_model` and `lm_head`, which a causal LM is made of."""
+    body: Any = stock.model.language_model
+    with torch.device("meta"):
+        decoder: PreTrainedModel = AutoModelForCausalLM.from_config(body.config)  # type: ignore[no-untyped-call]
+    decoder.config = body.config  # one object, so that a cut of one is a cut of both
+    decoder.model, decoder.lm_head = body, stock.lm_head
+    return decoder
+
+
+def attention_bias(valid: torch.Tensor, length: int, dtype: torch.dtype) -> torch.Tensor:
+    """(batch, 1, 1, length): 0 at the first `valid` (batch,) keys, the least number of `dtype` behind them."""
+    inside = torch.arange(length, device=valid.device) < valid[:, None]
+    bias = torch.zeros(inside.shape, dtype=dtype, device=valid.device)
+    return bias.masked_fill(~inside, torch.finfo(dtype).min)[:, None, None, :]

@@ -1,0 +1,166 @@
+"""Speech LLMs of transformers' own classes: read as they are on the Hub, taken apart for the work, saved as transformers would.
+
+A checkpoint is what `save_pretrained` of the stock class writes; prunella's own facts stand beside it (`stock_config.py`),
+where other loaders do not look.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from prunella.device_runtime.base.errors import CheckpointError
+from prunella.speech_llm.families import FAMILIES, Family
+from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.model_folder import copy_side_files, full_disks_are_os_errors, why_unreadable
+from prunella.speech_llm.stock_config import StockConfig, StockFacts
+
+CTC_HEAD_NAME = "ctc_head.safetensors"
+
+
+@dataclass(frozen=True)
+class StockShell:
+    """What a stock model is besides its decoder.
+
+    Attributes:
+        family: of the model.
+        model: the stock model as it was read. Its decoder's modules may be other ones by now, see `assembled`.
+        folder: that it was read from.
+    """
+
+    family: Family
+    model: PreTrainedModel
+    folder: Path
+
+
+def stock_family(folder: Path) -> Family | None:
+    """The family of the model in `folder`, by the class that its `config.json` names; None: none of them."""
+    try:
+        body = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        names = body.get("architectures") or ()
+    except (OSError, ValueError, AttributeError):
+        return None
+    return next((FAMILIES[name] for name in names if name in FAMILIES), None)
+
+
+def load_stock(folder: Path, family: Family) -> SpeechLLM:
+    """Read a model of a stock class, in float32, ready for inference.
+
+    Raises:
+        CheckpointError: transformers cannot load it, or its prompt has no place for audio.
+    """
+    stock, tokenizer = _read(folder, family)
+    return take_apart(stock, tokenizer, family, folder)
+
+
+def take_apart(
+    stock: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, family: Family, folder: Path
+) -> SpeechLLM:
+    """A `SpeechLLM` around the parameters of a stock model; `folder` has its other files."""
+    facts = StockFacts.load(folder, family.model_type)
+    config = StockConfig(facts, family.geometry(stock.config, facts.trimmed))
+    decoder = family.as_causal_lm(stock)
+    decoder.name_or_path = str(folder)
+    model = SpeechLLM(
+        config,
+        decoder,
+        tokenizer,
+        audio_half=family.audio_half(stock),
+        prompt=family.prompt(stock.config, tokenizer, folder, _end_tokens(stock, tokenizer)),
+        stock=StockShell(family, stock, folder),
+    )
+    if model.ctc_head is not None:
+        _load_head(model.ctc_head, folder / CTC_HEAD_NAME)
+    return model.eval().requires_grad_(False)
+
+
+def assembled(model: SpeechLLM) -> PreTrainedModel:
+    """The stock model with the decoder that `model` has now, around the same parameters.
+
+    Raises:
+        CheckpointError: the model is of no stock class.
+    """
+    shell = model.stock
+    if shell is None:
+        raise CheckpointError(f"a model of the family '{model.config.family}' has no class in transformers")
+    old: Any = shell.model
+    config = copy.deepcopy(old.config)
+    config.text_config = copy.deepcopy(model.decoder.config)
+    with torch.device("meta"):
+        stock: Any = type(old)(config)
+    # What is not the decoder's stays; what was built on "meta" is replaced, all of it.
+    for name, part in old.model.named_children():
+        setattr(stock.model, name, part)
+    decoder: Any = model.decoder
+    stock.model.language_model, stock.lm_head = decoder.model, decoder.lm_head
+    stock.generation_config = copy.deepcopy(old.generation_config)
+    left = [name for name, tensor in stock.named_parameters() if tensor.is_meta]
+    if left:
+        raise CheckpointError(f"{type(old).__name__} has {left[0]}, for which nothing is known here")
+    made: PreTrainedModel = stock.eval()
+    return made
+
+
+def save_stock(model: SpeechLLM, folder: Path) -> None:
+    """Write the stock checkpoint into `folder`, which exists: the model, its processor's files, and prunella's facts."""
+    assert model.stock is not None
+    assert isinstance(model.config, StockConfig)
+    stock = assembled(model)
+    with full_disks_are_os_errors():
+        stock.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+    copy_side_files(model.stock.folder, folder)
+    model.config.facts.save(folder)
+    if model.ctc_head is not None:
+        tensors = {name: tensor.detach().contiguous() for name, tensor in model.ctc_head.state_dict().items()}
+        with full_disks_are_os_errors():
+            save_file(tensors, folder / CTC_HEAD_NAME, {"format": "pt"})
+
+
+def reload_stock(model: SpeechLLM, folder: Path) -> SpeechLLM:
+    """Read back what `save_stock` wrote of `model`."""
+    assert model.stock is not None
+    return load_stock(folder, model.stock.family)
+
+
+def _read(folder: Path, family: Family) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    kind = getattr(transformers, family.architecture)
+    try:
+        stock = kind.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # of many libraries and classes
+        raise CheckpointError(
+            f"cannot load a {family.architecture} from '{folder}': {why_unreadable(folder, error)}"
+        ) from error
+    return stock.eval(), tokenizer
+
+
+def _end_tokens(stock: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Tokens that end an answer; the tokenizer's own first, which is taught."""
+    named: Any = None
+    for config in (stock.generation_config, stock.config, stock.config.get_text_config()):
+        named = getattr(config, "eos_token_id", None)
+        if named is not None:
+            break
+    known = [named] if isinstance(named, int) else list(named or ())
+    own = tokenizer.eos_token_id
+    if not known and own is None:
+        raise CheckpointError("neither the model nor its tokenizer names an end token: set eos_token_id")
+    first = [own] if own in known or not known else []
+    return tuple(dict.fromkeys([*first, *known]))
+
+
+def _load_head(head: nn.Module, path: Path) -> None:
+    try:
+        head.load_state_dict(load_file(path), strict=True)
+    except Exception as error:  # safetensors has a class of its own
+        raise CheckpointError(f"cannot read {path} ({error}): save the model again") from error

@@ -1,0 +1,145 @@
+"""Every family of stock speech LLMs, on tiny random checkpoints of its real class: each step against transformers itself."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny_families import FAMILY_NAMES, write_tiny
+
+import prunella.cli
+from prunella.device_runtime.opening import open_transcriber
+from prunella.evaluation.manifest import read_manifest
+from prunella.export.export import export
+from prunella.pruning.blocks import Block
+from prunella.pruning.calibration import speech_calibration
+from prunella.pruning.prune import prune, save_pruned
+from prunella.speech_llm import load
+from prunella.speech_llm.batches import speech_batch, speech_example
+from prunella.speech_llm.stock import assembled
+
+CUTS = {"a middle block": (Block(2, 4),), "a set with gaps": (Block(1, 2), Block(3, 4))}
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=FAMILY_NAMES)
+def folder(request, tmp_path_factory):
+    return write_tiny(request.param, tmp_path_factory.mktemp("families") / request.param)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load(folder)
+
+
+def test_it_is_recognised_by_its_class(folder, model):
+    assert model.config.family == json.loads((folder / "config.json").read_text())["model_type"]
+    assert len(model.view) == 6
+    assert (
+        assembled(model).config.architectures
+        == json.loads((folder / "config.json").read_text())["architectures"]
+    )
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_cut_is_exact_after_reload_with_sound_at_all_positions(model, noise_manifest, tmp_path, cut):
+    """Against the stock model whose cut layers are identities."""
+    examples = [speech_example(model, one) for one in read_manifest(noise_manifest).utterances[:2]]
+    pruned, report = prune(model, CUTS[cut], bridge=False)
+    saved = save_pruned(pruned, report, tmp_path / "cut")
+    assert saved.max_logit_difference < 1e-4
+    again = load(tmp_path / "cut")
+    batch = speech_batch(again, examples)
+    found = again.decoder(inputs_embeds=batch.inputs_embeds, attention_mask=batch.attention_mask).logits
+    gone = {layer for block in CUTS[cut] for layer in block.layers}
+    handles = [
+        layer.register_forward_hook(
+            lambda _, args, kwargs, out: args[0] if args else kwargs["hidden_states"], with_kwargs=True
+        )
+        for number, layer in enumerate(model.layers)
+        if number in gone
+    ]
+    try:
+        whole = speech_batch(model, examples)
+        expected = model.decoder(
+            inputs_embeds=whole.inputs_embeds, attention_mask=whole.attention_mask
+        ).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+    heard = batch.is_token
+    torch.testing.assert_close(found[heard], expected[heard], atol=1e-4, rtol=1e-4)
+    assert load(tmp_path / "cut").config.provenance["pruning"]
+
+
+def test_a_bridge_is_fitted_and_saved_in_the_stock_class(model, noise_manifest, tmp_path):
+    calibration = speech_calibration(model, read_manifest(noise_manifest))
+    pruned, report = prune(model, CUTS["a middle block"], calibration=calibration)
+    save_pruned(pruned, report, tmp_path / "bridged")
+    body = json.loads((tmp_path / "bridged" / "config.json").read_text())
+    assert body["text_config"]["num_hidden_layers"] == 4
+    stock = type(model.stock.model).from_pretrained(tmp_path / "bridged")
+    theirs = dict(stock.named_parameters())
+    for name, tensor in assembled(pruned).named_parameters():
+        torch.testing.assert_close(theirs[name], tensor, msg=name)
+
+
+def test_three_steps_of_healing_leave_a_stock_checkpoint(folder, noise_manifest, tmp_path):
+    out = tmp_path / "healed"
+    arguments = ["heal", str(folder), "--speech", str(noise_manifest), "--steps", "3", "-o", str(out)]
+    assert prunella.cli.main(arguments) == 0
+    healed = load(out)
+    assert healed.config.provenance["healing"]
+    before = dict(load(folder).named_parameters())
+    changed = [name for name, tensor in healed.named_parameters() if not torch.equal(tensor, before[name])]
+    assert any("projector" in name for name in changed) and any("layers" in name for name in changed)
+
+
+def test_a_bundle_says_what_stock_generate_says(model, folder, noise_manifest, tmp_path):
+    """Token for token, with the family's own prompt, on the bundle that passed the gate."""
+    bundle = export(model, "x86-cpu", tmp_path / "bundle", recipe="fp32")
+    gate = bundle.manifest.provenance["onnx_gate"]
+    assert gate["logit_error"] < 1e-3 and gate["embedding_error"] < 1e-3
+    transcriber = open_transcriber(tmp_path / "bundle", threads=1).with_options(guards=False)
+    stock = assembled(model)
+    for utterance in read_manifest(noise_manifest).utterances[:4]:
+        samples = utterance.load()
+        found = transcriber.transcribe(samples).segments[0].tokens
+        expected = stock_tokens(stock, model, samples, len(found))
+        assert list(found) == expected
+        assert len(found) > 3
+
+
+def stock_tokens(stock, model, samples: np.ndarray, count: int) -> list[int]:
+    """What the stock model's `generate` says, its inputs made by transformers' own feature extractor."""
+    inputs = stock_inputs(model, samples)
+    ids = stock.generate(**inputs, max_new_tokens=count, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    return [token for token in ids.tolist() if token not in model.prompt.eos_ids]
+
+
+def stock_inputs(model, samples: np.ndarray) -> dict[str, torch.Tensor]:
+    """input_ids, features and their mask by transformers' extractors."""
+    from transformers import Qwen3ASRFeatureExtractor, WhisperFeatureExtractor
+
+    if model.config.family == "qwen3_asr":
+        heard = Qwen3ASRFeatureExtractor()(
+            samples, sampling_rate=16_000, padding=True, return_attention_mask=True
+        )
+        features = {"input_features": heard["input_features"], "input_features_mask": heard["attention_mask"]}
+        mask = heard["attention_mask"]
+    else:
+        heard = WhisperFeatureExtractor(feature_size=128)(
+            samples, sampling_rate=16_000, return_attention_mask=True, return_tensors="pt"
+        )
+        mask = heard["attention_mask"]
+        features = {"input_features": heard["input_features"], "feature_attention_mask": mask}
+    frames = int(mask.sum())
+    count = model.config.audio_tokens(model.config.encoder_frames(frames))
+    ids = [*model.prompt.before_ids, *[4] * count, *model.prompt.after_ids]
+    return {
+        "input_ids": torch.tensor([ids]),
+        "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
+        **features,
+    }
