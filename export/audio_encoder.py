@@ -61,10 +61,11 @@ def export_audio_encoder(model: SpeechLLM, out: Path) -> Path:
     """
     spec = model.config.audio.features
     step = math.lcm(spec.frame_multiple, max(1, spec.multiple // HOP_LENGTH))
-    steps = torch.export.Dim("steps", min=2, max=max(2, _LONGEST_FRAMES // step))
     whole_windows = step >= _LONGEST_FRAMES
     example = torch.zeros(1, spec.num_mel_bins, step if whole_windows else 4 * step)
-    shapes: dict[str, Any] = {"log_mel": None if whole_windows else {2: step * steps}}
+    shapes: dict[str, Any] = {"log_mel": None}
+    if not whole_windows:
+        shapes["log_mel"] = {2: step * torch.export.Dim("steps", min=2, max=_LONGEST_FRAMES // step)}
     arguments: tuple[torch.Tensor, ...] = (example,)
     outputs = ["audio_embeddings", "ctc_log_probabilities"][: 1 if model.ctc_head is None else 2]
     if spec.valid != "all":

@@ -74,7 +74,7 @@ def take_apart(
         config,
         decoder,
         tokenizer,
-        audio_half=family.audio_half(stock),
+        audio_half=family.audio_half(stock, facts.trimmed),
         prompt=family.prompt(stock.config, tokenizer, folder, _end_tokens(stock, tokenizer)),
         stock=StockShell(family, stock, folder),
     )

@@ -1,20 +1,16 @@
-"""Tiny random checkpoints of the stock speech LLM classes, as transformers saves them."""
+"""Tiny random checkpoints of the stock speech LLM classes, as transformers saves them; one entry of `FAMILIES` each."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2AudioConfig,
-    Qwen2AudioForConditionalGeneration,
-    Qwen3ASRConfig,
-    Qwen3ASRForConditionalGeneration,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 TEXT = {
     "vocab_size": 320,
@@ -35,54 +31,107 @@ WHISPER = {
     "initializer_range": 0.2,
 }
 _CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
-# By family: the tokens that its prompt needs; the first is the audio placeholder.
-_TOKENS = {
-    "qwen3_asr": ["<|audio_pad|>", "<|audio_start|>", "<|audio_end|>"],
-    "qwen2_audio": ["<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"],
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    """A family in small.
+
+    Attributes:
+        name: the classes' prefix in transformers.
+        tokens: that its prompt needs; the first is the audio placeholder.
+        audio: fields of the encoder's configuration.
+        text: fields of the decoder's.
+        mask: what the stock class calls the features' mask; "": it takes none.
+        extractor: name of its feature extractor.
+        heard: how the stock processor calls it.
+        plain: added tokens that are no special ones.
+        bos: the token that begins a prompt.
+        rest: further fields of the configuration.
+    """
+
+    name: str
+    tokens: tuple[str, ...]
+    audio: dict[str, Any]
+    text: dict[str, Any]
+    mask: str = ""
+    extractor: str = "WhisperFeatureExtractor"
+    heard: dict[str, Any] = field(default_factory=dict)
+    plain: tuple[str, ...] = ()
+    bos: str | None = None
+    rest: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def stock(self) -> Any:
+        """The class in transformers."""
+        return getattr(transformers, f"{self.name}ForConditionalGeneration")
+
+
+FAMILIES = {
+    "qwen3_asr": TinyFamily(
+        "Qwen3ASR",
+        ("<|audio_pad|>", "<|audio_start|>", "<|audio_end|>"),
+        WHISPER | {"model_type": "qwen3_asr_encoder", "downsample_hidden_size": 8, "output_dim": 64},
+        {"model_type": "qwen3", "head_dim": 16, "tie_word_embeddings": True},
+        mask="input_features_mask",
+        extractor="Qwen3ASRFeatureExtractor",
+        heard={"padding": True},
+        plain=("<asr_text>",),
+    ),
+    "qwen2_audio": TinyFamily(
+        "Qwen2Audio",
+        ("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"),
+        WHISPER | {"model_type": "qwen2_audio_encoder"},
+        {"model_type": "qwen2"},
+        mask="feature_attention_mask",
+    ),
+    "voxtral": TinyFamily(
+        "Voxtral",
+        ("[AUDIO]", "[BEGIN_AUDIO]", "[INST]", "[/INST]", "[TRANSCRIBE]", "<s>"),
+        WHISPER | {"model_type": "voxtral_encoder", "encoder_ffn_dim": 128},
+        {"model_type": "llama", "head_dim": 16},
+        heard={"padding": True, "truncation": False, "pad_to_multiple_of": 480_000},
+        bos="<s>",
+    ),
 }
-FAMILY_NAMES = tuple(_TOKENS)
+FAMILY_NAMES = tuple(FAMILIES)
 
 
 def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
     """Every byte a token, no merges, with the special tokens of the family; the audio placeholder is 4, <|im_end|> 2."""
-    special = [*_CONTROLS, *_TOKENS[family]]
+    kind = FAMILIES[family]
+    special = [*_CONTROLS, *kind.tokens]
     tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    if family == "qwen3_asr":
-        core.add_tokens([AddedToken("<asr_text>", special=False, normalized=False)])
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|pad|>")
+    core.add_tokens([AddedToken(token, special=False, normalized=False) for token in kind.plain])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=kind.bos, eos_token="<|im_end|>", pad_token="<|pad|>"
+    )
 
 
-def tiny_stock(family: str, *, seed: int = 0, text: dict[str, Any] | None = None) -> PreTrainedModel:
-    """A random model of the stock class."""
+def tiny_stock(
+    family: str,
+    *,
+    seed: int = 0,
+    text: dict[str, Any] | None = None,
+    audio: dict[str, Any] | None = None,
+    rest: dict[str, Any] | None = None,
+) -> PreTrainedModel:
+    """A random model of the stock class; `text`, `audio` and `rest` change its configuration."""
     torch.manual_seed(seed)
-    fields = TEXT | (text or {})
-    ends = {"eos_token_id": [0, 2], "pad_token_id": 3}
-    model: PreTrainedModel
-    if family == "qwen3_asr":
-        audio = WHISPER | {"model_type": "qwen3_asr_encoder", "downsample_hidden_size": 8, "output_dim": 64}
-        model = Qwen3ASRForConditionalGeneration(
-            Qwen3ASRConfig(
-                audio_config=audio,
-                text_config=fields | {"model_type": "qwen3", "head_dim": 16, "tie_word_embeddings": True},
-                audio_token_id=4,
-                **ends,
-            )
-        )
-    elif family == "qwen2_audio":
-        model = Qwen2AudioForConditionalGeneration(
-            Qwen2AudioConfig(
-                audio_config=WHISPER | {"model_type": "qwen2_audio_encoder"},
-                text_config=fields | {"model_type": "qwen2"},
-                audio_token_id=4,
-                **ends,
-            )
-        )
-    else:
-        raise ValueError(family)
+    kind = FAMILIES[family]
+    config = getattr(transformers, f"{kind.name}Config")(
+        audio_config=kind.audio | (audio or {}),
+        text_config=TEXT | kind.text | (text or {}),
+        audio_token_id=4,
+        eos_token_id=[0, 2],
+        pad_token_id=3,
+        **(kind.rest | (rest or {})),
+    )
+    model: PreTrainedModel = kind.stock(config)
     model.generation_config.eos_token_id = [0, 2]
     model.generation_config.pad_token_id = 3
     return model.eval()
@@ -93,3 +142,18 @@ def write_tiny(family: str, folder: Path, **options: Any) -> Path:
     tiny_stock(family, **options).save_pretrained(folder)
     tiny_tokenizer(family).save_pretrained(folder)
     return folder
+
+
+def stock_extractor(family: str, num_mel_bins: int = 128) -> Any:
+    """The feature extractor of transformers that the family's processor holds."""
+    return getattr(transformers, FAMILIES[family].extractor)(feature_size=num_mel_bins)
+
+
+def stock_features(family: str, samples: np.ndarray, num_mel_bins: int = 128) -> dict[str, torch.Tensor]:
+    """Features by transformers' own extractor, called as the family's processor does, under the names that the class takes."""
+    kind = FAMILIES[family]
+    found = stock_extractor(family, num_mel_bins)(
+        samples, sampling_rate=16_000, return_attention_mask=True, return_tensors="pt", **kind.heard
+    )
+    features = {"input_features": found["input_features"]}
+    return features | ({kind.mask: found["attention_mask"]} if kind.mask else {})

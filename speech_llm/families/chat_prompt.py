@@ -44,6 +44,8 @@ def split_at_audio(
     tokenizer: PreTrainedTokenizerBase,
     audio_token: int,
     eos_ids: tuple[int, ...],
+    *,
+    behind: str = "",
     **facts: Any,
 ) -> PromptSpec:
     """The prompt around the only audio token of a text.
@@ -53,7 +55,8 @@ def split_at_audio(
         tokenizer: of the model. A token that it puts before every text belongs to the prompt, as in the stock processor.
         audio_token: placeholder of one audio embedding.
         eos_ids: tokens that end an answer.
-        facts: further fields of `PromptSpec`; `languages` puts a slot at the end.
+        behind: text behind the language slot.
+        facts: further fields of `PromptSpec`; `languages` puts a slot behind the text.
 
     Raises:
         CheckpointError: there is not exactly one audio in it.
@@ -74,9 +77,16 @@ def split_at_audio(
     ]
     if facts.get("languages"):
         segments.append(PromptSegment("language"))
+    if behind:
+        segments.append(PromptSegment("text", behind, token_ids(tokenizer, behind)))
     return PromptSpec(tuple(segments), eos_ids, **facts)
 
 
 def language(tokenizer: PreTrainedTokenizerBase, code: str, name: str, text: str) -> Language:
     """What stands in the language slot for one language."""
-    return Language(code, name, text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    return Language(code, name, text, token_ids(tokenizer, text))
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """Tokens of a text, and nothing else."""
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -47,9 +47,10 @@ class Family:
         model_type: in `config.json`.
         architecture: the class in transformers that `config.json` names under `architectures`.
         geometry: (the model's configuration, whether it was healed on audio of its true length) → `AudioGeometry`.
-        audio_half: the stock model → encoder and projector around its own parameters. The encoder takes features
-            (batch, bins, frames) and `valid` (batch,) feature frames of audio, None for all, and gives (batch, encoder
-            frames, width), rows behind the valid ones being anything; the projector turns them into (batch, tokens, hidden).
+        audio_half: (the stock model, whether it was healed on audio of its true length) → encoder and projector around its
+            own parameters. The encoder takes features (batch, bins, frames) and `valid` (batch,) feature frames of audio,
+            None for all, and gives (batch, encoder frames, width), rows behind the valid ones being anything; the projector
+            turns them into (batch, tokens, hidden).
         prompt: (configuration, tokenizer, folder, end tokens) → what stands around the audio.
         as_causal_lm: the stock model → its decoder as a causal LM of a stock class around the same parameters.
         true_length: whether a model hears the same of audio that is not padded to whole windows.
@@ -59,7 +60,7 @@ class Family:
     model_type: str
     architecture: str
     geometry: Callable[[Any, bool], AudioGeometry]
-    audio_half: Callable[[PreTrainedModel], tuple[nn.Module, nn.Module]]
+    audio_half: Callable[[PreTrainedModel, bool], tuple[nn.Module, nn.Module]]
     prompt: Callable[[Any, PreTrainedTokenizerBase, Path, tuple[int, ...]], PromptSpec]
     as_causal_lm: Callable[[PreTrainedModel], PreTrainedModel]
     true_length: bool

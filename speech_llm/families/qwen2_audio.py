@@ -68,7 +68,7 @@ def pooled_geometry(config: Any, trimmed: bool) -> AudioGeometry:
     )
 
 
-def _audio_half(stock: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
+def _audio_half(stock: PreTrainedModel, trimmed: bool) -> tuple[nn.Module, nn.Module]:
     return PooledWhisperEncoder(stock.model.audio_tower), stock.model.multi_modal_projector
 
 

@@ -113,7 +113,7 @@ def _geometry(config: Any, trimmed: bool) -> AudioGeometry:
     )
 
 
-def _audio_half(stock: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
+def _audio_half(stock: PreTrainedModel, trimmed: bool) -> tuple[nn.Module, nn.Module]:
     return ChunkedEncoder(stock.model.audio_tower), stock.model.multi_modal_projector
 
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny_families import FAMILY_NAMES, write_tiny
+from tiny_families import FAMILIES, FAMILY_NAMES, stock_features, write_tiny
 
 import prunella.cli
 from prunella.device_runtime.opening import open_transcriber
@@ -121,21 +121,10 @@ def stock_tokens(stock, model, samples: np.ndarray, count: int) -> list[int]:
 
 def stock_inputs(model, samples: np.ndarray) -> dict[str, torch.Tensor]:
     """input_ids, features and their mask by transformers' extractors."""
-    from transformers import Qwen3ASRFeatureExtractor, WhisperFeatureExtractor
-
-    if model.config.family == "qwen3_asr":
-        heard = Qwen3ASRFeatureExtractor()(
-            samples, sampling_rate=16_000, padding=True, return_attention_mask=True
-        )
-        features = {"input_features": heard["input_features"], "input_features_mask": heard["attention_mask"]}
-        mask = heard["attention_mask"]
-    else:
-        heard = WhisperFeatureExtractor(feature_size=128)(
-            samples, sampling_rate=16_000, return_attention_mask=True, return_tensors="pt"
-        )
-        mask = heard["attention_mask"]
-        features = {"input_features": heard["input_features"], "feature_attention_mask": mask}
-    frames = int(mask.sum())
+    family = model.config.family
+    features = stock_features(family, samples, model.config.audio.features.num_mel_bins)
+    mask = features.get(FAMILIES[family].mask)
+    frames = features["input_features"].shape[2] if mask is None else int(mask.sum())
     count = model.config.audio_tokens(model.config.encoder_frames(frames))
     ids = [*model.prompt.before_ids, *[4] * count, *model.prompt.after_ids]
     return {
