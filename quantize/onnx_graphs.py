@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import onnx
 
-from prunella.device_runtime.base.errors import BundleError
+from prunella.device_runtime.base.errors import BundleError, ExportError
 from prunella.quantize.graph_file import load_graph, save_graph
 from prunella.quantize.onnx_passes import (
     ATTENTION,
@@ -28,7 +29,9 @@ _DECODER_PARTS: tuple[tuple[Callable[[str], bool], str], ...] = (
     (lambda name: ATTENTION in name, "attention"),
     (lambda name: True, "decoder"),
 )
-_ENCODER_LAYERS = ("audio_encoder.layers.", "ctc_head.")
+# Of any family's audio half: matrices of what is there many times, which has a number. Convolutions, what joins them to the
+# layers, and the projector are there once.
+_ENCODER_LAYERS = re.compile(r"audio_encoder\.(.*\.)?\d+\.|ctc_head\.")
 
 
 def quantize_graphs(source: Path, recipe: Recipe, out: Path) -> None:
@@ -38,6 +41,7 @@ def quantize_graphs(source: Path, recipe: Recipe, out: Path) -> None:
 
     Raises:
         BundleError: a graph is missing.
+        ExportError: an audio encoder whose layers are not known by their names.
     """
     for name in GRAPHS:
         if not (source / name).is_file():
@@ -64,6 +68,7 @@ def quantize_audio_encoder(source: Path, weights: WeightFormat, out: Path) -> No
 
     Raises:
         BundleError: it is missing.
+        ExportError: as `quantize_graphs`.
     """
     name = GRAPHS[0]
     if not (source / name).is_file():
@@ -75,7 +80,12 @@ def quantize_audio_encoder(source: Path, weights: WeightFormat, out: Path) -> No
 
 
 def _quantize_layers(model: onnx.ModelProto, weights: WeightFormat) -> None:
-    quantize_matmuls(model, weights, lambda node: node.name.startswith(_ENCODER_LAYERS))
+    changed = quantize_matmuls(model, weights, lambda node: _ENCODER_LAYERS.match(node.name) is not None)
+    if weights.method != "float" and not changed:
+        raise ExportError(
+            "no matrix of the audio encoder's layers was found by its name, so none would be quantised: "
+            "this is a fault of prunella, report the model"
+        )
 
 
 def _is_part(part: str, node: onnx.NodeProto) -> bool:
