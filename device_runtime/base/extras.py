@@ -52,6 +52,8 @@ _EVERYWHERE = (
     "threadpoolctl",
     "tqdm",
     "psutil",
+    "platformdirs",
+    "shtab",
 )
 _WITHIN = {"build": ("cpu", "eval")}  # extras that another one brings
 _NEWER_PYTHON = ("build", "datasets")  # these libraries need 3.11
