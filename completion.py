@@ -33,7 +33,7 @@ def _whole_parser() -> argparse.ArgumentParser:
     """Every verb below one parser, for completing alone: what it calls a choice may be one name among files."""
     whole = argparse.ArgumentParser(prog="prunella")
     whole.add_argument("-V", "--version", action="store_true", help="say which version this is")
-    verbs = whole.add_subparsers(parser_class=_parser_of)
+    verbs = whole.add_subparsers(parser_class=_parser_of)  # type: ignore[call-overload]  # argparse calls it, no more
     for verb, (_, summary) in VERBS.items():
         _prepare(verbs.add_parser(verb, help=summary), (verb,), summary)
     verbs.add_parser("help", help="explain a verb").add_argument("verb", choices=tuple(VERBS), help="a verb")

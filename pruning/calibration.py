@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.suggestions import path_hint
-from prunella.evaluation.manifest import SpeechManifest, Utterance
+from prunella.evaluation.manifest import SpeechManifest, Utterance, read_manifest
 from prunella.speech_llm.batches import DecoderBatch, batches_by_length, speech_example, text_batch
 from prunella.speech_llm.load import TextLLM
 from prunella.speech_llm.model import SpeechLLM
@@ -70,12 +70,14 @@ def text_batches(
     return Batches(make)
 
 
-def speech_calibration(model: SpeechLLM, manifest: SpeechManifest) -> Calibration:
-    """Split a manifest: every fifth clip (at most 40) is held out, the rest is fitted on.
+def speech_calibration(model: SpeechLLM, manifest: SpeechManifest | str | Path) -> Calibration:
+    """Split a manifest, or the one at a path: every fifth clip (at most 40) is held out, the rest is fitted on.
 
     Raises:
-        UsageError: fewer than two clips.
+        UsageError: fewer than two clips, or what `read_manifest` refuses.
     """
+    if not isinstance(manifest, SpeechManifest):
+        manifest = read_manifest(manifest)
     clips = manifest.utterances
     if len(clips) < 2:
         raise UsageError(

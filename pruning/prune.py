@@ -21,8 +21,8 @@ from prunella.pruning.blocks import Block, check_blocks
 from prunella.pruning.bridge import BridgeReport, Method, bridge_blocks
 from prunella.pruning.calibration import Calibration, speech_calibration, text_calibration
 from prunella.pruning.history import with_cut
-from prunella.pruning.redundancy import RedundancyMap, load_maps, measure_redundancy
-from prunella.pruning.selection import NEEDS_MAP, STRATEGIES, Evidence, choose_blocks
+from prunella.pruning.redundancy import RedundancyMap, load_maps
+from prunella.pruning.selection import STRATEGIES, Evidence, choose_blocks
 from prunella.pruning.surgery import check_reload, check_stock_reload, drop_layers
 from prunella.speech_llm import SpeechLLM, TextLLM, load_any, save_checkpoint
 from prunella.speech_llm.batches import cross_entropy
@@ -199,7 +199,7 @@ def run(args: argparse.Namespace) -> int:
     calibration = _calibration(model, args)
     strategy = "block" if blocks else args.strategy
     if not blocks:
-        evidence = Evidence(model.decoder, _map(model, args, calibration), calibration)
+        evidence = Evidence(model.decoder, _map(args.map) if args.map else None, calibration)
         blocks = choose_blocks(evidence, size, strategy)
     elif calibration is None and not args.no_bridge:
         raise UsageError("the bridge needs calibration data: give --speech MANIFEST (or --no-bridge)")
@@ -246,12 +246,6 @@ def _calibration(model: SpeechLLM | TextLLM, args: argparse.Namespace) -> Calibr
     return text_calibration(model, Path(args.text)) if args.text else None
 
 
-def _map(
-    model: SpeechLLM | TextLLM, args: argparse.Namespace, calibration: Calibration | None
-) -> RedundancyMap | None:
-    if args.strategy not in NEEDS_MAP:
-        return None
-    if args.map:
-        maps = load_maps(args.map)
-        return maps.get("speech") or maps["text"]
-    return measure_redundancy(model.decoder, calibration.fit) if calibration else None
+def _map(path: str) -> RedundancyMap:
+    maps = load_maps(path)
+    return maps.get("speech") or maps["text"]

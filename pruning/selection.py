@@ -19,7 +19,7 @@ from prunella.pruning.bridge import (
     with_down_projection,
 )
 from prunella.pruning.calibration import Calibration
-from prunella.pruning.redundancy import RedundancyMap
+from prunella.pruning.redundancy import RedundancyMap, measure_redundancy
 from prunella.pruning.surgery import drop_layers
 from prunella.speech_llm.batches import cross_entropy
 from prunella.speech_llm.decoder_view import decoder_view
@@ -29,7 +29,7 @@ CANDIDATES = 6  # blocks of the least angle that `bridged` tries
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a strategy may look at. A strategy that needs more than there is says so."""
+    """What a strategy may look at. A strategy that needs more than there is says so; the map is measured where there is calibration."""
 
     decoder: PreTrainedModel
     redundancy: RedundancyMap | None = None
@@ -96,7 +96,6 @@ STRATEGIES: dict[str, Callable[[Evidence, int], tuple[Block, ...]]] = {
     "deepest": deepest,
     "greedy": greedy,
 }
-NEEDS_MAP = ("bridged", "angular", "block-influence")
 
 
 def choose_blocks(evidence: Evidence, size: int, strategy: str = "bridged") -> tuple[Block, ...]:
@@ -114,12 +113,14 @@ def choose_blocks(evidence: Evidence, size: int, strategy: str = "bridged") -> t
 
 
 def _map(evidence: Evidence, strategy: str) -> RedundancyMap:
-    if evidence.redundancy is None:
-        raise UsageError(
-            f"the strategy '{strategy}' chooses by a redundancy map: give --speech to measure it (--text for a text LLM) or "
-            "--map, or name the layers with --block"
-        )
-    return evidence.redundancy
+    if evidence.redundancy is not None:
+        return evidence.redundancy
+    if evidence.calibration is not None:
+        return measure_redundancy(evidence.decoder, evidence.calibration.fit)
+    raise UsageError(
+        f"the strategy '{strategy}' chooses by a redundancy map: give --speech to measure it (--text for a text LLM) or "
+        "--map, or name the layers with --block"
+    )
 
 
 def _calibration(evidence: Evidence, strategy: str) -> Calibration:

@@ -93,20 +93,24 @@ def test_a_row_says_whether_its_minutes_are_of_one_core(tmp_path):
     assert ["15 on 1 core" in row for row in rows] == [False, True]
 
 
-def test_a_trained_line_begins_at_the_uncut_model_with_the_same_training(tmp_path, monkeypatch):
-    import page
+def test_a_trained_line_begins_at_the_uncut_model_with_the_same_training(tmp_path):
+    import picture
     from arms import RIVAL
+    from matplotlib import pyplot
 
-    panels = []
-    monkeypatch.setattr(
-        page, "panel", lambda axes, *rest, drawn=page.panel: panels.append(axes) or drawn(axes, *rest)
-    )
-    points = [point("full", 0, [4], train=()), point(RIVAL, 0, [3]), point("9 bridge", 9, [7], train=()), point("9 joint", 9, [5])]  # fmt: skip
-    page.draw(points, tmp_path / "curve.png")
-    assert len(panels) == 2
-    for axes in panels:
-        lines = {bars.get_label(): list(bars.lines[0].get_ydata()) for bars in axes.containers}
-        assert lines == {"bridge": pytest.approx([40, 70]), "joint": pytest.approx([30, 50])}
+    points = [point("full", 0, [4], train=()), point(RIVAL, 0, [3]), point("9 bridge", 9, [7], train=()), point("9 bridge, joint", 9, [5]), point("9 joint", 9, [9])]  # fmt: skip
+    axes = pyplot.figure().subplots()
+    picture.panel(axes, points)
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert lines == {
+        "bridged, not trained": pytest.approx([40, 70]),
+        "bridged and trained": pytest.approx([30, 50]),
+    }
+    assert "layers removed" in picture.title(points)
+    shown = picture.title([*points, point("9 cut", 9, [10], train=())])
+    assert "9 of 30 layers cut: 100 %" in shown and "trained: 50.0 %" in shown and shown.endswith("30.0 %")
+    picture.draw(points, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
 
 
 def test_two_strategies_that_choose_the_same_block_are_not_compared(tmp_path):

@@ -50,6 +50,7 @@ def test_the_verbs_of_the_readme_run_in_order(desk, noise_manifest, capfd):
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs(desk, noise_manifest, capsys):
     (code,) = _blocks("python")
+    assert len(list(filter(None, code.splitlines()))) == 10
     code = code.replace('"reference"', '"tiny"').replace(
         "examples/clips/calibration.jsonl", str(noise_manifest)
     )

@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 from arms import RIVAL, Arm, all_arms
-from page import draw, write_page
+from page import write_page
+from picture import draw
 from tqdm import tqdm
 
 from prunella.device_runtime.base.errors import AudioError, UsageError

@@ -1,86 +1,17 @@
-"""The healing curve as a picture and as a page of text; every number comes from the arms' files."""
+"""The healing curve as a page of text; every number comes from the arms' files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from arms import RIVAL, all_arms, questions
 
-matplotlib.use("Agg")
-from arms import DEEPEST_SIZE, RIVAL, SIZES, all_arms, questions
-from matplotlib import pyplot
-from matplotlib.axes import Axes
-
-from prunella.device_runtime.base.files import whole_file, write_text
+from prunella.device_runtime.base.files import write_text
 from prunella.evaluation.bootstrap import PairedDifference, paired_difference
 from prunella.evaluation.table import render_table
 
-_KINDS = ("cut", "bridge", "bridge, decoder only", "joint", "bridge, joint", "bridge, joint, distilled")
 _PARTS = {"main": "main source", "others": "other sources", "greedy": "main source, greedy"}
-
-
-def draw(points: list[dict[str, Any]], path: Path) -> None:
-    """Layers removed against WER on both halves of the dev speech: a line for each thing that is done about it, and the other arms."""
-    if not points:
-        return
-    figure, panels = pyplot.subplots(1, 2, figsize=(13, 5.5), dpi=130, sharey=True)
-    for axes, part, title in zip(
-        panels, ("main", "others"), ("main dev source", "other sources"), strict=True
-    ):
-        panel(axes, points, part)
-        axes.set_title(title)
-        axes.set_xlabel("decoder layers removed (of 30)")
-    panels[0].set_ylabel("WER % (95 % interval)")
-    if panels[1].get_legend_handles_labels()[0]:
-        panels[1].legend(fontsize=7, bbox_to_anchor=(1.02, 1), loc="upper left")
-    with whole_file(path) as partial:
-        figure.savefig(partial, format="png", bbox_inches="tight")
-    pyplot.close(figure)
-
-
-def panel(axes: Axes, points: list[dict[str, Any]], part: str) -> None:
-    def place(point: dict[str, Any], key: str = "wer") -> float:
-        return 100 * point["dev"][part][key]
-
-    uncut = {point["arm"]["name"]: point for point in points if not point["arm"]["drop"]}
-    lines: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _KINDS}
-    for point in points:
-        if point["arm"]["drop"]:
-            lines.setdefault(point["arm"]["name"].partition(" ")[2], []).append(point)
-    colors = pyplot.get_cmap("tab20")
-    for at, (kind, line) in enumerate((kind, line) for kind, line in lines.items() if line):
-        # A trained line begins at the uncut model that was trained too.
-        begin = uncut.get(RIVAL if line[0]["arm"]["train"] else "full") if kind in _KINDS else None
-        line = sorted(([begin] if begin else []) + line, key=lambda point: point["arm"]["drop"])
-        # Beside one another, so that the intervals of one drop can be told apart.
-        drops = [point["arm"]["drop"] + (0.1 * (at - 5) if point["arm"]["drop"] else 0) for point in line]
-        wer = [place(point) for point in line]
-        spread = [
-            [place(p) - place(p, "wer_low") for p in line],
-            [place(p, "wer_high") - place(p) for p in line],
-        ]
-        style = {"marker": "o"} if kind in _KINDS else {"marker": "x", "linestyle": ":"}
-        axes.errorbar(
-            drops,
-            wer,
-            yerr=spread,
-            capsize=2,
-            markersize=4,
-            linewidth=1,
-            color=colors(at),
-            label=kind,
-            **style,
-        )
-    if RIVAL in uncut:
-        rival = place(uncut[RIVAL])
-        axes.axhline(rival, linestyle="--", color="grey", label="nothing cut, same training")
-        axes.axhline(1.1 * rival, linestyle=":", color="grey", label="10 % above it")
-    axes.set_yscale("log")
-    axes.set_yticks([10, 15, 20, 30, 50, 100], [str(tick) for tick in (10, 15, 20, 30, 50, 100)])
-    axes.minorticks_off()
-    axes.set_xticks([0, *SIZES, DEEPEST_SIZE])
-    axes.grid(alpha=0.3)
 
 
 def write_page(points: list[dict[str, Any]], conditions: dict[str, Any], folder: Path) -> None:

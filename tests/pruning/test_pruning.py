@@ -138,6 +138,17 @@ def test_every_strategy_cuts_as_many_as_asked(small_speech_llm, calibration, str
         assert blocks[0].stop == 5
 
 
+@pytest.mark.slow
+def test_the_map_is_measured_where_it_is_not_given(small_speech_llm, calibration):
+    redundancy = measure_redundancy(small_speech_llm.decoder, calibration.fit)
+    for strategy in ("angular", "block-influence"):
+        given, measured = (
+            choose_blocks(Evidence(small_speech_llm.decoder, one, calibration), 2, strategy)
+            for one in (redundancy, None)
+        )
+        assert given == measured
+
+
 def test_strategies_say_what_they_lack(small_speech_llm):
     evidence = Evidence(small_speech_llm.decoder)
     with pytest.raises(UsageError, match="--speech"):
