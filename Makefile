@@ -44,7 +44,7 @@ docs: $(VENV)/installed-docs
 	@mkdir -p build/typecheck && ln -sfn ../.. build/typecheck/prunella
 	$(BIN)/python docs/pictures.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -q
-	@echo build/site/index.html
+	@echo "build/site/index.html; with its search:  $(PYTHON) -m http.server -d build/site"
 
 # Live for a long time: 30 minutes of speech, a busy decoder in real time, an overload. SOAK_BUNDLE is what `make demo` makes.
 SOAK_BUNDLE ?= out/demo/pruned-int4

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-COLUMNS = "100"  # of the help texts, whatever terminal builds the site
+COLUMNS = "88"  # of the help texts, whatever terminal builds the site
 
 
 def command_line() -> str:

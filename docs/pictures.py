@@ -34,40 +34,88 @@ def svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
 
 
 def before_after() -> str:
-    """Three small charts: megabytes, seconds of work, words wrong; before, after, and Whisper tiny.en."""
+    """Three small charts, one below the other: megabytes, seconds of work, words wrong; before, after, and Whisper tiny.en."""
     systems = {row["name"]: row for row in json.loads((HERE / "headline.json").read_text())["systems"]}
     rows = (
-        ("before", "30 layers, fp32", systems["full, fp32"], BEFORE),
-        ("after", "21 layers, healed, int4", systems["pruned and healed, int4"], AFTER),
-        ("Whisper tiny.en", "another model, int8", systems["Whisper tiny.en, int8"], OTHER),
+        ("before: 30 layers, fp32", systems["full, fp32"], BEFORE),
+        ("after: 21 layers, healed, int4", systems["pruned and healed, int4"], AFTER),
+        ("Whisper tiny.en, int8", systems["Whisper tiny.en, int8"], OTHER),
     )
     charts = (
         ("Size on disk", "mb", lambda v: f"{v:g} MB"),
-        ("Work for a minute of commands", "real_time_factor", lambda v: f"{60 * v:.1f} s"),
+        ("Work for a minute of short commands", "real_time_factor", lambda v: f"{60 * v:.1f} s"),
         ("Words wrong", "wer", lambda v: f"{v:g} %"),
     )
-    parts = []
-    for line, (name, what, _, color) in enumerate(rows):
-        y = 78 + 46 * line
-        parts.append(
-            text(24, y, name, size=16, fill=color if color != BEFORE else INK, more="font-weight='600'")
+    parts, y = [], 34
+    for name, key, shown in charts:
+        parts.append(text(24, y, name, size=17, more="font-weight='600'"))
+        most = max(row[key] for _, row, _ in rows)
+        for line, (who, row, color) in enumerate(rows):
+            top, length = y + 12 + 25 * line, max(3.0, 270 * row[key] / most)
+            parts.append(text(24, top + 16, who, size=15, fill=QUIET))
+            parts.append(f"<rect x='250' y='{top}' width='{length:.1f}' height='20' rx='3' fill='{color}'/>")
+            parts.append(text(258 + length, top + 16, shown(row[key]), size=15, more="font-weight='600'"))
+        y += 118
+    for line, note in enumerate(
+        (
+            "Words: 89 LibriSpeech clips, 4 beams with CTC. Work: five clips of 1 to 3 s on 2 cores;",
+            "Whisper always hears 30 s, so that on sentences it is the faster one.",
         )
-        parts.append(text(24, y + 17, what, size=12, fill=QUIET))
-    for column, (title, key, shown) in enumerate(charts):
-        x, width = 200 + 250 * column, 150
-        parts.append(text(x, 40, title, size=13, fill=QUIET))
-        most = max(row[key] for _, _, row, _ in rows)
-        for line, (_, _, row, color) in enumerate(rows):
-            y, length = 66 + 46 * line, max(3.0, width * row[key] / most)
-            parts.append(f"<rect x='{x}' y='{y}' width='{length:.1f}' height='24' rx='3' fill='{color}'/>")
-            parts.append(text(x + length + 8, y + 17, shown(row[key]), size=14, more="font-weight='600'"))
+    ):
+        parts.append(text(24, y - 6 + 18 * line, note, size=13, fill=QUIET))
     title = "; ".join(
-        f"{name} ({what}): " + ", ".join(f"{title.lower()} {shown(row[key])}" for title, key, shown in charts)
-        for name, what, row, _ in rows
+        f"{who}: " + ", ".join(f"{name.lower()} {shown(row[key])}" for name, key, shown in charts)
+        for who, row, _ in rows
     )
-    notes = "Words: 89 LibriSpeech clips, 4 beams with CTC. Work: five clips of 1 to 3 s on 2 cores. Whisper always hears 30 s: on sentences it is faster."
-    parts.append(text(24, 216, notes, size=12, fill=QUIET))
-    return svg(960, 236, title, parts)
+    return svg(640, y + 28, title, parts)
+
+
+def path() -> str:
+    """What becomes of a decoder: measured, cut and bridged, healed, a bundle, text."""
+    bundle = next(
+        row
+        for row in json.loads((HERE / "headline.json").read_text())["systems"]
+        if row["name"] == "pruned and healed, int4"
+    )
+    steps = (
+        ("analyze", "which layers", "turn little"),
+        ("prune", "cut them,", "bridge the gap"),
+        ("heal", "train what", "is left"),
+        ("export", "a bundle for", "one target"),
+        ("transcribe", "text, with", "no torch"),
+    )
+    cut, width, top, height = range(2, 11), 126, 56, 64
+    parts = []
+    for column, (verb, *words) in enumerate(steps):
+        x = 22 + width * column
+        parts.append(text(x, 34, verb, size=16, fill=AFTER, more="font-weight='600'"))
+        for line, said in enumerate(words):
+            parts.append(text(x, top + height + 24 + 18 * line, said, size=14, fill=QUIET))
+        if column:
+            parts.append(text(x - 20, top + height / 2 + 6, "→", size=16, fill=QUIET))
+    for column, (layers, left) in enumerate(((range(30), ()), (range(30), cut), (range(21), ()))):
+        for layer in layers:
+            color = BEFORE if column == 0 and layer in cut else INK if column < 2 else AFTER
+            if layer not in left:
+                x = 22 + width * column + 3.2 * layer
+                parts.append(f"<rect x='{x:g}' y='{top}' width='2.2' height='{height}' fill='{color}'/>")
+    gap = 22 + width + 3.2 * cut.start
+    parts.append(
+        f"<path d='M{gap - 2:g} {top + height / 2:g}h{3.2 * len(cut):g}' stroke='{OTHER}' stroke-width='5'/>"
+    )
+    for column, lines in ((3, ("int4", f"{bundle['mb']} MB")), (4, ("go forward", "ten meters"))):
+        x = 22 + width * column
+        parts.append(
+            f"<rect x='{x}' y='{top}' width='98' height='{height}' rx='8' fill='none' stroke='{INK if column == 3 else RULE}' stroke-width='2'/>"
+        )
+        for line, said in enumerate(lines):
+            parts.append(text(x + 49, top + 27 + 22 * line, said, size=15, more="text-anchor='middle'"))
+    return svg(
+        660,
+        176,
+        "analyze, prune, heal, export, transcribe: of 30 decoder layers nine are cut, and the gap is bridged",
+        parts,
+    )
 
 
 def layers_and_errors() -> str:
@@ -208,6 +256,7 @@ def redundancy() -> str:
 
 PICTURES: dict[str, Callable[[], str]] = {
     "before_after.svg": before_after,
+    "path.svg": path,
     "layers_and_errors.svg": layers_and_errors,
     "redundancy.svg": redundancy,
 }
