@@ -47,6 +47,7 @@ class TinyFamily:
         heard: how the stock processor calls it.
         plain: added tokens that are no special ones.
         bos: the token that begins a prompt.
+        ends: tokens that end an answer.
         rest: further fields of the configuration.
     """
 
@@ -59,6 +60,7 @@ class TinyFamily:
     heard: dict[str, Any] = field(default_factory=dict)
     plain: tuple[str, ...] = ()
     bos: str | None = None
+    ends: tuple[int, ...] = (0, 2)
     rest: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -92,6 +94,22 @@ FAMILIES = {
         {"model_type": "llama", "head_dim": 16},
         heard={"padding": True, "truncation": False, "pad_to_multiple_of": 480_000},
         bos="<s>",
+    ),
+    "glmasr": TinyFamily(
+        "GlmAsr",
+        ("<|audio|>", "<|begin_of_audio|>", "<|end_of_audio|>", "<|user|>", "<|assistant|>"),
+        {
+            "model_type": "glmasr_encoder",
+            "hidden_size": 32,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_mel_bins": 128,
+            "initializer_range": 0.2,
+        },
+        {"model_type": "llama", "tie_word_embeddings": True},
+        mask="input_features_mask",
+        ends=(0, 2, 7),
     ),
 }
 FAMILY_NAMES = tuple(FAMILIES)
@@ -127,12 +145,12 @@ def tiny_stock(
         audio_config=kind.audio | (audio or {}),
         text_config=TEXT | kind.text | (text or {}),
         audio_token_id=4,
-        eos_token_id=[0, 2],
+        eos_token_id=list(kind.ends),
         pad_token_id=3,
         **(kind.rest | (rest or {})),
     )
     model: PreTrainedModel = kind.stock(config)
-    model.generation_config.eos_token_id = [0, 2]
+    model.generation_config.eos_token_id = list(kind.ends)
     model.generation_config.pad_token_id = 3
     return model.eval()
 

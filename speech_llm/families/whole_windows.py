@@ -36,8 +36,11 @@ class StackingProjector(nn.Module):
         self.width = width
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        """(batch, n, d) → (batch, n * d / width, hidden)."""
-        tokens: torch.Tensor = self.projector(frames.reshape(frames.shape[0], -1, self.width))
+        """(batch, n, d) → (batch, n * d / width, hidden); frames at the end that fill no vector are left out."""
+        batch, count, d = frames.shape
+        stacked = self.width // d
+        whole = frames[:, : count // stacked * stacked]
+        tokens: torch.Tensor = self.projector(whole.reshape(batch, -1, self.width))
         return tokens
 
 
