@@ -220,7 +220,7 @@ class Beams:
             fresh = [token for token in search.settled[shown:] if token not in end]
             shown += len(fresh)
             agreed += "".join(pieces.step(self._tokenizer, token) or "" for token in fresh)
-            yield read_answer(agreed, self._answer)
+            yield read_answer(agreed, self._answer, done=False)
         return self._decoded(search.best.tokens, passes, utterance.max_tokens)
 
     def _decoded(self, best: tuple[int, ...], passes: int, max_tokens: int) -> Decoded:

@@ -134,7 +134,7 @@ class Greedy:
             if piece:
                 if guard.feed(piece):
                     break
-                yield read_answer(guard.text, self._answer)
+                yield read_answer(guard.text, self._answer, done=False)
         if not guard.looped:
             # The stream holds back the bytes of an unfinished character; the whole text shows them.
             whole = self._tokenizer.decode(tokens, skip_special_tokens=True)
