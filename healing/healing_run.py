@@ -84,8 +84,9 @@ class HealingRun:
         model.requires_grad_(False)
         model.projector.requires_grad_("projector" in plan.parts)
         model.audio_encoder.requires_grad_("encoder" in plan.parts)
-        if model.stock is None:
-            model.audio_encoder.embed_positions.requires_grad_(False)
+        for name, part in model.audio_encoder.named_modules():
+            if name.endswith("embed_positions"):  # Whisper's sinusoids, which it never trained
+                part.requires_grad_(False)
         if model.ctc_head is not None:
             model.ctc_head.requires_grad_(plan.stage == "ctc-head")
         if plan.with_decoder:

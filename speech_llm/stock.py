@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +70,13 @@ def take_apart(
     config = StockConfig(facts, family.geometry(stock.config, facts.trimmed))
     decoder = family.as_causal_lm(stock)
     decoder.name_or_path = str(folder)
+    prompt = family.prompt(stock.config, tokenizer, folder, _end_tokens(stock, tokenizer))
     model = SpeechLLM(
         config,
         decoder,
         tokenizer,
         audio_half=family.audio_half(stock, facts.trimmed),
-        prompt=family.prompt(stock.config, tokenizer, folder, _end_tokens(stock, tokenizer)),
+        prompt=replace(prompt, text_style=facts.text_style),
         stock=StockShell(family, stock, folder),
     )
     if model.ctc_head is not None:
