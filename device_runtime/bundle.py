@@ -19,6 +19,7 @@ from msgspec import Meta
 
 from prunella.device_runtime.base.errors import BundleError, UsageError
 from prunella.device_runtime.base.files import bring_back, sha256
+from prunella.device_runtime.base.languages import primary_language
 from prunella.device_runtime.base.model_names import EMBEDDED
 from prunella.device_runtime.base.suggestions import path_hint
 from prunella.device_runtime.transcript import DecodeOptions
@@ -27,6 +28,7 @@ SCHEMA_VERSION = 2
 MANIFEST_NAME = "bundle.json"
 HOP_LENGTH = 160  # samples between two frames of features
 _SHOWN = 300  # characters of a wrong value that an error repeats
+_ASKED = 40  # characters of a language that nobody knows
 # Files without which an engine cannot open a bundle.
 ENGINE_FILES = {
     "onnx": ("onnx/audio_encoder.onnx", "onnx/embed_tokens.onnx", "onnx/decoder_model_merged.onnx"),
@@ -40,7 +42,7 @@ Count = Annotated[int, Meta(ge=1, le=2**16)]
 Size = Annotated[int, Meta(ge=1, le=2**26)]
 Token = Annotated[int, Meta(ge=0, lt=2**26)]
 Hertz = Annotated[int, Meta(ge=1_000, le=768_000)]
-Samples = Annotated[int, Meta(ge=0, le=2**24)]
+Samples = Annotated[int, Meta(ge=0, le=2**20)]  # a minute: of 30 s windows, as of any padding
 EngineName = Annotated[str, Meta(pattern="^(onnx|gguf)$")]
 
 
@@ -71,11 +73,11 @@ class FeatureSpec:
     """
 
     kind: Annotated[str, Meta(pattern="^log-mel$")] = "log-mel"
-    num_mel_bins: Annotated[int, Meta(ge=1, le=2**12)] = 80
+    num_mel_bins: Annotated[int, Meta(ge=1, le=2**10)] = 80
     min_samples: Samples = 0
-    multiple: Annotated[int, Meta(ge=1, le=2**24)] = 1_600
+    multiple: Annotated[int, Meta(ge=1, le=2**20)] = 1_600
     extra: Samples = 1_600
-    frame_multiple: Annotated[int, Meta(ge=1, le=2**16)] = 1
+    frame_multiple: Annotated[int, Meta(ge=1, le=2**13)] = 1
     valid: Annotated[str, Meta(pattern="^(all|floor|ceil)$")] = "all"
 
     def padded(self, samples: int) -> int:
@@ -100,7 +102,7 @@ class AudioSpec:
     samples_per_token: Annotated[int, Meta(ge=1, le=2**24)] = (
         1_600  # hop (160) * convolution stride (2) * stack factor (5)
     )
-    max_seconds: Annotated[float, Meta(gt=0, le=86_400)] = 29.5  # longer recordings are split
+    max_seconds: Annotated[float, Meta(gt=0, le=3_600)] = 29.5  # longer recordings are split
     ctc_alphabet: str = ""  # letters that a CTC head hears beside the embeddings; none: there is no head
 
     def longest_tokens(self, seconds: float) -> int:
@@ -189,22 +191,44 @@ class PromptSpec:
         """Tokens behind the audio."""
         return tuple(token for piece in self._filled(before=False) for token in piece.ids)
 
-    def with_language(self, asked: str) -> PromptSpec:
-        """The prompt for a language, by its code or its English name, any case; "" leaves it to the model.
+    @property
+    def most_ids(self) -> int:
+        """Most tokens around the audio, whatever the language, or that the answer takes to name it."""
+        text = sum(len(piece.ids) for piece in self.segments)
+        return text + max((len(one.ids) for one in self.languages), default=0)
+
+    @property
+    def opening_ids(self) -> int:
+        """Most tokens that an answer says before its transcript: the longest language, where none is in the prompt."""
+        tagged = self.answer == "language-tag" and not self.language
+        return max((len(one.ids) for one in self.languages), default=0) if tagged else 0
+
+    def find_language(self, asked: str) -> Language | None:
+        """One of the languages by its code, with or without a region, or its English name, any case; "" and "auto": None.
 
         Raises:
             UsageError: the model's prompt has no place for a language, or not for this one.
         """
         wanted = asked.strip().lower()
-        if not wanted:
-            return replace(self, language="")
+        if wanted in ("", "auto"):
+            return None
         if not self.languages:
             raise UsageError("this model's prompt takes no language: leave it out")
-        for one in self.languages:
-            if wanted in (one.code.lower(), one.name.lower()):
-                return replace(self, language=one.code)
+        for ways in ((wanted,), (primary_language(asked),)):
+            for one in self.languages:
+                if one.code.lower() in ways or one.name.lower() in ways:
+                    return one
         names = ", ".join(f"{one.code} ({one.name})" for one in self.languages)
-        raise UsageError(f"the model's prompt has no language '{asked}': there are {names}")
+        raise UsageError(f"this model takes no language '{asked[:_ASKED]}': it takes {names}")
+
+    def with_language(self, asked: str) -> PromptSpec:
+        """The prompt for a language, see `find_language`; "" leaves it to the model.
+
+        Raises:
+            UsageError: as `find_language`.
+        """
+        found = self.find_language(asked)
+        return replace(self, language=found.code if found else "")
 
     def _filled(self, *, before: bool) -> list[PromptSegment]:
         """Segments of text on one side of the audio, the language in its slot."""
@@ -228,7 +252,7 @@ class DecoderSpec:
     num_kv_heads: Count
     head_dim: Count
     vocab_size: Size
-    max_context: Size = 2_048
+    max_context: Annotated[int, Meta(ge=1, le=2**20)] = 2_048
 
 
 @dataclass(frozen=True)
@@ -304,6 +328,7 @@ def parse_manifest(text: str, where: Path) -> BundleManifest:
         manifest = msgspec.convert(body, BundleManifest)
         _check_finite(asdict(replace(manifest, provenance={})), "$")
         _check_prompt(manifest)
+        _check_room(manifest)
     except msgspec.ValidationError as error:
         reason = _shortened(" ".join(str(error).split()))
         raise BundleError(f"{where} does not fit the schema ({reason}): {remedy}") from error
@@ -381,6 +406,17 @@ def _check_prompt(manifest: BundleManifest) -> None:
             raise msgspec.ValidationError(
                 f"Expected tokens of the vocabulary, not {largest} - at `$.prompt.{name}`"
             )
+
+
+def _check_room(manifest: BundleManifest) -> None:
+    """Here and not where the first long recording is cut off."""
+    audio, prompt = manifest.audio, manifest.prompt
+    needed = prompt.most_ids + audio.longest_tokens(audio.max_seconds) + 1
+    if needed > manifest.decoder.max_context:
+        raise msgspec.ValidationError(
+            f"Expected at least {needed} positions, for the prompt and {audio.max_seconds:g} s of audio, not "
+            f"{manifest.decoder.max_context} - at `$.decoder.max_context`"
+        )
 
 
 def upgraded(body: dict[str, Any]) -> dict[str, Any]:

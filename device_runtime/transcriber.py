@@ -13,6 +13,13 @@ from tokenizers import Tokenizer
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import AudioError
 from prunella.device_runtime.bundle import AudioSpec, PromptSpec
+from prunella.device_runtime.decoding.answer import (
+    ENGLISH,
+    AnswerReader,
+    closing_of,
+    opening_of,
+    write_answer,
+)
 from prunella.device_runtime.decoding.beam_search import Beams, beams_to_follow
 from prunella.device_runtime.decoding.draft import LONGEST_BELIEVED, AudioDrafter, open_drafter
 from prunella.device_runtime.decoding.engine import BeamEngine, Engine
@@ -98,13 +105,18 @@ class Transcriber:
     def with_phrases(self, phrases: Iterable[Phrase], *, min_score: float = MIN_SCORE) -> Transcriber:
         """A transcriber over the same engine that can say nothing but these phrases, or nothing at all.
 
-        A segment then carries its `phrase`; its text is the phrase as the list writes it.
+        A segment then carries its `phrase`; its text is the phrase as the list writes it. A model that names the
+        language before a transcript is told it, English where none was chosen: phrases are what is said behind that.
 
         Raises:
             UsageError: as `PhraseTrie`.
         """
         prompt = self.prompt
-        trie = PhraseTrie(phrases, self.tokenizer, prompt.eos_ids, prompt.text_style, min_score=min_score)
+        closing = closing_of(prompt.answer)
+        # What closes a quotation may be a token, or several.
+        closings = {self._ids(closing[:length])[0] for length in range(1, len(closing) + 1)}
+        ends = (*prompt.eos_ids, *sorted(closings))
+        trie = PhraseTrie(phrases, self.tokenizer, ends, prompt.text_style, min_score=min_score)
         return replace(self, phrases=trie)
 
     def with_language(self, language: str) -> Transcriber:
@@ -113,7 +125,8 @@ class Transcriber:
         Raises:
             UsageError: the model's prompt takes no language, or not this one.
         """
-        return replace(self, prompt=self.prompt.with_language(language))
+        prompt = self.prompt.with_language(language)
+        return self if prompt == self.prompt else replace(self, prompt=prompt)
 
     def transcribe(self, samples: npt.ArrayLike | Audio, *, draft: Sequence[int] = ()) -> Transcript:
         """Transcribe a recording of any length: cut in its pauses (`cut_in_pauses`), the texts joined with a space.
@@ -209,7 +222,8 @@ class Transcriber:
 
         Args:
             samples: (n,) mono samples at 16 kHz, at most `audio.max_seconds`.
-            text: what was said; brought into the form that the model writes (`prompt.text_style`).
+            text: what was said; brought into the form that the model writes (`prompt.text_style`), with what it puts
+                around a transcript (`write_answer`; where the prompt names no language, that the text is English).
 
         Returns:
             Sum of the negative log-likelihoods (nats) of the text's tokens and the end token, and their number.
@@ -223,9 +237,9 @@ class Transcriber:
             raise AudioError(
                 f"{seconds:.1f} s of audio cannot be scored in one piece: cut it to {self.audio.max_seconds} s"
             )
-        tokens = self.tokenizer.encode(style_text(text, self.prompt.text_style), add_special_tokens=False).ids
-        tokens.append(self.prompt.eos_ids[0])
-        losses = self.engine.score(self.engine.encode(checked), tokens)
+        answer = write_answer(style_text(text, self.prompt.text_style), AnswerReader.of(self.prompt).answer)
+        tokens = [*self._ids(answer), self.prompt.eos_ids[0]]
+        losses = self.engine.score(self.engine.encode(checked), tokens, *self._behind(self.prompt))
         return float(np.sum(losses, dtype=np.float64)), len(tokens)
 
     def _transcript(self, segments: Sequence[Segment]) -> Transcript:
@@ -239,11 +253,36 @@ class Transcriber:
 
     def _choose_decoding(self) -> Decoding:
         engine, tokenizer, end, options = self.engine, self.tokenizer, self.prompt.eos_ids, self.options
+        reader = AnswerReader.of(self.prompt)
         if self.phrases is not None:
             return Phrases(engine, self.phrases)
         if options.beams > 1 and isinstance(engine, BeamEngine):
-            return Beams(engine, tokenizer, end, self.audio.ctc_alphabet, options, self.prompt.answer)
-        return Greedy(engine, tokenizer, end, options, self.drafter, self.prompt.answer)
+            return Beams(engine, tokenizer, end, self.audio.ctc_alphabet, options, reader)
+        return Greedy(engine, tokenizer, end, options, self.drafter, reader)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _asked(self) -> PromptSpec:
+        """The prompt, in which phrases have a language: what is said behind it is the transcript alone."""
+        if self.phrases is None or self.prompt.language or self.prompt.answer != "language-tag":
+            return self.prompt
+        names = [one.name for one in self.prompt.languages]
+        if not names:
+            return self.prompt
+        return self.prompt.with_language(ENGLISH if ENGLISH in names else names[0])
+
+    def _behind(self, prompt: PromptSpec) -> tuple[tuple[int, ...], ...]:
+        """What `Engine.start` is told of the tokens behind the audio: nothing, where they are always the same."""
+        return (prompt.after_ids,) if prompt.languages else ()
+
+    def _opened(self, prompt: PromptSpec) -> tuple[tuple[int, ...], ...]:
+        """As `_behind`, for phrases: what an answer has before its transcript is said already."""
+        reader = AnswerReader.of(prompt)
+        if self.phrases is None or reader.plain:
+            return self._behind(prompt)
+        return ((*prompt.after_ids, *self._ids(opening_of(reader.answer))),)
 
     def _segment(
         self,
@@ -270,11 +309,10 @@ class Transcriber:
             return silent_segment(t0, t1, time.perf_counter() - began)
         embeddings = self.engine.encode(samples)
         encoded = time.perf_counter()
-        # Another language is another prompt behind the audio than the engine has ready.
-        after = (self.prompt.after_ids,) if self.prompt.language else ()
-        logits = self.engine.start(embeddings, *after)
+        prompt = self._asked()
+        logits = self.engine.start(embeddings, *self._opened(prompt))
         prefilled = time.perf_counter()
-        cap = self.options.token_cap(self.audio.heard_seconds(len(samples)))
+        cap = self.options.token_cap(self.audio.heard_seconds(len(samples))) + prompt.opening_ids
         utterance = Prefilled(embeddings, logits, self.engine.ctc_log_probs, cap, draft)
         decoded = yield from self._decoding.decode(utterance)
         ended = time.perf_counter()
@@ -296,6 +334,7 @@ class Transcriber:
             timings=timings,
             passes=decoded.passes,
             phrase=decoded.phrase,
+            language=decoded.language or prompt.language or None,
         )
 
 

@@ -113,7 +113,10 @@ class PhraseMatch:
 
 @dataclass(frozen=True)
 class Segment:
-    """One stretch of audio, at most 29.5 s, decoded on its own. `t0` and `t1` are seconds from the file's start."""
+    """One stretch of audio, at most 29.5 s, decoded on its own. `t0` and `t1` are seconds from the file's start.
+
+    `language`: code of the one that the model named, or was told; its name, where the bundle knows no code; None: neither.
+    """
 
     t0: float
     t1: float
@@ -124,6 +127,7 @@ class Segment:
     timings: Timings
     passes: int = 0  # of the decoder after the prefill; fewer than tokens where drafts were right
     phrase: PhraseMatch | None = None  # where only the phrases of a list could be said
+    language: str | None = None
 
 
 def silent_segment(t0: float, t1: float, spent: float) -> Segment:
@@ -159,6 +163,15 @@ class Transcript:
         return "silence"
 
     @property
+    def language(self) -> str | None:
+        """That of most of the audio, as its segments have it; None: no segment has one."""
+        seconds: dict[str, float] = {}
+        for segment in self.segments:
+            if segment.language is not None:
+                seconds[segment.language] = seconds.get(segment.language, 0.0) + segment.t1 - segment.t0
+        return max(seconds, key=seconds.__getitem__, default=None)
+
+    @property
     def phrases(self) -> tuple[dict[str, Any], ...]:
         """JSON-ready: the phrases that were said, where only those of a list could be."""
         return tuple(
@@ -172,6 +185,7 @@ class Transcript:
         timings = {**asdict(self.timings), "real_time_factor": self.timings.real_time_factor}
         return {
             "text": self.text,
+            "language": self.language,
             "finish_reason": self.finish_reason,
             "segments": [asdict(segment) for segment in self.segments],
             "timings": {key: round(value, 6) for key, value in timings.items()},

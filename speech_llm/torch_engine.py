@@ -58,8 +58,8 @@ class TorchEngine:
     def start(self, audio_embeddings: Float32, after: tuple[int, ...] | None = None) -> Float32:
         """See `Engine.start`."""
         self._cache = DynamicCache()
-        behind = self._after if after is None else self._model.embed_tokens(torch.tensor([after]))
-        embeddings = torch.cat([self._before, torch.from_numpy(audio_embeddings)[None], behind], dim=1)
+        parts = [self._before, torch.from_numpy(audio_embeddings)[None], self._behind(after)]
+        embeddings = torch.cat(parts, dim=1)
         self._start = embeddings.shape[1]
         return self._forward(inputs_embeds=embeddings)
 
@@ -101,15 +101,22 @@ class TorchEngine:
         """See `Engine.token_embeddings`: none, since this engine is the plain one that others are compared with."""
 
     @torch.inference_mode()
-    def score(self, audio_embeddings: Float32, tokens: list[int]) -> Float32:
+    def score(
+        self, audio_embeddings: Float32, tokens: list[int], after: tuple[int, ...] | None = None
+    ) -> Float32:
         """See `Engine.score`."""
         target = torch.tensor(tokens)
-        parts = [self._before, torch.from_numpy(audio_embeddings)[None], self._after]
+        parts = [self._before, torch.from_numpy(audio_embeddings)[None], self._behind(after)]
         if len(tokens) > 1:
             parts.append(self._model.embed_tokens(target[None, :-1]))
         view = self._model.view
         logits = view.logits(view.run(torch.cat(parts, dim=1))[0, -len(tokens) :])
         return _array(torch.nn.functional.cross_entropy(logits.float(), target, reduction="none"))
+
+    def _behind(self, after: tuple[int, ...] | None) -> torch.Tensor:
+        if after is None:
+            return self._after
+        return self._model.embed_tokens(torch.tensor([after], dtype=torch.int64))
 
     def _forward(self, **inputs: torch.Tensor) -> Float32:
         output = self._model.decoder(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1)

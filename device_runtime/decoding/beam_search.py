@@ -20,11 +20,12 @@ from tokenizers.decoders import DecodeStream
 
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import EngineError, UsageError
-from prunella.device_runtime.decoding.answer import read_answer
+from prunella.device_runtime.decoding.answer import AnswerReader
 from prunella.device_runtime.decoding.ctc_rescorer import CtcPrefixRescorer, TokenSpeller
 from prunella.device_runtime.decoding.engine import PAYING_BEAMS, BeamEngine, Engine
 from prunella.device_runtime.decoding.repeat_stop import RepeatStop
 from prunella.device_runtime.decoding.strategy import Decoded, Prefilled
+from prunella.device_runtime.decoding.template_text import strip_template
 from prunella.device_runtime.transcript import DecodeOptions, FinishReason
 
 # Nats for each letter where transcripts that go on are compared: who has spelled less of the audio has paid for less of it.
@@ -188,7 +189,7 @@ class Beams:
         end: tokens that end a transcript.
         alphabet: letters of the CTC head.
         options: how many transcripts, the weight of the letters, and the guards.
-        answer: see `PromptSpec.answer`.
+        reader: of the answers.
     """
 
     def __init__(
@@ -198,10 +199,10 @@ class Beams:
         end: Collection[int],
         alphabet: str,
         options: DecodeOptions,
-        answer: str = "as-is",
+        reader: AnswerReader | None = None,
     ) -> None:
         self._engine, self._tokenizer, self._end, self._options = engine, tokenizer, end, options
-        self._answer = answer
+        self._reader = reader or AnswerReader()
         self._speller = TokenSpeller(alphabet, lambda token: tokenizer.decode([token]))
 
     def decode(self, utterance: Prefilled) -> Generator[str, None, Decoded]:
@@ -209,7 +210,8 @@ class Beams:
         options, end = self._options, self._end
         rescorer = None
         if utterance.ctc_log_probs is not None and options.ctc_weight > 0:
-            rescorer = CtcPrefixRescorer(utterance.ctc_log_probs, self._speller, end)
+            opening = None if self._reader.plain else self._opening
+            rescorer = CtcPrefixRescorer(utterance.ctc_log_probs, self._speller, end, opening)
         search = BeamSearch(options.beams, end, rescorer, options.ctc_weight)
         passes = shown = 0
         pieces, agreed = DecodeStream(skip_special_tokens=True), ""
@@ -220,14 +222,22 @@ class Beams:
             fresh = [token for token in search.settled[shown:] if token not in end]
             shown += len(fresh)
             agreed += "".join(pieces.step(self._tokenizer, token) or "" for token in fresh)
-            yield read_answer(agreed, self._answer, done=False)
+            yield strip_template(self._reader.shown(agreed))
         return self._decoded(search.best.tokens, passes, utterance.max_tokens)
+
+    def _opening(self, tokens: tuple[int, ...]) -> int:
+        return self._reader.opening(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def _decoded(self, best: tuple[int, ...], passes: int, max_tokens: int) -> Decoded:
         reason: FinishReason = "eos" if best and best[-1] in self._end else "length"
-        said = [token for token in best if token not in self._end][:max_tokens]
+        tokens = tuple(token for token in best if token not in self._end)[:max_tokens]
+        said = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
         guard = RepeatStop.of(self._options)
-        guard.feed(self._tokenizer.decode(said, skip_special_tokens=True))
+        guard.feed(self._reader.whole(said))
         guard.finish()
-        reason = "repeat" if guard.looped else reason
-        return Decoded(tuple(said), read_answer(guard.text, self._answer), reason, passes)
+        if guard.looped:
+            reason = "repeat"
+        elif self._reader.says_nobody_speaks(said):
+            reason = "silence"
+        text, language = strip_template(guard.text), self._reader.language(said)
+        return Decoded(tokens, text, reason, passes, language=language)

@@ -70,8 +70,13 @@ class Engine(Protocol):
         """(len(tokens), hidden) the decoder's input embeddings, to compare audio with; None: no drafts from audio."""
         ...
 
-    def score(self, audio_embeddings: Float32, tokens: list[int]) -> Float32:
-        """Negative log-likelihood (nats) of every token of a given transcript, teacher-forced → (len(tokens),)."""
+    def score(
+        self, audio_embeddings: Float32, tokens: list[int], after: tuple[int, ...] | None = None
+    ) -> Float32:
+        """Negative log-likelihood (nats) of every token of a given answer, teacher-forced → (len(tokens),).
+
+        `after`: as in `start`.
+        """
         ...
 
 

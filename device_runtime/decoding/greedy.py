@@ -16,11 +16,12 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from prunella.device_runtime.base.arrays import Float32
-from prunella.device_runtime.decoding.answer import read_answer
+from prunella.device_runtime.decoding.answer import AnswerReader, AnswerStream
 from prunella.device_runtime.decoding.draft import AudioDrafter, Draft, draft_of_tokens
 from prunella.device_runtime.decoding.engine import Engine
 from prunella.device_runtime.decoding.repeat_stop import RepeatStop
 from prunella.device_runtime.decoding.strategy import Decoded, Prefilled
+from prunella.device_runtime.decoding.template_text import strip_template
 from prunella.device_runtime.transcript import DecodeOptions, FinishReason
 
 
@@ -32,7 +33,9 @@ class GreedyDecoder:
         logits: (vocab,) what `start` gave.
         draft: guesses; none: a pass for every token.
 
-    `passes` counts the engine's forward passes so far.
+    Attributes:
+        passes: the engine's forward passes so far.
+        held: the draft waits: what is said now is none of it.
     """
 
     def __init__(self, engine: Engine, logits: Float32, draft: Draft | None = None) -> None:
@@ -40,18 +43,19 @@ class GreedyDecoder:
         # The cache's last tokens, from the first that a pass over several appended.
         self._loose: list[int] = []
         self.passes = 0
+        self.held = False
 
     def tokens(self, most: int) -> Iterator[int]:
         """Up to `most` tokens; the consumer stops earlier at an end token or a loop. A pass is made only for the next."""
         token = int(np.argmax(self._logits))
-        self._draft.accept(token)
+        self._accept(token)
         left = most
         while left > 0:
             yield token
             left -= 1
             if not left:
                 return
-            chain = self._draft.propose()[: left - 1]
+            chain = [] if self.held else self._draft.propose()[: left - 1]
             kept = 0
             self.passes += 1
             if chain:
@@ -62,7 +66,7 @@ class GreedyDecoder:
                 self._engine.rewind(len(chain) - kept)
                 self._loose += [token, *chain[:kept]]
                 for guess in chain[:kept]:
-                    self._draft.accept(guess)
+                    self._accept(guess)
                     yield guess
                 left -= kept
             else:
@@ -70,8 +74,12 @@ class GreedyDecoder:
                 if self._loose:
                     self._loose.append(token)
             token = self._decide(row)
-            if not chain or (kept < len(chain) and token != chain[kept]):
+            if not self.held and (not chain or (kept < len(chain) and token != chain[kept])):
                 self._draft.reject()
+            self._accept(token)
+
+    def _accept(self, token: int) -> None:
+        if not self.held:
             self._draft.accept(token)
 
     def _is_sure(self, row: Float32, token: int) -> bool:
@@ -102,7 +110,7 @@ class Greedy:
         end: tokens that end a transcript.
         options: the guards, and whether drafts are read off the audio.
         drafter: what reads them off; none: only a draft that comes with the utterance is verified.
-        answer: see `PromptSpec.answer`.
+        reader: of the answers.
     """
 
     def __init__(
@@ -112,19 +120,22 @@ class Greedy:
         end: Collection[int],
         options: DecodeOptions,
         drafter: AudioDrafter | None = None,
-        answer: str = "as-is",
+        reader: AnswerReader | None = None,
     ) -> None:
         self._engine, self._tokenizer, self._end, self._options = engine, tokenizer, end, options
-        self._answer = answer
+        self._reader = reader or AnswerReader()
         self._drafter = drafter if options.draft else None
 
     def decode(self, utterance: Prefilled) -> Generator[str, None, Decoded]:
         """See `Decoding.decode`."""
         decoder = GreedyDecoder(self._engine, utterance.logits, self._draft(utterance))
         guard = RepeatStop.of(self._options)
+        answer = AnswerStream(self._reader)
         pieces = DecodeStream(skip_special_tokens=True)
         tokens: list[int] = []
         reason: FinishReason = "length"
+        # What is read off the audio begins behind what an answer says first; what was said before has that too.
+        decoder.held = not utterance.draft and not answer.opened
         for token in decoder.tokens(utterance.max_tokens):
             if token in self._end:
                 reason = "eos"
@@ -132,16 +143,25 @@ class Greedy:
             tokens.append(token)
             piece = pieces.step(self._tokenizer, token)
             if piece:
-                if guard.feed(piece):
+                fresh = answer.feed(piece)
+                decoder.held = decoder.held and not answer.opened
+                if guard.feed(fresh):
                     break
-                yield read_answer(guard.text, self._answer, done=False)
+                if self._options.guards and answer.stuck:
+                    reason = "repeat"
+                    break
+                yield strip_template(guard.text)
         if not guard.looped:
             # The stream holds back the bytes of an unfinished character; the whole text shows them.
             whole = self._tokenizer.decode(tokens, skip_special_tokens=True)
-            guard.feed(whole[len(guard.text) :] if whole.startswith(guard.text) else "")
+            guard.feed(answer.finish(whole))
             guard.finish()
-        reason = "repeat" if guard.looped else reason
-        return Decoded(tuple(tokens), read_answer(guard.text, self._answer), reason, decoder.passes)
+        if guard.looped:
+            reason = "repeat"
+        elif self._reader.says_nobody_speaks(answer.said):
+            reason = "silence"
+        text, language = strip_template(guard.text), self._reader.language(answer.said)
+        return Decoded(tuple(tokens), text, reason, decoder.passes, language=language)
 
     def _draft(self, utterance: Prefilled) -> Draft | None:
         """What to verify while decoding: the caller's tokens, else what the audio embeddings are near to."""

@@ -31,13 +31,15 @@ class Prefilled:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What was said. `tokens`: without the end token; `passes`: of the decoder behind the prefill."""
+    """What was said. `tokens`: without the end token; `passes`: of the decoder behind the prefill; `language`: its code, if
+    the answer or the prompt named one."""
 
     tokens: tuple[int, ...]
     text: str
     reason: FinishReason
     passes: int
     phrase: PhraseMatch | None = None
+    language: str | None = None
 
 
 class Decoding(Protocol):

@@ -58,14 +58,13 @@ class GgufEngine:
         self.most_beams: int | None = MAX_BRANCHES
         self._prompt = manifest.prompt
         longest = audio.longest_tokens(30)  # libmtmd pads to 30 s
-        prompt = len(self._prompt.before_ids) + len(self._prompt.after_ids)
         self.has_ctc_head = bool(audio.ctc_alphabet) and encoder.has_ctc_head
         # Scored transcripts may be longer than decoded ones, and beams need not share a word.
         text = (PAYING_BEAMS if self.has_ctc_head else 2) * manifest.decode.token_cap(audio.max_seconds)
         path = one_file(bundle, DECODER_PATTERN)
         self.decoder = LlamaDecoder(
             path,
-            positions=min(spec.max_context, prompt + longest + text),
+            positions=min(spec.max_context, self._prompt.most_ids + longest + text),
             threads=threads,
             options=manifest.llama,
         )
@@ -182,7 +181,9 @@ class GgufEngine:
         """See `Engine.token_embeddings`; libmtmd's 30 s of audio are read as well."""
         return self._embeddings(tokens) if self._embeddings else None
 
-    def score(self, audio_embeddings: Float32, tokens: list[int]) -> Float32:
+    def score(
+        self, audio_embeddings: Float32, tokens: list[int], after: tuple[int, ...] | None = None
+    ) -> Float32:
         """See `Engine.score`.
 
         Raises:
@@ -190,7 +191,7 @@ class GgufEngine:
         """
         if not tokens:
             return np.zeros(0, np.float32)
-        before = self.start(audio_embeddings)[None].copy()
+        before = self.start(audio_embeddings, after)[None].copy()
         losses = []
         for at in range(0, len(tokens), _SCORE_CHUNK):
             chunk = tokens[at : at + _SCORE_CHUNK]

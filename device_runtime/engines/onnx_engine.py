@@ -72,9 +72,9 @@ class OnnxEngine:
         self._logits = np.empty((1, 1, self._spec.vocab_size), np.float32)
         seconds = self._audio.max_seconds
         audio_tokens = self._audio.longest_tokens(seconds)
-        self.allocate(
-            len(self._before) + audio_tokens + len(self._after) + manifest.decode.token_cap(seconds)
-        )
+        # Silence behind the audio counts for a cap, see `AudioSpec.heard_seconds`.
+        most = self._audio.heard_seconds(int(seconds * self._audio.sampling_rate))
+        self.allocate(manifest.prompt.most_ids + audio_tokens + manifest.decode.token_cap(most))
 
     @classmethod
     def open(cls, bundle: Bundle, *, threads: int | None = None) -> OnnxEngine:
@@ -202,7 +202,9 @@ class OnnxEngine:
         """See `Engine.token_embeddings`."""
         return self._embed(tuple(tokens))
 
-    def score(self, audio_embeddings: Float32, tokens: list[int]) -> Float32:
+    def score(
+        self, audio_embeddings: Float32, tokens: list[int], after: tuple[int, ...] | None = None
+    ) -> Float32:
         """See `Engine.score`.
 
         Raises:
@@ -210,8 +212,9 @@ class OnnxEngine:
         """
         if not tokens:
             return np.zeros(0, np.float32)
-        self._require(len(self._before) + len(audio_embeddings) + len(self._after) + len(tokens))
-        first = self.start(audio_embeddings)[None].copy()
+        behind = len(self._after) if after is None else len(after)
+        self._require(len(self._before) + len(audio_embeddings) + behind + len(tokens))
+        first = self.start(audio_embeddings, after)[None].copy()
         losses = []
         for at in range(0, len(tokens), _SCORE_CHUNK):
             chunk = tokens[at : at + _SCORE_CHUNK]

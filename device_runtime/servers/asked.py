@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
+from prunella.device_runtime.base.languages import is_language
 from prunella.device_runtime.servers.formats import FORMATS, TIMED
-from prunella.device_runtime.servers.languages import is_language
 
 _GRANULARITIES = ("timestamp_granularities", "timestamp_granularities[]")
 _FIELDS = {

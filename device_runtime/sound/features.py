@@ -27,6 +27,8 @@ def features(samples: npt.ArrayLike, spec: FeatureSpec) -> tuple[Float32, int]:
         ValueError: not one-dimensional, or too short for one window even when padded.
     """
     samples = np.asarray(samples, dtype=np.float32)
-    found = log_mel(np.pad(samples, (0, spec.padded(len(samples)) - len(samples))), spec.num_mel_bins)
-    found = np.pad(found, ((0, 0), (0, -found.shape[1] % spec.frame_multiple)))
+    missing = spec.padded(len(samples)) - len(samples)
+    found = log_mel(np.pad(samples, (0, missing)) if missing else samples, spec.num_mel_bins)
+    if frames := -found.shape[1] % spec.frame_multiple:
+        found = np.pad(found, ((0, 0), (0, frames)))
     return found, spec.valid_frames(len(samples))

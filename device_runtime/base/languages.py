@@ -20,9 +20,10 @@ _CODES = dict(zip(_WORDS[1::2], _WORDS[::2], strict=True))
 
 def is_language(asked: str, code: str) -> bool:
     """Whether what a client names ("en-GB", "EN_us", "English") is the language of a BCP 47 code, whatever its region."""
-    return _primary(asked) == _primary(code)
+    return primary_language(asked) == primary_language(code)
 
 
-def _primary(language: str) -> str:
-    name = language.strip().lower().replace("_", "-")
+def primary_language(asked: str) -> str:
+    """Its code without a region ("pt" of "Portuguese" and "pt-BR"); of a name that is not known the name, in lower case."""
+    name = asked.strip().lower().replace("_", "-")
     return _CODES.get(name, name).partition("-")[0]
