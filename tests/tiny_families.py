@@ -49,6 +49,7 @@ class TinyFamily:
         bos: the token that begins a prompt.
         ends: tokens that end an answer.
         rest: further fields of the configuration.
+        seed: of weights with which it says a few words before it ends.
     """
 
     name: str
@@ -62,6 +63,7 @@ class TinyFamily:
     bos: str | None = None
     ends: tuple[int, ...] = (0, 2)
     rest: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
 
     @property
     def stock(self) -> Any:
@@ -133,14 +135,14 @@ def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
 def tiny_stock(
     family: str,
     *,
-    seed: int = 0,
+    seed: int | None = None,
     text: dict[str, Any] | None = None,
     audio: dict[str, Any] | None = None,
     rest: dict[str, Any] | None = None,
 ) -> PreTrainedModel:
     """A random model of the stock class; `text`, `audio` and `rest` change its configuration."""
-    torch.manual_seed(seed)
     kind = FAMILIES[family]
+    torch.manual_seed(kind.seed if seed is None else seed)
     config = getattr(transformers, f"{kind.name}Config")(
         audio_config=kind.audio | (audio or {}),
         text_config=TEXT | kind.text | (text or {}),
