@@ -113,6 +113,14 @@ FAMILIES = {
         mask="input_features_mask",
         ends=(0, 2, 7),
     ),
+    "audioflamingo3": TinyFamily(
+        "AudioFlamingo3",
+        ("<sound>",),
+        WHISPER | {"model_type": "audioflamingo3_encoder"},
+        {"model_type": "qwen2"},
+        mask="input_features_mask",
+        seed=1,
+    ),
 }
 FAMILY_NAMES = tuple(FAMILIES)
 

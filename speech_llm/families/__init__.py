@@ -5,7 +5,7 @@ Ultravox has no such class and is read by `hub.py`; prunella's own folder holds 
 
 from __future__ import annotations
 
-from prunella.speech_llm.families import glmasr, qwen2_audio, qwen3_asr, voxtral
+from prunella.speech_llm.families import audioflamingo3, glmasr, qwen2_audio, qwen3_asr, voxtral
 from prunella.speech_llm.families.family import AudioGeometry as AudioGeometry
 from prunella.speech_llm.families.family import Family as Family
 
@@ -16,5 +16,6 @@ FAMILIES: dict[str, Family] = {
         qwen2_audio.FAMILY,
         voxtral.FAMILY,
         glmasr.FAMILY,
+        audioflamingo3.FAMILY,
     )
 }
