@@ -73,16 +73,19 @@ def load_any(name: str | Path) -> SpeechLLM | TextLLM:
     """
     folder = resolve(name)
     check_model_folder(folder)
+    own = is_checkpoint(folder)
+    ultravox = not own and hub.is_ultravox(folder)
+    family = None if own or ultravox else stock_family(folder)
+    if not own and not ultravox and family is None:
+        check_is_text(folder)
     check_memory(folder)
-    if is_checkpoint(folder):
+    if own:
         model = load_checkpoint(folder)
         if str(name) in EMBEDDED:
             model.config = model.config.with_provenance(name=str(name))
         return model
-    if hub.is_ultravox(folder):
+    if ultravox:
         return hub.load_ultravox(folder)
-    family = stock_family(folder)
     if family is not None:
         return load_stock(folder, family)
-    check_is_text(folder)
     return TextLLM(*load_decoder(folder))

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.quantize.free_memory import whole_memory
+from prunella.speech_llm.not_here import why_not
 
 # Other loaders want them: llama.cpp's converter the tokenizer as it was trained, speech LLMs their features. `outputs` knows all.
 SIDE_FILES = (
@@ -27,7 +28,6 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 _POINTER_BYTES = 1_024  # the specification's limit
 _LONGEST_HEADER = 100_000_000  # safetensors' own
 _WEIGHTS = ("*.safetensors", "*.bin")
-_AUDIO = ("audio", "speech", "thinker_config")
 
 
 def check_model_folder(folder: Path) -> None:
@@ -111,18 +111,14 @@ def _numbers(path: Path) -> int:
 
 
 def check_is_text(folder: Path) -> None:
-    """Refuse a speech LLM of a kind that prunella does not know: as a text LLM it would be cut without one second of audio.
+    """Refuse a speech model that prunella does not take: as a text LLM it would be cut without one second of audio.
 
     Raises:
-        CheckpointError: its configuration speaks of audio.
+        CheckpointError: its configuration speaks of audio; the message says what it is.
     """
-    config = _read_json(folder / "config.json")
-    heard = next((key for key, value in config.items() if key.startswith(_AUDIO) and value is not None), None)
-    if heard is not None:
-        raise CheckpointError(
-            f"{folder} is a speech LLM of the kind '{config.get('model_type')}' (its config.json has {heard}), which prunella "
-            "does not know: there are Ultravox from Hugging Face and prunella's own checkpoints; as a text LLM it would go deaf"
-        )
+    reason = why_not(_read_json(folder / "config.json"))
+    if reason is not None:
+        raise CheckpointError(f"{folder} is {reason}")
 
 
 def why_unreadable(folder: str | Path, error: Exception) -> str:

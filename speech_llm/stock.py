@@ -47,9 +47,10 @@ def stock_family(folder: Path) -> Family | None:
     try:
         body = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         names = body.get("architectures") or ()
-    except (OSError, ValueError, AttributeError):
+        theirs = "thinker_config" in body  # the class's name, in another layout
+    except (OSError, ValueError, AttributeError, TypeError):
         return None
-    return next((FAMILIES[name] for name in names if name in FAMILIES), None)
+    return None if theirs else next((FAMILIES[name] for name in names if name in FAMILIES), None)
 
 
 def load_stock(folder: Path, family: Family) -> SpeechLLM:
@@ -134,7 +135,12 @@ def reload_stock(model: SpeechLLM, folder: Path) -> SpeechLLM:
 
 
 def _read(folder: Path, family: Family) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    kind = getattr(transformers, family.architecture)
+    kind = getattr(transformers, family.architecture, None)
+    if kind is None:
+        raise CheckpointError(
+            f"{folder} is a {family.model_type}, which transformers has from {family.since} on, and {transformers.__version__} "
+            f"is installed: pip install 'transformers>={family.since}'"
+        )
     try:
         stock = kind.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -35,6 +35,7 @@ def _prompt(
 FAMILY = Family(
     model_type="audioflamingo3",
     architecture="AudioFlamingo3ForConditionalGeneration",
+    since="5.0",
     geometry=pooled_geometry,
     audio_half=_audio_half,
     prompt=_prompt,

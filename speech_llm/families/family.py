@@ -46,6 +46,7 @@ class Family:
     Attributes:
         model_type: in `config.json`.
         architecture: the class in transformers that `config.json` names under `architectures`.
+        since: version of transformers that has it.
         geometry: (the model's configuration, whether it was healed on audio of its true length) → `AudioGeometry`.
         audio_half: (the stock model, whether it was healed on audio of its true length) → encoder and projector around its
             own parameters. The encoder takes features (batch, bins, frames) and `valid` (batch,) feature frames of audio,
@@ -59,6 +60,7 @@ class Family:
 
     model_type: str
     architecture: str
+    since: str
     geometry: Callable[[Any, bool], AudioGeometry]
     audio_half: Callable[[PreTrainedModel, bool], tuple[nn.Module, nn.Module]]
     prompt: Callable[[Any, PreTrainedTokenizerBase, Path, tuple[int, ...]], PromptSpec]

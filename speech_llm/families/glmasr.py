@@ -73,6 +73,7 @@ def _prompt(
 FAMILY = Family(
     model_type="glmasr",
     architecture="GlmAsrForConditionalGeneration",
+    since="5.0",
     geometry=_geometry,
     audio_half=_audio_half,
     prompt=_prompt,

@@ -83,6 +83,7 @@ def _prompt(
 FAMILY = Family(
     model_type="qwen2_audio",
     architecture="Qwen2AudioForConditionalGeneration",
+    since="5.0",
     geometry=pooled_geometry,
     audio_half=_audio_half,
     prompt=_prompt,

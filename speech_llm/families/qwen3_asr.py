@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.qwen3_asr.processing_qwen3_asr import LANGUAGE_CODE_TO_NAME
 
 from prunella.device_runtime.bundle import AudioSpec, FeatureSpec, PromptSpec
 from prunella.speech_llm.families.chat_prompt import AUDIO, language, rendered, split_at_audio
@@ -120,6 +119,8 @@ def _audio_half(stock: PreTrainedModel, trimmed: bool) -> tuple[nn.Module, nn.Mo
 def _prompt(
     config: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, eos_ids: tuple[int, ...]
 ) -> PromptSpec:
+    from transformers.models.qwen3_asr.processing_qwen3_asr import LANGUAGE_CODE_TO_NAME
+
     # As `Qwen3ASRProcessor.apply_transcription_request`: the language begins the answer.
     text = rendered(
         tokenizer, folder, [{"role": "user", "content": [AUDIO]}], _USUAL_PROMPT, add_generation_prompt=True
@@ -136,6 +137,7 @@ def _prompt(
 FAMILY = Family(
     model_type="qwen3_asr",
     architecture="Qwen3ASRForConditionalGeneration",
+    since="5.13",
     geometry=_geometry,
     audio_half=_audio_half,
     prompt=_prompt,

@@ -82,6 +82,7 @@ def _prompt(
 FAMILY = Family(
     model_type="voxtral",
     architecture="VoxtralForConditionalGeneration",
+    since="5.0",
     geometry=_geometry,
     audio_half=_audio_half,
     prompt=_prompt,

@@ -1,0 +1,129 @@
+"""Speech models that prunella cannot take, by name and with the reason: as text LLMs they would be cut without hearing a word."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+_PREFIXES = ("audio", "speech", "sound", "codec", "acoustic", "thinker", "whisper", "voice", "wav")
+_WORDS = {"mel", "mels", "asr", "stt", "mimi", "conformer"}
+_EVERY_STEP = (
+    "adds audio to the text's embeddings at every step of the decoder: that is another engine, which prunella has not; "
+    "take a model that hears an utterance first and answers then"
+)
+_NO_LLM = "writes without an LLM decoder (an encoder-decoder, CTC or transducer): there is nothing in it that prunella prunes"
+_NO_TRANSCRIPT = "makes sound or vectors of it, and no transcript"
+_REASONS = {
+    _EVERY_STEP: ("voxtral_realtime", "kyutai_speech_to_text", "moshi"),
+    _NO_LLM: (
+        *(
+            "whisper",
+            "canary",
+            "cohere_asr",
+            "speech_to_text",
+            "speech-encoder-decoder",
+            "mctct",
+            "lasr_ctc",
+            "lasr_encoder",
+        ),
+        *(
+            "moonshine",
+            "moonshine_streaming",
+            "parakeet_ctc",
+            "parakeet_tdt",
+            "parakeet_encoder",
+            "granite_speech5",
+        ),
+        *(
+            "granite_speech5_encoder",
+            "nemotron_asr_streaming",
+            "nemotron_asr_streaming_encoder",
+            "nemotron3_5_asr",
+        ),
+        *(
+            "wav2vec2",
+            "wav2vec2-bert",
+            "wav2vec2-conformer",
+            "hubert",
+            "wavlm",
+            "data2vec-audio",
+            "sew",
+            "sew-d",
+        ),
+        *("unispeech", "unispeech-sat", "seamless_m4t", "seamless_m4t_v2", "speecht5"),
+    ),
+    _NO_TRANSCRIPT: (
+        *(
+            "csm",
+            "dia",
+            "bark",
+            "higgs_audio_v2",
+            "vibevoice",
+            "musicgen",
+            "musicgen_melody",
+            "pocket_tts",
+            "vits",
+            "clap",
+        ),
+        *(
+            "gradium_phonon_tts",
+            "fastspeech2_conformer",
+            "encodec",
+            "mimi",
+            "dac",
+            "univnet",
+            "xcodec",
+            "clvp",
+            "pe_audio",
+        ),
+    ),
+}
+_ALIGNER = "Qwen3ASRForTokenClassification"
+
+
+def why_not(config: dict[str, Any]) -> str | None:
+    """What the model of a `config.json` is, and why it is not taken; None: it does not speak of audio."""
+    kind = str(config.get("model_type"))
+    names = config.get("architectures") or []
+    if _ALIGNER in names:
+        return "a forced aligner: it gives a text its times and writes none; take the model that it belongs to, Qwen3-ASR"
+    if "thinker_config" in config and kind == "qwen3_asr":
+        return (
+            "Qwen3-ASR in its authors' own layout (thinker_config), which transformers does not read: take the same model from "
+            "the repository whose name ends with -hf, such as Qwen/Qwen3-ASR-0.6B-hf"
+        )
+    for reason, kinds in _REASONS.items():
+        if kind in kinds:
+            return f"a speech model of the kind '{kind}', which {reason}"
+    heard = next(_audio_keys(config, ""), None)
+    if heard is None:
+        return None
+    from prunella.speech_llm.families import FAMILIES
+
+    here = ", ".join(family.model_type for family in FAMILIES.values())
+    known = next((family for family in FAMILIES.values() if family.model_type == kind), None)
+    if known is not None:
+        said = ", ".join(map(str, names)) or "none"
+        return f"a speech model of the kind '{kind}' whose config.json names the class {said}: prunella takes {known.architecture}"
+    return (
+        f"a speech LLM of the kind '{kind}' (its config.json has {heard}), which prunella does not know: there are Ultravox "
+        f"from Hugging Face, prunella's own checkpoints, and {here}; as a text LLM it would go deaf"
+    )
+
+
+def _audio_keys(body: dict[str, Any], path: str) -> Iterator[str]:
+    """Where a configuration speaks of audio: names of keys, and kinds of its parts."""
+    for key, value in body.items():
+        if value in (None, False, "", [], {}):
+            continue
+        place = f"{path}{key}"
+        if _is_of_audio(str(key)) or (key == "model_type" and _is_of_audio(str(value))):
+            yield place
+        elif isinstance(value, dict):
+            yield from _audio_keys(value, f"{place}.")
+
+
+def _is_of_audio(name: str) -> bool:
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    return any(word.startswith(_PREFIXES) or word in _WORDS for word in words)
