@@ -38,6 +38,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "speak sentences into a training manifest, without recording anything",
     ),
     "export": ("prunella.export.export", "write a bundle for one target"),
+    "verify": ("prunella.export.verify", "compare a bundle with its model on speech, in numbers"),
     "quantize": ("prunella.quantize.quantize", "re-quantise a float bundle without its model"),
     "build": ("prunella.building.build", "the whole path for a target, resumable"),
     "transcribe": ("prunella.device_runtime.transcribe", "audio files to text"),

@@ -150,6 +150,7 @@ _VERBS: dict[str, Callable[[Sequence[str]], tuple[str, ...]]] = {
     "heal": _heal,
     "synth": _synth,
     "export": _export,
+    "verify": lambda words: (*_MODEL, "onnxruntime", *_systems(words)),
     "quantize": _quantize,
     "build": _build,
     "transcribe": _bundle,

@@ -28,6 +28,7 @@ from prunella.export.gguf_families import find_family, rope_factors, unpermute_h
 from prunella.export.gguf_mmproj import mmproj_keys, mmproj_name, source_parameters
 from prunella.quantize.gguf_files import FILE_TYPE, GgufFile, read_gguf
 from prunella.quantize.gguf_probe import probe_embeddings, probe_logits, probe_tokens
+from prunella.quantize.gguf_recipes import GGUF_RECIPES
 from prunella.speech_llm.model import SpeechLLM
 
 _REMEDY = "this is a fault of prunella or llama.cpp: take a target with the onnx engine, and report it"
@@ -39,7 +40,7 @@ _ROUNDING = {
     GGMLQuantizationType.Q8_0: 1.0 / 127,
 }
 # Of the logits' standard deviation, at every position.
-_LOGIT_ERROR = {"F32": 1e-3, "F16": 0.1, "BF16": 0.5}
+_LOGIT_ERROR = {name: recipe.error for name, recipe in GGUF_RECIPES.items() if recipe.is_float}
 _MIN_COSINE = {"F32": 0.999, "F16": 0.999, "Q8_0": 0.99}
 _PROBED_TOKENS = 48
 _SECONDS_OF_30 = 30

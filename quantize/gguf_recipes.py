@@ -19,6 +19,8 @@ class GgufRecipe:
         mmproj: kind of the audio half's file, for llama.cpp's own encoder.
         audio_encoder: the same for ours, on ONNX Runtime.
         nominal_bits: per weight, where nothing falls back.
+        error: what its rounding may do to the logits, in standard deviations: of float files the largest difference, of the
+            others the root mean square, as `Recipe.drift`.
     """
 
     name: str
@@ -28,6 +30,7 @@ class GgufRecipe:
     audio_encoder: WeightFormat
     nominal_bits: float
     types: tuple[str, ...] = ()
+    error: float = 1.0
 
     @property
     def is_float(self) -> bool:
@@ -71,9 +74,11 @@ GGUF_RECIPES: dict[str, GgufRecipe] = {
         ),
         GgufRecipe("Q6_K", "6 bits", 18, "Q8_0", INT8_ROWS, 6.56, ("Q6_K",)),
         GgufRecipe("Q8_0", "8 bits, as good as float", 7, "Q8_0", INT8_ROWS, 8.5, ("Q8_0",)),
-        GgufRecipe("F16", "half floats: what the other GGUF recipes start from", 1, "F16", FLOAT, 16.0),
-        GgufRecipe("BF16", "bfloat16, for models trained in it", 32, "F16", FLOAT, 16.0),
-        GgufRecipe("F32", "floats, for comparisons", 0, "F32", FLOAT, 32.0),
+        GgufRecipe(
+            "F16", "half floats: what the other GGUF recipes start from", 1, "F16", FLOAT, 16.0, error=0.1
+        ),
+        GgufRecipe("BF16", "bfloat16, for models trained in it", 32, "F16", FLOAT, 16.0, error=0.5),
+        GgufRecipe("F32", "floats, for comparisons", 0, "F32", FLOAT, 32.0, error=1e-3),
     )
 }
 

@@ -21,7 +21,7 @@ from prunella.quantize.onnx_probe import probe_graphs, too_large
 
 _LOG = logging.getLogger(__name__)
 # Of embeddings and letters, as `Recipe.drift` of logits. Audio encoders have 8 bits or floats in every recipe.
-_ENCODER_DRIFT = 0.2
+ENCODER_DRIFT = 0.2
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ def measure_drift(source: Bundle, folder: Path, manifest: BundleManifest, recipe
     found = probe_graphs(folder, manifest)
     expected = probe_graphs(source.path, source.manifest, found.tokens)
     embeddings = _distance(expected.embeddings, found.embeddings)
-    check_drift(embeddings, _ENCODER_DRIFT, "audio embeddings", recipe.name)
+    check_drift(embeddings, ENCODER_DRIFT, "audio embeddings", recipe.name)
     if expected.ctc_log_probs is not None and found.ctc_log_probs is not None:
         check_drift(
-            _distance(expected.ctc_log_probs, found.ctc_log_probs), _ENCODER_DRIFT, "letters", recipe.name
+            _distance(expected.ctc_log_probs, found.ctc_log_probs), ENCODER_DRIFT, "letters", recipe.name
         )
     if recipe.onnx is None or expected.logits is None or found.logits is None:
         return Drift(embeddings)

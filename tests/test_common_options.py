@@ -17,6 +17,7 @@ WORDS = {
     "heal": ["MODEL", "--speech", "S"],
     "synth": ["SENTENCES"],
     "export": ["MODEL", "--target", "x86-cpu"],
+    "verify": ["BUNDLE", "MODEL", "--speech", "S"],
     "quantize": ["BUNDLE", "--auto"],
     "build": ["MODEL", "--target", "x86-cpu", "--drop", "1"],
     "transcribe": ["BUNDLE", "A"],
@@ -49,7 +50,7 @@ def test_every_verb_that_writes_a_folder_is_told_where_alike(name):
 
 def test_threads_are_counted_alike():
     counting = verbs_with("--threads")
-    assert counting == ["quantize", "transcribe", "listen", "serve", "eval", "bench"]
+    assert counting == ["verify", "quantize", "transcribe", "listen", "serve", "eval", "bench"]
     for verb in counting:
         words = [*WORDS[verb], *(["-o", "OUT"] if verb == "quantize" else [])]
         assert parser(verb).parse_args(words).threads is None
@@ -60,10 +61,10 @@ def test_threads_are_counted_alike():
 
 def test_speech_is_a_manifest_everywhere():
     hearing = verbs_with("--speech")
-    assert hearing == ["analyze", "prune", "heal", "quantize", "eval", "bench"]
+    assert hearing == ["analyze", "prune", "heal", "verify", "quantize", "eval", "bench"]
     for verb in hearing:
         words = [word for word in WORDS[verb] if word not in ("--speech", "S")]
-        words += [] if verb in ("eval", "bench") else ["-o", "OUT"]
+        words += [] if verb in ("verify", "eval", "bench") else ["-o", "OUT"]
         speech = parser(verb).parse_args([*words, "--speech", "x.jsonl"]).speech
         assert speech == (["x.jsonl"] if verb == "heal" else Path("x.jsonl"))
         assert "JSONL: audio_filepath, duration, text" in " ".join(parser(verb).format_help().split()), verb

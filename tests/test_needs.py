@@ -32,6 +32,7 @@ def test_what_a_command_needs_follows_from_its_words(tmp_path):
     bundle = str(tmp_path)
     assert _needs("bench", bundle) == {"llama_cpp"} and _needs("bench", f"{bundle}@onnx") == {"onnxruntime"}
     assert _needs("transcribe", bundle, "x.wav", "--engine", "onnx") == {"onnxruntime"}
+    assert _needs("verify", bundle, "m") >= {"torch", "llama_cpp", "onnxruntime"}
     assert _needs("eval", "reference") >= {"jiwer", "torch"}
     assert _needs("eval", "whisper-tiny.en") >= {"jiwer", "faster_whisper"}
 

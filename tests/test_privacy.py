@@ -17,6 +17,7 @@ import soundfile
 
 from prunella.cli import VERBS
 from prunella.device_runtime.base.cache import cache_folder
+from prunella.export.export import export
 from prunella.speech_llm.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -79,6 +80,11 @@ def tiny(small_speech_llm, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def tiny_bundle(small_speech_llm, tmp_path_factory) -> Path:
+    return export(small_speech_llm, "x86-cpu", tmp_path_factory.mktemp("bundle") / "tiny", recipe="fp32").path
+
+
+@pytest.fixture(scope="module")
 def manifest(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("speech") / "one.jsonl"
     path.write_text(
@@ -93,6 +99,7 @@ CALLS = [
     "info {bundle}",
     "transcribe {bundle} {clip}",
     "eval {bundle} --speech {manifest}",
+    "verify {tiny_bundle} {tiny} --speech {manifest}",
     "quantize {float} --recipe int8 -o {out}",
     "analyze {tiny} --speech {manifest} -o {out}",
     "export {tiny} --target x86-cpu --recipe fp32 -o {out}",
@@ -117,9 +124,10 @@ def test_every_verb_is_held_to_it():
 
 @pytest.mark.parametrize("arguments", CALLS, ids=lambda arguments: arguments.split()[0])
 def test_a_verb_stays_on_this_machine(
-    arguments, watched, tmp_path, tiny, manifest, reference_bundle, reference_float_bundle
+    arguments, watched, tmp_path, tiny, tiny_bundle, manifest, reference_bundle, reference_float_bundle
 ):
     names = {"bundle": reference_bundle, "float": reference_float_bundle, "tiny": tiny, "manifest": manifest}
+    names["tiny_bundle"] = tiny_bundle
     filled = [word.format(clip=CLIP, out=tmp_path / "out", **names) for word in arguments.split()]
     python, environment, seen = watched
     soundfile.write(tmp_path / "spoken.wav", *soundfile.read(CLIP))
