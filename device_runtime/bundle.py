@@ -256,6 +256,21 @@ class DecoderSpec:
 
 
 @dataclass(frozen=True)
+class MmprojSpec:
+    """llama.cpp's own audio half of a bundle with GGUF files.
+
+    Attributes:
+        projector: llama.cpp's name of its layout; "": the bundle has none, and our encoder feeds llama.cpp's decoder alone.
+        note: why there is none, or how what it hears differs from what the model was trained on.
+        prompt_tokens: whether it brings along the prompt's last token before the audio and its first behind it.
+    """
+
+    projector: str = ""
+    note: str = ""
+    prompt_tokens: bool = False
+
+
+@dataclass(frozen=True)
 class FileEntry:
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     bytes: NotNegative
@@ -277,6 +292,7 @@ class BundleManifest:
     threads: Annotated[int, Meta(ge=0, le=2**12)] = 0  # 0: one per physical core
     providers: tuple[Provider, ...] = ()  # of ONNX Runtime, in order of preference; none: the processor
     llama: dict[str, OptionValue] = field(default_factory=dict)  # llama.cpp's settings, by its own names
+    mmproj: MmprojSpec | None = None  # None: no GGUF files, or a bundle of before
     precision: dict[str, str] = field(
         default_factory=dict
     )  # parts that the target stores otherwise than the recipe
@@ -356,6 +372,7 @@ def _check_keys(body: dict[str, Any]) -> None:
         "$.prompt": (body.get("prompt"), PromptSpec),
         "$.decoder": (body.get("decoder"), DecoderSpec),
         "$.decode": (body.get("decode"), DecodeOptions),
+        "$.mmproj": (body.get("mmproj"), MmprojSpec),
     }
     for path, (part, kind) in parts.items():
         known = [f.name for f in fields(kind)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from prunella.device_runtime.base.errors import BundleError
-from prunella.device_runtime.bundle import MANIFEST_NAME, Bundle, open_bundle
+from prunella.device_runtime.bundle import MANIFEST_NAME, Bundle, MmprojSpec, open_bundle
 
 
 def open_for_info(path: str | Path) -> Bundle:
@@ -49,6 +49,7 @@ def describe(bundle: Bundle) -> str:
             f"{audio.sampling_rate} Hz, {_per_second(audio.sampling_rate / audio.samples_per_token)} audio tokens/s",
         ),
         ("letters", _letters(bundle)),
+        *_mmproj(manifest.mmproj),
         ("prompt", f"{manifest.prompt.before_audio!r} AUDIO {manifest.prompt.after_audio!r}"),
         ("token cap", f"{_per_second(decode.max_tokens_per_second)} per second + {decode.extra_tokens}"),
         ("guards", _guards(bundle)),
@@ -96,6 +97,13 @@ def _printable(text: str) -> str:
         sign if sign.isprintable() or sign in "\n" else sign.encode("unicode_escape").decode()
         for sign in text
     )
+
+
+def _mmproj(spec: MmprojSpec | None) -> list[tuple[str, str]]:
+    if spec is None:
+        return []
+    found = f"layout {spec.projector}" if spec.projector else "none"
+    return [("llama.cpp's audio half", f"{found}; {spec.note}" if spec.note else found)]
 
 
 def _letters(bundle: Bundle) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 
-from prunella.device_runtime.bundle import PromptSpec
-
 _MARKER = "<__media"  # libmtmd's stand-in for the audio begins so and ends with ">"
 
 # A user's message is its audio, whatever is written around it; a message without audio is taken whole.
@@ -26,13 +24,11 @@ _TEMPLATE = (
 )
 
 
-def speech_chat_template(prompt: PromptSpec) -> str:
-    """A Jinja template that renders a user's message with one audio as exactly the prompt around it.
+def speech_chat_template(before_audio: str, after_audio: str) -> str:
+    """A Jinja template that renders a user's message with one audio as exactly these texts around it.
 
-    What the prompt's `after_audio` opens (the assistant's turn) belongs to it, so there is nothing to add for
+    What `after_audio` opens (the assistant's turn) belongs to it, so there is nothing to add for
     `add_generation_prompt`.
     """
-    before, after = (
-        json.dumps(text, ensure_ascii=False) for text in (prompt.before_audio, prompt.after_audio)
-    )
+    before, after = (json.dumps(text, ensure_ascii=False) for text in (before_audio, after_audio))
     return _TEMPLATE.replace("MARKER", _MARKER).replace("BEFORE", before).replace("AFTER", after)

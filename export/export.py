@@ -9,7 +9,7 @@ import argparse
 import logging
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.extras import require
 from prunella.device_runtime.base.files import scratch_directory, whole_directory, write_text
 from prunella.device_runtime.base.outputs import check_output, check_space
-from prunella.device_runtime.bundle import Bundle, BundleManifest, DecoderSpec, open_bundle
+from prunella.device_runtime.bundle import Bundle, BundleManifest, DecoderSpec, MmprojSpec, open_bundle
 from prunella.device_runtime.engines.llama_library import llama_library
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.export.audio_encoder import export_audio_encoder
@@ -123,6 +123,7 @@ def export_float(
     share = (chosen.onnx is not None) + (chosen.gguf is not None) / 2  # of float32
     check_space(out, share * saved_bytes(speech_llm.decoder))
     facts = dict(provenance or {})
+    mmproj: MmprojSpec | None = None
     with whole_directory(out) as partial:
         if chosen.onnx is not None:
             export_float_graphs(speech_llm, partial / "onnx", max_context=profile.max_context)
@@ -132,7 +133,7 @@ def export_float(
         if chosen.gguf is not None:
             from prunella.export.gguf_folder import export_gguf_files  # brings in llama.cpp, an extra
 
-            report = export_gguf_files(
+            report, mmproj = export_gguf_files(
                 speech_llm, partial / "gguf", chosen.gguf, max_context=profile.max_context
             )
             facts["gguf_gate"] = asdict(report)
@@ -142,9 +143,9 @@ def export_float(
                 batches = speech_batches(speech_llm, importance.utterances)
                 facts["importance_positions"] = export_importance(speech_llm, batches, partial / "gguf")
         write_text(partial / TOKENIZER_NAME, speech_llm.tokenizer.backend_tokenizer.to_str())
-        manifest = _manifest(speech_llm, profile, facts, chosen)
-        facts["onnx_gate"] = asdict(gate_onnx(speech_llm, partial, manifest))
-        seal_bundle(_manifest(speech_llm, profile, facts, chosen), partial)
+        manifest = replace(_manifest(speech_llm, profile, facts, chosen), mmproj=mmproj)
+        gate = asdict(gate_onnx(speech_llm, partial, manifest))
+        seal_bundle(replace(manifest, provenance=manifest.provenance | {"onnx_gate": gate}), partial)
     return open_bundle(out, verify=False)
 
 

@@ -22,6 +22,7 @@ from prunella.export.gguf_families import (
     rope_factors,
 )
 from prunella.export.gguf_vocabulary import read_vocabulary
+from prunella.export.mmproj_layouts import prompt_for_libmtmd
 from prunella.quantize.gguf_files import ARCHITECTURE, FILE_TYPE, Value, write_gguf
 from prunella.speech_llm.model import SpeechLLM
 
@@ -88,17 +89,22 @@ def decoder_keys(model: SpeechLLM, family: Family) -> dict[str, Value]:
         ]  # llama.cpp wants the key, GGUF no empty list
     if vocabulary.model == "llama":
         keys[f"{prefix}add_space_prefix"] = vocabulary.add_space_prefix
-    return keys | special_tokens(model) | {"tokenizer.chat_template": speech_chat_template(model.prompt)}
+    template = speech_chat_template(*prompt_for_libmtmd(model))
+    return keys | special_tokens(model) | {"tokenizer.chat_template": template}
 
 
 def special_tokens(model: SpeechLLM) -> dict[str, Value]:
     """Ids of the special tokens. What ends a transcript ends a text; the prompt's own text decides whether it begins with one."""
     prompt: PromptSpec = model.prompt
     tokenizer = model.tokenizer
+    own = tokenizer.eos_token_id
+    ends = list(dict.fromkeys([*prompt.eos_ids, *([] if own is None else [own])]))
+    # llama.cpp has three names for what ends an answer.
     named = {
         "bos": tokenizer.bos_token_id,
-        "eos": prompt.eos_ids[0],
-        "eot": tokenizer.eos_token_id,
+        "eos": ends[0],
+        "eot": ends[1] if len(ends) > 1 else own,
+        "eom": ends[2] if len(ends) > 2 else None,
         "padding": tokenizer.pad_token_id,
         "unknown": tokenizer.unk_token_id,
     }

@@ -16,6 +16,7 @@ from gguf import GGMLQuantizationType
 
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import ExportError
+from prunella.device_runtime.bundle import HOP_LENGTH
 from prunella.device_runtime.sound.log_mel import log_mel
 from prunella.export.gguf_decoder import (
     ROPE_FACTORS,
@@ -25,7 +26,8 @@ from prunella.export.gguf_decoder import (
     tensor_names,
 )
 from prunella.export.gguf_families import find_family, rope_factors, unpermute_heads
-from prunella.export.gguf_mmproj import mmproj_keys, mmproj_name, source_parameters
+from prunella.export.gguf_mmproj import mmproj_keys, named_values, stored_shape
+from prunella.export.mmproj_layouts import find_layout
 from prunella.quantize.gguf_files import FILE_TYPE, GgufFile, read_gguf
 from prunella.quantize.gguf_probe import probe_embeddings, probe_logits, probe_tokens
 from prunella.quantize.gguf_recipes import GGUF_RECIPES
@@ -42,8 +44,12 @@ _ROUNDING = {
 # Of the logits' standard deviation, at every position.
 _LOGIT_ERROR = {name: recipe.error for name, recipe in GGUF_RECIPES.items() if recipe.is_float}
 _MIN_COSINE = {"F32": 0.999, "F16": 0.999, "Q8_0": 0.99}
+# Of audio tokens from ours, as a share of what distinguishes ours from each other: where they are nearly equal, as a
+# projector's bias makes them, the cosine sees nothing.
+_MAX_DISTANCE = {"F32": 0.02, "F16": 0.02, "Q8_0": 0.2}
 _PROBED_TOKENS = 48
 _SECONDS_OF_30 = 30
+_WHOLE_CHUNKS = 29  # seconds; libmtmd cuts what is longer than 29.9
 _HARD_TEXT = (
     "Hello world, it's 3.14 o'clock!",
     " leading and trailing  spaces   ",
@@ -63,21 +69,30 @@ class GateReport:
 
     tensors: int
     logit_error: float  # largest difference, in standard deviations of the logits
-    mmproj_cosine: float  # smallest over the audio tokens
+    mmproj_cosine: float | None  # smallest over the audio tokens; None without an audio half
 
 
 def gate(
-    model: SpeechLLM, decoder: Path, decoder_kind: str, mmproj: Path, mmproj_kind: str, *, max_context: int
+    model: SpeechLLM,
+    decoder: Path,
+    decoder_kind: str,
+    mmproj: Path | None,
+    mmproj_kind: str,
+    *,
+    max_context: int,
 ) -> GateReport:
-    """Check both files against the model they were written from.
+    """Check both files against the model they were written from; the decoder's alone where there is no `mmproj`.
 
     Raises:
         ExportError: says which key, tensor or number differs.
     """
-    tensors = check_decoder_file(model, decoder, max_context=max_context) + check_mmproj_file(model, mmproj)
+    tensors = check_decoder_file(model, decoder, max_context=max_context)
+    if mmproj is not None:
+        tensors += check_mmproj_file(model, mmproj)
     check_tokenizer(model, decoder)
     error = compare_logits(model, decoder, decoder_kind)
-    return GateReport(tensors, error, compare_embeddings(model, mmproj, mmproj_kind, decoder))
+    cosine = None if mmproj is None else compare_embeddings(model, mmproj, mmproj_kind, decoder)
+    return GateReport(tensors, error, cosine)
 
 
 def check_decoder_file(model: SpeechLLM, path: Path, *, max_context: int = 2_048) -> int:
@@ -109,22 +124,20 @@ def check_mmproj_file(model: SpeechLLM, path: Path) -> int:
     """As `check_decoder_file`, for the audio half."""
     file = read_gguf(path)
     _check_keys(file, mmproj_keys(model))
-    expected = {mmproj_name(source): values for source, values in source_parameters(model).items()}
+    expected = named_values(model)
     _check_names(file, set(expected))
     for name, values in expected.items():
-        stored = file.tensors[name].values()
-        if name.startswith("a.conv1d") and name.endswith(".bias"):
-            # llama.cpp aborts over a bias of one dimension here.
-            _check_shape(file, name, (len(values), 1))
-            stored = stored[:, 0]
-        _check_tensor(file, name, stored, values)
+        # llama.cpp aborts over a convolution's bias of one dimension.
+        _check_shape(file, name, stored_shape(name, values.shape))
+        _check_tensor(file, name, file.tensors[name].values().reshape(values.shape), values)
     return len(expected)
 
 
 def check_tokenizer(model: SpeechLLM, path: Path) -> None:
-    """Compare the tokens of hard text and of the prompt on both sides. Raises as `gate`."""
+    """Compare the tokens of hard text and of the prompt, with every language that it takes, on both sides. Raises as `gate`."""
     prompt = model.prompt
-    texts = [*_HARD_TEXT, prompt.before_audio, prompt.after_audio]
+    languages = [language.text for language in prompt.languages]
+    texts = [*_HARD_TEXT, prompt.before_audio, prompt.after_audio, *languages]
     ours = [model.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     for text, expected, found in zip(texts, ours, probe_tokens(path, texts), strict=True):
         if expected != found:
@@ -156,17 +169,30 @@ def compare_logits(model: SpeechLLM, path: Path, kind: str) -> float:
 
 
 def compare_embeddings(model: SpeechLLM, path: Path, kind: str, decoder: Path) -> float:
-    """Smallest cosine between libmtmd's audio tokens and ours of the same 30 s. Raises as `gate`."""
+    """Smallest cosine between libmtmd's audio tokens and ours of the same 30 s. Raises as `gate`.
+
+    Both hear all of it, silence too: libmtmd masks nothing.
+    """
     rate = model.config.audio.sampling_rate
     samples = _sweep(rate)
-    padded = np.pad(samples, (0, _SECONDS_OF_30 * rate - len(samples)))
+    layout = find_layout(model)
+    if layout.whole_window:
+        seconds: float = _SECONDS_OF_30
+    else:
+        # libmtmd makes one frame more than the model of any audio, and fills up chunks of a second: here it comes out even.
+        seconds = _WHOLE_CHUNKS
+        samples = np.pad(samples, (0, _WHOLE_CHUNKS * rate - HOP_LENGTH - len(samples)))
+    padded = np.pad(samples, (0, int(seconds * rate) - len(samples)))
     features = torch.from_numpy(log_mel(padded, model.config.audio.features.num_mel_bins))
+    frames = _whole_tokens(model, features.shape[1])
     with torch.inference_mode():
-        expected = model.embed_audio(features[None, :, : _whole_stacks(model, features.shape[1])])[0].numpy()
+        expected = model.embed_audio(features[None, :, :frames])[0].numpy()
     found = probe_embeddings(path, decoder, samples)
+    if layout.around:
+        expected = np.concatenate([_around(model, 0), expected, _around(model, 1)])
     if found.shape != expected.shape:
         raise ExportError(
-            f"{path.name}: libmtmd makes {found.shape} of 30 s, ours is {expected.shape}: {_REMEDY}"
+            f"{path.name}: libmtmd makes {found.shape} of {seconds} s, ours is {expected.shape}: {_REMEDY}"
         )
     lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
     cosine = float(((found * expected).sum(axis=1) / np.maximum(lengths, 1e-12)).min())
@@ -175,11 +201,30 @@ def compare_embeddings(model: SpeechLLM, path: Path, kind: str, decoder: Path) -
             f"{path.name}: libmtmd's audio tokens have a cosine of {cosine:.4f} with ours "
             f"(more than {_MIN_COSINE[kind]} is needed): {_REMEDY}"
         )
+    spread = _size(expected - expected.mean(axis=0)) + 0.01 * _size(expected)
+    distance = _size(found - expected) / max(spread, 1e-12)
+    if not distance <= _MAX_DISTANCE[kind]:
+        raise ExportError(
+            f"{path.name}: libmtmd's audio tokens are {distance:.2g} of their spread from ours "
+            f"({_MAX_DISTANCE[kind]} is allowed): {_REMEDY}"
+        )
     return cosine
 
 
-def _whole_stacks(model: SpeechLLM, frames: int) -> int:
-    stride = model.own_config.mel_frames_per_token
+def _size(values: Float32) -> float:
+    return float(np.linalg.norm(values))
+
+
+def _around(model: SpeechLLM, side: int) -> Float32:
+    """(1, hidden): the prompt's token before the audio (0), or behind it (1)."""
+    token = model.prompt.after_ids[0] if side else model.prompt.before_ids[-1]
+    row: Float32 = model.embed_tokens(torch.tensor([token])).float().numpy()
+    return row
+
+
+def _whole_tokens(model: SpeechLLM, frames: int) -> int:
+    """Of so many feature frames, those that our encoder makes whole tokens of."""
+    stride = model.own_config.mel_frames_per_token if model.stock is None else 1
     return frames // stride * stride
 
 

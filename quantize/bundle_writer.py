@@ -79,15 +79,18 @@ def quantize_gguf(bundle: Bundle, recipe: GgufRecipe, out: Path) -> dict[str, An
     importance = None
     if measured in bundle.manifest.files:
         importance = read_importance(bundle.file(measured)).means()
-    decoder, mmproj = one_file(bundle, DECODER_PATTERN), one_file(bundle, MMPROJ_PATTERN)
+    decoder = one_file(bundle, DECODER_PATTERN)
     report = quantize_decoder(decoder, out / f"decoder-{recipe.name}.gguf", recipe, importance=importance)
-    quantize_mmproj(mmproj, out / f"mmproj-{recipe.mmproj}.gguf", recipe.mmproj)
+    spec = bundle.manifest.mmproj
+    if spec is None or spec.projector:  # else llama.cpp has no audio half for this model
+        quantize_mmproj(one_file(bundle, MMPROJ_PATTERN), out / f"mmproj-{recipe.mmproj}.gguf", recipe.mmproj)
     return asdict(report) | {"importance": importance is not None}
 
 
 def _renamed(manifest: BundleManifest, recipe: BundleRecipe, facts: dict[str, Any]) -> BundleManifest:
     engines = tuple(engine for engine in manifest.engines if engine in recipe.engines)
-    return replace(manifest, recipe=recipe.name, engines=engines, provenance=facts)
+    mmproj = manifest.mmproj if recipe.gguf is not None else None
+    return replace(manifest, recipe=recipe.name, engines=engines, mmproj=mmproj, provenance=facts)
 
 
 def seal_bundle(manifest: BundleManifest, folder: Path) -> BundleManifest:

@@ -16,7 +16,7 @@ import numpy as np
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import BundleError
 from prunella.device_runtime.base.extras import explained
-from prunella.device_runtime.bundle import Bundle
+from prunella.device_runtime.bundle import Bundle, MmprojSpec
 from prunella.device_runtime.decoding.engine import GGUF_NEAR_TIE, PAYING_BEAMS, check_rewind
 from prunella.device_runtime.engines.gguf_embeddings import open_token_embeddings
 from prunella.device_runtime.engines.likelihood import negative_log_likelihood
@@ -96,7 +96,7 @@ class GgufEngine:
                 for llama.cpp's.
 
         Raises:
-            BundleError: a file is missing, or is not what the manifest says.
+            BundleError: a file is missing, or is not what the manifest says; llama.cpp has no audio half for the model.
             EngineError: llama.cpp is not installed, or cannot run the files.
         """
         from prunella.device_runtime.base.cores import most_threads, physical_cores
@@ -112,9 +112,18 @@ class GgufEngine:
                 return cls(bundle, ours, threads=threads, name=f"gguf-{quant}")
         from prunella.device_runtime.engines.mtmd_encoder import MtmdEncoder
 
+        spec = bundle.manifest.mmproj or MmprojSpec("ultravox")
+        if not spec.projector:
+            raise BundleError(
+                f"{bundle.path} has no audio half for llama.cpp: {spec.note}; take --engine gguf with onnxruntime installed"
+            )
+        if spec.note:
+            _LOG.warning("%s", spec.note)
         mmproj = one_file(bundle, MMPROJ_PATTERN)
         rate = bundle.manifest.audio.sampling_rate
-        encoder = MtmdEncoder(mmproj, decoder, threads=threads, sampling_rate=rate)
+        encoder = MtmdEncoder(
+            mmproj, decoder, threads=threads, sampling_rate=rate, prompt_tokens=spec.prompt_tokens
+        )
         return cls(bundle, encoder, threads=threads, name=f"mtmd-{quant}")
 
     def encode(self, samples: Float32) -> Float32:

@@ -1,4 +1,4 @@
-"""The audio half of a bundle on libmtmd, llama.cpp's own: always 30 s of audio."""
+"""The audio half of a bundle on libmtmd, llama.cpp's own: of most layouts, always 30 s of audio."""
 
 from __future__ import annotations
 
@@ -24,12 +24,21 @@ class MtmdEncoder:
         decoder: the text model's file, of which libmtmd reads the vocabulary and the width.
         threads: of the CPU.
         sampling_rate: of the samples; must be libmtmd's.
+        prompt_tokens: whether its first and last embedding are of tokens that the prompt has, and left out here.
 
     Raises:
         EngineError: libmtmd is missing, cannot load the files, or wants another rate.
     """
 
-    def __init__(self, mmproj: Path, decoder: Path, *, threads: int, sampling_rate: int = 16_000) -> None:
+    def __init__(
+        self,
+        mmproj: Path,
+        decoder: Path,
+        *,
+        threads: int,
+        sampling_rate: int = 16_000,
+        prompt_tokens: bool = False,
+    ) -> None:
         library = llama_library()
         self._mtmd = mtmd = mtmd_library()
         settings = library.llama_model_default_params()
@@ -54,10 +63,11 @@ class MtmdEncoder:
             )
         self.ctc_log_probs: Float32 | None = None  # llama.cpp's audio half has no CTC head
         self.has_ctc_head = False
+        self._edge = int(prompt_tokens)
         self._limit = int(_MAX_SECONDS * sampling_rate)
 
     def encode(self, samples: Float32) -> Float32:
-        """(n,) mono float32, at most 29.9 s → (tokens of 30 s, hidden) float32.
+        """(n,) mono float32, at most 29.9 s → (tokens of 30 s, or of begun seconds (qwen3a), hidden) float32.
 
         Raises:
             EngineError: longer, or libmtmd failed.
@@ -88,4 +98,5 @@ class MtmdEncoder:
                     raise EngineError(f"libmtmd cannot encode the audio ({last_error()})")
                 shape = (int(mtmd.mtmd_input_chunk_get_n_tokens(chunk)), self._width)
                 rows.append(np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(self._context), shape).copy())
-        return np.concatenate(rows)
+        found = np.concatenate(rows)
+        return found[self._edge : len(found) - self._edge]

@@ -257,7 +257,8 @@ AUDIO = "<__media_3kd9__>"
 def test_a_chat_with_one_audio_is_the_prompt(content, reference):
     # The settings of transformers; llama.cpp has a Jinja of its own with the same.
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(speech_chat_template(reference.prompt))
+    prompt = reference.prompt
+    template = environment.from_string(speech_chat_template(prompt.before_audio, prompt.after_audio))
     rendered = template.render(messages=[{"role": "user", "content": content}], add_generation_prompt=True)
     assert rendered == reference.prompt.before_audio + AUDIO + reference.prompt.after_audio
 
@@ -268,6 +269,8 @@ def test_the_template_is_in_the_file(speech_llm_around, tmp_path):
     )
     model = speech_llm_around(config)
     keys = read_gguf(write_decoder(model, tmp_path / "decoder.gguf")).keys
-    assert keys["tokenizer.chat_template"] == speech_chat_template(model.prompt)
+    prompt = model.prompt
+    template = speech_chat_template(prompt.before_audio, prompt.after_audio)
+    assert keys["tokenizer.chat_template"] == template
     assert keys["tokenizer.ggml.eos_token_id"] == model.prompt.eos_ids[0]
     assert keys["tokenizer.ggml.add_bos_token"] is False
