@@ -17,7 +17,7 @@ from prunella.benchmark.record import BenchRecord
 from prunella.device_runtime.base.common_options import add_speech, add_threads
 from prunella.device_runtime.base.cores import check_threads
 from prunella.device_runtime.decoding.beam_search import check_beams
-from prunella.device_runtime.options import BEAMS_HELP, STRICT_HELP
+from prunella.device_runtime.options import BEAMS_HELP, LANGUAGE_HELP, STRICT_HELP
 from prunella.evaluation.bootstrap import Interval
 from prunella.evaluation.manifest import read_manifest
 from prunella.evaluation.systems import BASELINE
@@ -87,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--beams", type=int, metavar="N", help=f"{BEAMS_HELP.partition(' (default')[0]} (default: greedy)"
     )
+    parser.add_argument("--language", metavar="L", help=LANGUAGE_HELP)
     parser.add_argument("--strict", action="store_true", help=STRICT_HELP)
     parser.add_argument("--no-guards", action="store_true", help="no repeat stop and no silence gate")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
@@ -114,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
             guards=not args.no_guards,
             threads=args.threads,
             beams=args.beams,
+            language=args.language,
             strict=args.strict,
             tick=bar.update,
         )

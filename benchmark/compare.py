@@ -56,6 +56,7 @@ def measure(
     guards: bool = True,
     threads: int | None = None,
     beams: int | None = None,
+    language: str | None = None,
     strict: bool = False,
     tick: Callable[[], object] | None = None,
 ) -> Comparison:
@@ -72,6 +73,7 @@ def measure(
         threads: CPU threads of every system; by default each one's own choice.
         beams: transcripts that every system follows at once where it can, 0 for as many as pay; by default each one's own
             choice, which is greedy where the bundle says nothing else.
+        language: that is spoken, by its code or English name, of systems that take one.
         strict: refuse a system that runs on less than its bundle asks for.
         tick: called after every transcription (`len(systems) * len(manifest) * repeat` times), for a progress bar.
 
@@ -91,7 +93,9 @@ def measure(
     with contextlib.ExitStack() as stack:
         children = [
             stack.enter_context(
-                MeasuredProcess(system, guards=guards, threads=threads, beams=beams, strict=strict)
+                MeasuredProcess(
+                    system, guards=guards, threads=threads, beams=beams, language=language, strict=strict
+                )
             )
             for system in systems
         ]
@@ -130,6 +134,7 @@ class MeasuredProcess:
         guards: bool = True,
         threads: int | None = None,
         beams: int | None = None,
+        language: str | None = None,
         strict: bool = False,
     ) -> None:
         """Start the child and wait until the system is loaded: `load_seconds` after the start of the process.
@@ -143,6 +148,7 @@ class MeasuredProcess:
         command += ["--strict"] if strict else []
         command += [] if threads is None else ["--threads", str(threads)]
         command += [] if beams is None else ["--beams", str(beams)]
+        command += [] if language is None else ["--language", language]
         began = time.perf_counter()
         self._child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"

@@ -34,6 +34,7 @@ def serve(
     guards: bool = True,
     threads: int | None = None,
     beams: int | None = None,
+    language: str | None = None,
     strict: bool = False,
 ) -> None:
     """Answer every line of `paths` (a path as JSON string) with one JSON line, until its end.
@@ -43,7 +44,7 @@ def serve(
     """
     try:
         with unannounced():  # who reads the results says it, once for all systems
-            opened = open_system(system, guards=guards, threads=threads, beams=beams)
+            opened = open_system(system, guards=guards, threads=threads, beams=beams, language=language)
         engine = getattr(opened.system, "engine", None)
         if strict:
             require_all(engine)
@@ -88,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-guards", action="store_true")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--beams", type=int)
+    parser.add_argument("--language")
     parser.add_argument("--strict", action="store_true")
     args = parser.parse_args(argv)
     # Native libraries print to file descriptor 1: they get stderr, the results keep the real stdout.
@@ -100,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             guards=not args.no_guards,
             threads=args.threads,
             beams=args.beams,
+            language=args.language,
             strict=args.strict,
         )
     return 0

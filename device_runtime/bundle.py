@@ -9,7 +9,7 @@ import fnmatch
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -134,6 +134,25 @@ class Language:
     ids: tuple[Token, ...]
 
 
+def find_language(languages: Sequence[Language], asked: str) -> Language | None:
+    """One of the languages by its code, with or without a region, or its English name, any case; "" and "auto": None.
+
+    Raises:
+        UsageError: there is none, or not this one.
+    """
+    wanted = asked.strip().lower()
+    if wanted in ("", "auto"):
+        return None
+    if not languages:
+        raise UsageError("this model's prompt takes no language: leave it out")
+    for way in (wanted, primary_language(asked)):
+        for one in languages:
+            if way in (one.code.lower(), one.name.lower()):
+                return one
+    names = ", ".join(f"{one.code} ({one.name})" for one in languages)
+    raise UsageError(f"this model takes no language '{asked[:_ASKED]}': choose one of {names}")
+
+
 @dataclass(frozen=True)
 class PromptSpec:
     """The prompt, as text and as the token ids that the model was trained on.
@@ -203,31 +222,13 @@ class PromptSpec:
         tagged = self.answer == "language-tag" and not self.language
         return max((len(one.ids) for one in self.languages), default=0) if tagged else 0
 
-    def find_language(self, asked: str) -> Language | None:
-        """One of the languages by its code, with or without a region, or its English name, any case; "" and "auto": None.
-
-        Raises:
-            UsageError: the model's prompt has no place for a language, or not for this one.
-        """
-        wanted = asked.strip().lower()
-        if wanted in ("", "auto"):
-            return None
-        if not self.languages:
-            raise UsageError("this model's prompt takes no language: leave it out")
-        for ways in ((wanted,), (primary_language(asked),)):
-            for one in self.languages:
-                if one.code.lower() in ways or one.name.lower() in ways:
-                    return one
-        names = ", ".join(f"{one.code} ({one.name})" for one in self.languages)
-        raise UsageError(f"this model takes no language '{asked[:_ASKED]}': it takes {names}")
-
     def with_language(self, asked: str) -> PromptSpec:
         """The prompt for a language, see `find_language`; "" leaves it to the model.
 
         Raises:
-            UsageError: as `find_language`.
+            UsageError: the model's prompt has no place for a language, or not for this one.
         """
-        found = self.find_language(asked)
+        found = find_language(self.languages, asked)
         return replace(self, language=found.code if found else "")
 
     def _filled(self, *, before: bool) -> list[PromptSegment]:

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from prunella.device_runtime.base.errors import BundleError
-from prunella.device_runtime.bundle import MANIFEST_NAME, Bundle, MmprojSpec, open_bundle
+from prunella.device_runtime.bundle import (
+    MANIFEST_NAME,
+    Bundle,
+    FeatureSpec,
+    MmprojSpec,
+    PromptSpec,
+    open_bundle,
+)
 
 
 def open_for_info(path: str | Path) -> Bundle:
@@ -48,9 +55,11 @@ def describe(bundle: Bundle) -> str:
             "audio",
             f"{audio.sampling_rate} Hz, {_per_second(audio.sampling_rate / audio.samples_per_token)} audio tokens/s",
         ),
+        ("features", _features(audio.features)),
         ("letters", _letters(bundle)),
         *_mmproj(manifest.mmproj),
         ("prompt", f"{manifest.prompt.before_audio!r} AUDIO {manifest.prompt.after_audio!r}"),
+        ("languages", _languages(manifest.prompt)),
         ("token cap", f"{_per_second(decode.max_tokens_per_second)} per second + {decode.extra_tokens}"),
         ("guards", _guards(bundle)),
         ("threads", str(manifest.threads or "one per physical core")),
@@ -111,6 +120,27 @@ def _letters(bundle: Bundle) -> str:
     if not audio.ctc_alphabet:
         return "no CTC head"
     return f"CTC head over {audio.ctc_alphabet!r}, weighed {decode.ctc_weight:g} when several transcripts are followed"
+
+
+def _features(spec: FeatureSpec) -> str:
+    told = {"all": "", "floor": "; whole hops of audio are told", "ceil": "; begun hops of audio are told"}[
+        spec.valid
+    ]
+    parts = [
+        f"{spec.kind}, {spec.num_mel_bins} bins",
+        f"audio of at least {spec.min_samples} samples" if spec.min_samples else "",
+        f"padded to a multiple of {spec.multiple} samples" if spec.multiple > 1 else "",
+        f"{spec.extra} samples of silence behind it" if spec.extra else "",
+        f"padded to a multiple of {spec.frame_multiple} frames" if spec.frame_multiple > 1 else "",
+    ]
+    return ", ".join(filter(None, parts)) + told
+
+
+def _languages(prompt: PromptSpec) -> str:
+    if not prompt.languages:
+        return "the prompt takes none"
+    told = f"told {prompt.language}" if prompt.language else "the model finds out"
+    return f"{', '.join(one.code for one in prompt.languages)} (--language; else {told})"
 
 
 def _guards(bundle: Bundle) -> str:

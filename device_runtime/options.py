@@ -24,8 +24,9 @@ LIVE_BEAMS_HELP = (
     "transcripts that are followed at once for final texts, 0 for as many as pay; 1 is greedy: more words are wrong, but on a slow "
     "device they come sooner (default: 0)"
 )
-
-
+LANGUAGE_HELP = (
+    "that is spoken, by its code or English name, where the model takes one (default: the model finds out)"
+)
 BUNDLE_HELP = "a directory made by `prunella export` or `prunella build` (default: the installed one, of the distribution prunella-bundle)"
 
 
@@ -45,8 +46,11 @@ def take_bundle(args: argparse.Namespace) -> None:
         sys.stderr.write(f"prunella: no bundle is named: using the installed one, {args.bundle}\n")
 
 
-def add_runtime_options(parser: argparse.ArgumentParser, *, beams_help: str = BEAMS_HELP) -> None:
+def add_runtime_options(
+    parser: argparse.ArgumentParser, *, beams_help: str = BEAMS_HELP, language_help: str = LANGUAGE_HELP
+) -> None:
     """How a bundle is opened and decoded: what `open_from` reads, and `--beams`."""
+    parser.add_argument("--language", metavar="L", help=language_help)
     parser.add_argument(
         "--phrases",
         metavar="FILE",
@@ -68,11 +72,16 @@ def add_runtime_options(parser: argparse.ArgumentParser, *, beams_help: str = BE
     parser.add_argument("--strict", action="store_true", help=STRICT_HELP)
 
 
-def open_from(args: argparse.Namespace) -> Transcriber:
+def open_from(args: argparse.Namespace, *, any_language: bool = False) -> Transcriber:
     """The transcriber that the options ask for, but for beams: they are each verb's to choose, with `with_options`.
 
+    Args:
+        args: of the command line.
+        any_language: a model that is told no language is none the worse for one that is asked for.
+
     Raises:
-        UsageError: a number of beams or threads out of range, or phrases that cannot be read.
+        UsageError: a number of beams or threads out of range, phrases that cannot be read, or a language that the model
+            does not take.
         BundleError, EngineError: as `take_bundle` and `open_transcriber`; with `--strict` also hardware that cannot be used.
     """
     check_beams(args.beams)
@@ -80,6 +89,8 @@ def open_from(args: argparse.Namespace) -> Transcriber:
     transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
     if args.strict:
         require_all(transcriber.engine)
+    if args.language is not None and (transcriber.prompt.languages or not any_language):
+        transcriber = transcriber.with_language(args.language)
     if args.phrases is None:
         return transcriber
     return transcriber.with_phrases(read_phrases(args.phrases), min_score=args.min_score)

@@ -39,6 +39,7 @@ from prunella.device_runtime.servers.service import Limits, TranscriptionService
 from prunella.device_runtime.transcriber import Transcriber
 
 WYOMING_PORT = 10_300
+ENGLISH = "en"  # what a bundle transcribes that has no languages to choose from and says nothing else
 
 
 def phrases_of_requests(transcriber: Transcriber, min_score: float) -> Callable[[str], Recognizer]:
@@ -119,14 +120,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PORT",
         help=f"serve Home Assistant too, at this port (default: {WYOMING_PORT})",
     )
-    parser.add_argument(
-        "--language",
-        default="en",
-        help="what the bundle transcribes, as clients are told (default: %(default)s)",
-    )
     _add_access_options(parser.add_argument_group("who may come in"))
     _add_limits(parser.add_argument_group("how much is taken"))
-    add_runtime_options(parser, beams_help=f"in recordings, {BEAMS_HELP}")
+    add_runtime_options(
+        parser,
+        beams_help=f"in recordings, {BEAMS_HELP}",
+        language_help="that is spoken in requests that name none, where the model takes a language (default: it finds out); "
+        f"of other models what they transcribe, as clients are told (default: {ENGLISH})",
+    )
     parser.add_argument(
         "--live-beams", type=int, default=0, metavar="N", help=f"of a microphone, {LIVE_BEAMS_HELP}"
     )
@@ -208,16 +209,19 @@ def run(args: argparse.Namespace) -> int:
     _check_places(args)
     tls = _tls(args)
     check_beams(args.live_beams)
-    transcriber = open_from(args)
+    transcriber = open_from(args, any_language=True)
+    languages = transcriber.prompt.languages
     live = transcriber.with_options(beams=args.live_beams)
     service = TranscriptionService(
         recordings=transcriber.with_options(beams=args.beams),
         live=live,
         partials=transcriber.with_options(beams=1),
         model=Path(args.bundle).resolve().name,
-        language=args.language,
+        language=transcriber.prompt.language if languages else args.language or ENGLISH,
+        languages=languages,
         limits=limits,
         with_phrases=phrases_of_requests(transcriber, args.min_score),
+        with_language=_told if languages else None,
         facts=_facts(args.bundle, args.phrases),
     )
     live.warm_up()
@@ -237,6 +241,11 @@ def run(args: argparse.Namespace) -> int:
             )
         )
     return 0
+
+
+def _told(recognizer: Recognizer, language: str) -> Recognizer:
+    assert isinstance(recognizer, Transcriber)
+    return recognizer.with_language(language)
 
 
 def _facts(bundle: str, phrases: str | None) -> ModelSummary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -135,6 +136,15 @@ def silent_segment(t0: float, t1: float, spent: float) -> Segment:
     return Segment(t0, t1, "", (), 0, "silence", Timings(audio=t1 - t0, encode=spent, total=spent))
 
 
+def main_language(segments: Iterable[Segment]) -> str | None:
+    """The language of most of the audio, as its segments have it; None: no segment has one."""
+    seconds: dict[str, float] = {}
+    for segment in segments:
+        if segment.language is not None:
+            seconds[segment.language] = seconds.get(segment.language, 0.0) + segment.t1 - segment.t0
+    return max(seconds, key=seconds.__getitem__, default=None)
+
+
 @dataclass(frozen=True)
 class Transcript:
     """The text of one recording with everything needed to explain it.
@@ -164,12 +174,8 @@ class Transcript:
 
     @property
     def language(self) -> str | None:
-        """That of most of the audio, as its segments have it; None: no segment has one."""
-        seconds: dict[str, float] = {}
-        for segment in self.segments:
-            if segment.language is not None:
-                seconds[segment.language] = seconds.get(segment.language, 0.0) + segment.t1 - segment.t0
-        return max(seconds, key=seconds.__getitem__, default=None)
+        """See `main_language`."""
+        return main_language(self.segments)
 
     @property
     def phrases(self) -> tuple[dict[str, Any], ...]:

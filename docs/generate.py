@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 import json
 import os
+import re
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -45,17 +46,19 @@ def bundle_schema() -> str:
     kinds = (
         bundle.BundleManifest,
         bundle.AudioSpec,
+        bundle.FeatureSpec,
         bundle.PromptSpec,
+        bundle.PromptSegment,
+        bundle.Language,
         bundle.DecoderSpec,
+        bundle.MmprojSpec,
         transcript.DecodeOptions,
         bundle.Provider,
         bundle.FileEntry,
     )
     for kind in kinds:
-        parts.append(
-            f"## {kind.__name__}\n\n{inspect.getdoc(kind)}\n" if _has_words(kind) else f"## {kind.__name__}\n"
-        )
-        comments = _comments(kind)
+        words, comments = _described(kind)
+        parts.append(f"## {kind.__name__}\n\n{words}\n" if words else f"## {kind.__name__}\n")
         rows = ["| key | type | default | |", "|:--|:--|:--|:--|"]
         hints = typing.get_type_hints(kind, include_extras=True)
         for field in dataclasses.fields(kind):
@@ -72,9 +75,15 @@ def bundle_schema() -> str:
     return "\n".join(parts)
 
 
-def _has_words(kind: type) -> bool:
-    doc = kind.__doc__ or ""
-    return bool(doc) and not doc.startswith(f"{kind.__name__}(")  # dataclasses give themselves a signature
+def _described(kind: type) -> tuple[str, dict[str, str]]:
+    """What a class says of itself, and of each field: in its docstring, or beside it."""
+    doc = inspect.getdoc(kind) or ""
+    if doc.startswith(f"{kind.__name__}("):  # dataclasses give themselves a signature
+        doc = ""
+    words, _, attributes = doc.partition("\n\nAttributes:\n")
+    found = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", attributes, re.MULTILINE))
+    said = {name: " ".join(text.split()).replace("|", "\\|") for name, text in found.items()}
+    return words, _comments(kind) | said
 
 
 def _comments(kind: type) -> dict[str, str]:

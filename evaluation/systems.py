@@ -54,7 +54,12 @@ class OpenedSystem:
 
 
 def open_system(
-    name_or_path: str, *, guards: bool = True, threads: int | None = None, beams: int | None = None
+    name_or_path: str,
+    *,
+    guards: bool = True,
+    threads: int | None = None,
+    beams: int | None = None,
+    language: str | None = None,
 ) -> OpenedSystem:
     """Open a system by name.
 
@@ -64,9 +69,10 @@ def open_system(
         guards: False switches the repeat stop and the silence gate off (Whisper has none of ours).
         threads: CPU threads, 0 for one per physical core; by default the system's own choice.
         beams: transcripts that bundles and models follow at once, 0 for as many as pay; by default their own choice.
+        language: that is spoken, by its code or English name, of bundles and models that take one.
 
     Raises:
-        UsageError: a path that does not exist, or a number of beams or threads out of range.
+        UsageError: a path that does not exist, a number of beams or threads out of range, or a language that it does not take.
         EngineError: what the system needs is not installed.
         PrunellaError: what the opener itself raises.
     """
@@ -84,8 +90,12 @@ def open_system(
         raise explained(error, f"'{name_or_path}' is a {kind}, which") from error
     if (with_options := getattr(system, "with_options", None)) is not None:
         system = with_options(beams=beams, guards=None if guards else False)
+    if language is not None:
+        if (with_language := getattr(system, "with_language", None)) is None:
+            raise UsageError(f"'{name_or_path}' takes no language: leave --language out")
+        system = with_language(language)
     folder = getattr(system, "path", None) if kind == "baseline" else Path(name)
-    fingerprint = _fingerprint(name, kind, engine, guards, beams)
+    fingerprint = _fingerprint(name, kind, engine, guards, beams, language)
     return OpenedSystem(name_or_path, system, fingerprint, _disk_bytes(folder))
 
 
@@ -143,7 +153,9 @@ def _open_baseline(name: str, **options: Any) -> System:
     return open_whisper_tiny_en(name, **options)
 
 
-def _fingerprint(name: str, kind: str, engine: str | None, guards: bool, beams: int | None) -> str:
+def _fingerprint(
+    name: str, kind: str, engine: str | None, guards: bool, beams: int | None, language: str | None
+) -> str:
     if kind == "bundle":
         content: Any = sha256(Path(name) / MANIFEST_NAME)
     elif kind == "model":
@@ -155,7 +167,9 @@ def _fingerprint(name: str, kind: str, engine: str | None, guards: bool, beams: 
         content = name
     # Another decoding code may hear another text in the same files.
     versions = {"prunella": __version__} | {library: _version(library) for library in _LIBRARIES[kind]}
-    body = json.dumps([kind, engine, content, guards, beams, versions])
+    # Records of before there were languages still count.
+    told = [] if language is None else [language]
+    body = json.dumps([kind, engine, content, guards, beams, versions, *told])
     return hashlib.sha256(body.encode()).hexdigest()[:16]
 
 

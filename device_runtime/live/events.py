@@ -64,6 +64,8 @@ class LiveEvent:
             row["speech_end"] = self.speech_end if self.speech_end is None else round(self.speech_end, 3)
             row["timings"] = {key: round(value, 4) for key, value in (self.timings or {}).items()}
             row["guessed"] = self.guessed
+            if self.transcript is not None and self.transcript.language is not None:
+                row["language"] = self.transcript.language
             if self.transcript is not None and self.transcript.phrases:
                 row["phrase"] = self.transcript.phrases[0]
         if self.type != "partial":

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 
 from prunella.device_runtime.base.languages import is_language
 from prunella.device_runtime.servers.formats import FORMATS, TIMED
+from prunella.device_runtime.servers.service import TranscriptionService
 
 _GRANULARITIES = ("timestamp_granularities", "timestamp_granularities[]")
 _FIELDS = {
@@ -36,6 +37,7 @@ class Asked:
     stream: bool
     phrases: str | None
     notes: tuple[str, ...]
+    language: str | None = None  # see `TranscriptionService.find_language`
 
     @property
     def name(self) -> str:
@@ -45,16 +47,16 @@ class Asked:
         return " ".join(plain.split())[:_NAME] or "the recording"
 
 
-def read_fields(form: FormData, *, model: str, language: str) -> Asked:
+def read_fields(form: FormData, service: TranscriptionService) -> Asked:
     """Check the fields of a request.
 
     Args:
         form: as it came.
-        model: the only one that there is.
-        language: that it transcribes, as a BCP 47 code.
+        service: that is to do it.
 
     Raises:
         HTTPException: 400, with what may be asked for.
+        UsageError: a language that the model does not take.
     """
     file = form.get("file")
     if not isinstance(file, UploadFile):
@@ -68,7 +70,8 @@ def read_fields(form: FormData, *, model: str, language: str) -> Asked:
     stream = _text(form, "stream").lower()
     if stream not in (*_TRUE, *_FALSE):
         raise HTTPException(400, f"stream is true or false, not '{stream[:_SHOWN]}'")
-    notes = _notes(form, model, language)
+    language = service.find_language(_text(form, "language"))
+    notes = _notes(form, service)
     if stream in _TRUE and name != "json":
         notes.append(f"a stream has events of its own, the response_format '{name}' was not used")
     granularities = _granularities(form)
@@ -76,7 +79,7 @@ def read_fields(form: FormData, *, model: str, language: str) -> Asked:
         notes.append("this model has no times of words: the segments have theirs")
     if granularities and (stream in _TRUE or name not in TIMED):
         notes.append(f"times are in the formats {', '.join(TIMED)} alone")
-    return Asked(file, name, stream in _TRUE, _text(form, "phrases") or None, tuple(notes))
+    return Asked(file, name, stream in _TRUE, _text(form, "phrases") or None, tuple(notes), language)
 
 
 def _granularities(form: FormData) -> set[str]:
@@ -89,10 +92,12 @@ def _granularities(form: FormData) -> set[str]:
     return asked
 
 
-def _notes(form: FormData, model: str, language: str) -> list[str]:
+def _notes(form: FormData, service: TranscriptionService) -> list[str]:
     notes = []
+    model, language = service.model, service.language
     wanted = _text(form, "language")
-    if wanted and wanted.lower() != "auto" and not is_language(wanted, language):
+    followed = wanted.lower() in ("", "auto") or service.languages
+    if not followed and not is_language(wanted, language):
         notes.append(f"this model transcribes '{language}', the language '{wanted[:_SHOWN]}' was not used")
     asked = _text(form, "model")
     if asked and asked != model:

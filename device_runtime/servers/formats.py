@@ -30,7 +30,7 @@ def render(
         recognition: what was said.
         form: one of `FORMATS`.
         model: the model that did it, whatever the request called it.
-        language: that it transcribes, likewise.
+        language: that was spoken, or that it transcribes.
         notes: what of the request was not followed, and why words may be missing.
     """
     if form == "text":
@@ -101,6 +101,8 @@ def _segment(number: int, utterance: Utterance) -> dict[str, Any]:
         "compression_ratio": round(len(encoded) / len(zlib.compress(encoded)), 3) if encoded else 0.0,
         "finish_reason": utterance.transcript.finish_reason,
     }
+    if utterance.transcript.language is not None:
+        segment["language"] = utterance.transcript.language
     if utterance.transcript.phrases:
         segment["phrase"] = utterance.transcript.phrases[0]
     return segment

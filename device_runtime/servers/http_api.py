@@ -124,7 +124,7 @@ class _Answers:
     async def translations(self, _: Request) -> Response:
         return problem(
             404,
-            f"this model transcribes '{self._service.language}' and translates nothing: send recordings to {_TRANSCRIPTIONS}",
+            f"this model transcribes and translates nothing: send recordings to {_TRANSCRIPTIONS}",
         )
 
 
@@ -138,7 +138,7 @@ async def _transcribe(service: TranscriptionService, request: Request) -> Respon
         for value in form.values():
             if isinstance(value, UploadFile):
                 held.callback(value.file.close)
-        wanted = read_fields(form, model=service.model, language=service.language)
+        wanted = read_fields(form, service)
         gone = threading.Event()
 
         async def look() -> None:
@@ -159,7 +159,7 @@ async def _transcribe(service: TranscriptionService, request: Request) -> Respon
                 tell(events.put_nowait, (number, text, until))
 
             def recognize() -> Recognition:
-                recognizer = service.choose(wanted.phrases)
+                recognizer = service.choose(wanted.phrases, wanted.language)
                 limit = service.limits.seconds
                 with open_audio(wanted.file.file, max_seconds=limit, name=wanted.name) as audio:
                     tell(begun.set)
@@ -181,7 +181,8 @@ async def _transcribe(service: TranscriptionService, request: Request) -> Respon
             gone.set()
             raise
     notes = wanted.notes + recognition.warnings
-    body = render(recognition, wanted.form, model=service.model, language=service.language, notes=notes)
+    language = _language(service, wanted, recognition)
+    body = render(recognition, wanted.form, model=service.model, language=language, notes=notes)
     headers = {"Content-Type": FORMATS[wanted.form], "Prunella-Model": service.model}
     if notes:  # for the formats that have no place for them
         headers["Prunella-Warning"] = "; ".join(notes).encode("unicode_escape").decode()[:_HEADER]
@@ -236,9 +237,16 @@ async def _sse(
         yield _event({"type": "error", "error": {"message": str(error), "type": "server_error"}})
         return
     notes = wanted.notes + recognition.warnings
-    body = summary(recognition, model=service.model, language=service.language, notes=notes)
+    language = _language(service, wanted, recognition)
+    body = summary(recognition, model=service.model, language=language, notes=notes)
     cues = subtitles(recognition)
     yield _event({"type": "transcript.text.done", **body, "cues": cues})
+
+
+def _language(service: TranscriptionService, wanted: Asked, recognition: Recognition) -> str:
+    """What is spoken: as the model named it, else as it was told; "": nobody knows."""
+    told = service.language if wanted.language is None else wanted.language
+    return recognition.language or told
 
 
 def _event(body: dict[str, Any]) -> str:
@@ -252,6 +260,7 @@ def _model(service: TranscriptionService) -> dict[str, Any]:
         "created": 0,
         "owned_by": "prunella",
         "language": service.language,
+        "languages": [{"code": one.code, "name": one.name} for one in service.languages],
         "facts": service.facts.to_json(),
         "limits": {"upload_bytes": service.limits.upload_bytes, "seconds": service.limits.seconds},
     }

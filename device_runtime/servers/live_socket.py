@@ -1,7 +1,7 @@
 """Live audio over a WebSocket: `/v1/live`.
 
-The client sends `{"type": "start", "sample_rate": 48000}` (with `api_key` where the server has one, and `phrases` if it
-likes), then 16-bit little-endian mono PCM as binary messages, then `{"type": "stop"}`. The server answers
+The client sends `{"type": "start", "sample_rate": 48000}` (with `api_key` where the server has one, `phrases` and `language`
+if it likes), then 16-bit little-endian mono PCM as binary messages, then `{"type": "stop"}`. The server answers
 `{"type": "ready"}`, the events of `LiveEvent`, and `{"type": "done"}`; a refusal is `{"type": "error", "message": ...}`
 and a close code: 1008 not allowed, 1007 not understood, 1009 too much, 1013 try again later.
 """
@@ -78,19 +78,24 @@ async def _serve(socket: WebSocket, service: TranscriptionService, access: Acces
     phrases = start.get("phrases")
     if phrases is not None and not isinstance(phrases, str):
         raise RefusedError(1007, "phrases must be one text with a phrase a line")
+    asked = start.get("language")
+    if service.languages and not isinstance(asked, (str, type(None))):
+        raise RefusedError(1007, "language must be a text: a language's code or English name")
+    language = service.find_language(asked) if isinstance(asked, str) else None
     with service.live_slot():
         socket.scope.get("state", {}).get(ADMITTED, lambda: None)()
-        recognizer = await service.on_thread(functools.partial(service.choose, phrases, live=True))
+        recognizer = await service.on_thread(functools.partial(service.choose, phrases, language, live=True))
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[LiveEvent | None] = asyncio.Queue()
         session = LiveSession(
             recognizer,
             lambda event: _post(loop, events, event),
-            partials=service.partials if recognizer is service.live else None,
+            partials=service.choose_partials(phrases, language),
             vad=await service.on_thread(service.make_vad),
             lock=service.lock,
         )
-        await socket.send_json({"type": "ready", "model": service.model, "language": service.language})
+        told = service.language if language is None else language
+        await socket.send_json({"type": "ready", "model": service.model, "language": told})
         sender = asyncio.create_task(_send(socket, events))
         try:
             stopped = await _feed(messages, session, rate, service, events)

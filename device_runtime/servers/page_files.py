@@ -20,6 +20,7 @@ FILES = {
     "page.css": "text/css; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
     "recordings.js": "text/javascript; charset=utf-8",
+    "languages.js": "text/javascript; charset=utf-8",
     "microphone.js": "text/javascript; charset=utf-8",
     "mark.svg": "image/svg+xml",
 }

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import AudioError, PrunellaError
+from prunella.device_runtime.bundle import Language, find_language
 from prunella.device_runtime.live.decode_worker import Recognizer
 from prunella.device_runtime.servers.model_summary import ModelSummary
 from prunella.device_runtime.servers.subtitles import quiet_spans
@@ -25,7 +26,7 @@ from prunella.device_runtime.sound.speech_gate import LevelMeter, doubts
 from prunella.device_runtime.sound.turn_detector import FRAME
 from prunella.device_runtime.sound.utterances import Stretch, find_utterances
 from prunella.device_runtime.sound.vad import SileroVad, SpeechDetector
-from prunella.device_runtime.transcript import Timings, Transcript
+from prunella.device_runtime.transcript import Timings, Transcript, main_language
 
 Result = TypeVar("Result")
 
@@ -94,6 +95,13 @@ class Recognition:
         return " ".join(filter(None, (utterance.transcript.text for utterance in self.utterances)))
 
     @property
+    def language(self) -> str | None:
+        """See `Transcript.language`."""
+        return main_language(
+            segment for utterance in self.utterances for segment in utterance.transcript.segments
+        )
+
+    @property
     def timings(self) -> Timings:
         """Summed over utterances; `audio` is their length."""
         return sum((utterance.transcript.timings for utterance in self.utterances), Timings())
@@ -110,13 +118,15 @@ class TranscriptionService:
     Args:
         recordings: the recognizer of requests that bring no phrases of their own.
         model: the name under which it is listed.
-        language: what it transcribes, as a BCP 47 code.
+        language: what it transcribes, as a BCP 47 code; "": the model finds out.
+        languages: that a request may choose from; none: what one names is not followed.
         limits: see `Limits`.
         live: the recognizer of live sessions; None: that of recordings.
         partials: what live sessions use while someone speaks; None: the same.
         make_vad: a fresh speech detector for every recording.
         facts: what people are told of the model.
         with_phrases: a recognizer over the same engine that can say nothing but these templates; None: not offered.
+        with_language: a recognizer like another one that is told the language, by its code; "": it finds out.
     """
 
     recordings: Recognizer
@@ -127,6 +137,8 @@ class TranscriptionService:
     partials: Recognizer | None = None
     make_vad: Callable[[], SpeechDetector] = SileroVad
     with_phrases: Callable[[str], Recognizer] | None = None
+    with_language: Callable[[Recognizer, str], Recognizer] | None = None
+    languages: tuple[Language, ...] = ()
     facts: ModelSummary = field(default_factory=ModelSummary)
     lock: Turns = field(default_factory=Turns)
     uploads: Turns = field(default_factory=Turns)
@@ -242,18 +254,46 @@ class TranscriptionService:
         if self.stop.is_set():
             raise BusyError("the server was shut down before this was done: ask again when it is back")
 
-    def choose(self, phrases: str | None, *, live: bool = False) -> Recognizer:
-        """The recognizer for a request or a live session: over its own phrases, if it brings some.
+    def find_language(self, asked: str | None) -> str | None:
+        """The code of a language that a client names; "" for "auto", which leaves it to the model; None: as the server has it.
 
         Raises:
-            UsageError: they cannot be read.
+            UsageError: the model takes languages, and not this one.
+        """
+        if not (asked and asked.strip()) or not self.languages:
+            return None
+        found = find_language(self.languages, asked)
+        return found.code if found else ""
+
+    def choose(self, phrases: str | None, language: str | None = None, *, live: bool = False) -> Recognizer:
+        """The recognizer for a request or a live session: over its own phrases, if it brings some, and in its language.
+
+        Args:
+            phrases: templates, a line each.
+            language: from `find_language`.
+            live: for a live session.
+
+        Raises:
+            UsageError: the phrases cannot be read.
             PrunellaError: this model cannot be held to phrases.
         """
-        if not phrases or not phrases.strip():
-            return (self.live if live else None) or self.recordings
-        if self.with_phrases is None:
-            raise PrunellaError("this server takes no phrases: leave them out")
-        return self.with_phrases(phrases)
+        chosen = (self.live if live else None) or self.recordings
+        if phrases and phrases.strip():
+            if self.with_phrases is None:
+                raise PrunellaError("this server takes no phrases: leave them out")
+            chosen = self.with_phrases(phrases)
+        return self._told(chosen, language)
+
+    def choose_partials(self, phrases: str | None, language: str | None = None) -> Recognizer | None:
+        """What a live session uses while someone speaks, see `choose`; None: the same."""
+        if (phrases and phrases.strip()) or self.live is None or self.partials is None:
+            return None
+        return self._told(self.partials, language)
+
+    def _told(self, recognizer: Recognizer, language: str | None) -> Recognizer:
+        if language is None or self.with_language is None:
+            return recognizer
+        return self.with_language(recognizer, language)
 
     def recognize(
         self,

@@ -110,6 +110,7 @@ class _Handler(AsyncEventHandler):
         peer = writer.get_extra_info("peername")
         self._client = Proxies().client(str(peer[0])) if peer else "local"
         self._gone = threading.Event()
+        self._language: str | None = None  # of the next utterance, see `TranscriptionService.find_language`
         self._clear()
 
     def _clear(self) -> None:
@@ -162,6 +163,8 @@ class _Handler(AsyncEventHandler):
             await self.write_event(Pong(text=Ping.from_event(event).text).event())
         elif Transcribe.is_type(event.type):
             self._clear()
+            asked = Transcribe.from_event(event).language
+            self._language = self._service.find_language(asked) if isinstance(asked, str) else None
         elif AudioStart.is_type(event.type):
             self._clear()
             self._begin(AudioStart.from_event(event))
@@ -214,7 +217,9 @@ class _Handler(AsyncEventHandler):
         self._audio.write(audio)
 
     async def _answer(self) -> None:
-        await self.write_event(TranscriptStart(language=self._service.language).event())
+        asked, self._language = self._language, None
+        told = (self._service.language if asked is None else asked) or None
+        await self.write_event(TranscriptStart(language=told).event())
         recognition = Recognition(0.0)
         if self._format is not None:
             held = self._held.pop_all()
@@ -223,12 +228,14 @@ class _Handler(AsyncEventHandler):
             except BaseException:
                 held.close()
                 raise
-            recognition = await self._service.start(held, functools.partial(self._recognize, self._format))
+            recognition = await self._service.start(
+                held, functools.partial(self._recognize, self._format, asked)
+            )
         self._clear()
         text = recognition.text
         if text:
             await self.write_event(TranscriptChunk(text=text).event())
-        answer = Transcript(text=text, language=self._service.language).event()
+        answer = Transcript(text=text, language=recognition.language or told).event()
         if (
             recognition.warnings
         ):  # the protocol has no place for them: clients that do not look see the text alone
@@ -239,7 +246,7 @@ class _Handler(AsyncEventHandler):
         await self.write_event(answer)
         await self.write_event(TranscriptStop().event())
 
-    def _recognize(self, format_: AudioStart) -> Recognition:
+    def _recognize(self, format_: AudioStart, language: str | None) -> Recognition:
         frame = format_.width * format_.channels
         size = (self._audio.tell() - _HEADER) // frame * frame
         if not size:
@@ -251,7 +258,8 @@ class _Handler(AsyncEventHandler):
         self._audio.seek(0)
         limit = self._service.limits.seconds
         with open_audio(cast(BinaryIO, self._audio), max_seconds=limit, name="the audio") as audio:
-            return self._service.recognize(audio, gone=self._gone)
+            recognizer = self._service.choose(None, language)
+            return self._service.recognize(audio, recognizer, gone=self._gone)
 
 
 def _wave_header(format_: AudioStart, size: int) -> bytes:
@@ -272,7 +280,7 @@ def _info(service: TranscriptionService) -> Info:
         installed=True,
         description="a pruned speech LLM",
         version=__version__,
-        languages=[service.language],
+        languages=[one.code for one in service.languages] or [service.language],
     )
     program = AsrProgram(
         name="prunella",

@@ -1,3 +1,4 @@
+import { chosen, nameOf, offer } from "./languages.js";
 import { asWav, clock, cuesOf, draw, seconds, sentence, srt, wav } from "./recordings.js";
 
 const $ = id => document.getElementById(id);
@@ -159,7 +160,7 @@ async function start() {
   const mine = live = { stream, context, socket, tap, entry, ready: false, held: [], kept: [], parts: [], levels: [], samples: 0, loudest: 0 };
   tap.port.onmessage = ({ data }) => hear(mine, data);
   context.createMediaStreamSource(stream).connect(tap);
-  socket.onopen = () => socket.send(JSON.stringify({ type: "start", sample_rate: context.sampleRate, api_key: key || undefined }));
+  socket.onopen = () => socket.send(JSON.stringify({ type: "start", sample_rate: context.sampleRate, api_key: key || undefined, language: chosen() }));
   socket.onmessage = ({ data }) => onEvent(mine, JSON.parse(data));
   socket.onclose = ({ code }) => onClose(mine, code);
   pause(false);
@@ -243,6 +244,7 @@ function send(content, name, signal, onSent, onDelta) {
   const form = new FormData();
   form.append("file", content, name);
   form.append("stream", "true");
+  if (chosen()) form.append("language", chosen());
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     let read = 0, last = null;
@@ -332,9 +334,9 @@ async function copy(text, node) {
   }
 }
 
-function describe({ id, language }) {
-  let named = language;
-  try { named = new Intl.DisplayNames(["en"], { type: "language" }).of(language); } catch { /* no code that browsers know */ }
+function describe({ id, language, languages = [] }) {
+  const named = languages.length > 1 ? `${languages.length} languages` : nameOf(language);
+  offer(languages, language);
   const { layers, layers_before: before, quantization, lower_case: lower, phrases } = facts;
   const size = !layers ? "" : layers < before ? `pruned to ${layers} of ${before} layers` : `${layers} layers`;
   $("model").replaceChildren(make("b", id), " ", [size, quantization, named].filter(Boolean).join(" · "));

@@ -323,7 +323,7 @@ def test_the_page_needs_nothing_from_elsewhere(client):
     assert 'name="viewport"' in answer.text
     loaded = re.findall(r'(?:src|href)="([^"#]+)"', answer.text)
     assert {"page.css", "page.js", "mark.svg"} <= set(loaded)
-    for name in {"", "recordings.js", "microphone.js", *loaded}:
+    for name in {"", "recordings.js", "languages.js", "microphone.js", *loaded}:
         part = client.get(f"/{name}")
         assert part.status_code == 200, name
         policy = part.headers["content-security-policy"]
@@ -354,7 +354,7 @@ def test_the_pages_files_are_asked_for_anew_and_sent_once(client, path, kind):
 
 
 def test_what_the_page_imports_is_served(client):
-    for script in ("page.js", "recordings.js"):
+    for script in ("page.js", "recordings.js", "languages.js"):
         for name in re.findall(r'from "\./([^"]+)"', client.get(f"/{script}").text):
             assert client.get(f"/{name}").headers["content-type"].startswith("text/javascript")
 
