@@ -29,6 +29,7 @@ from prunella.export.decoder import export_decoder
 from prunella.export.embed_tokens import export_embed_tokens
 from prunella.export.onnx_families import check_onnx_decoder
 from prunella.export.onnx_gate import gate_onnx
+from prunella.export.stock_gate import gate_stock
 from prunella.needs import recipe_modules
 from prunella.pruning.calibration import speech_batches
 from prunella.quantize.bundle_recipe import BundleRecipe, find_bundle_recipe
@@ -108,7 +109,8 @@ def export_float(
             engines of the target's own recipe.
         importance: see `export`; kept in the bundle for `requantize`.
 
-    Raises as `export`, and ExportError when ONNX Runtime or llama.cpp do not say of the files what PyTorch says of the model.
+    Raises as `export`, and ExportError when ONNX Runtime or llama.cpp do not say of the files what PyTorch says of the model, or
+    the model's stock class something else.
     """
     check_output(out, inputs=[] if isinstance(model, SpeechLLM) else [model])
     out = Path(out)
@@ -123,6 +125,9 @@ def export_float(
     share = (chosen.onnx is not None) + (chosen.gguf is not None) / 2  # of float32
     check_space(out, share * saved_bytes(speech_llm.decoder))
     facts = dict(provenance or {})
+    stock = gate_stock(speech_llm)  # before the graphs are written
+    if stock is not None:
+        facts["stock_gate"] = asdict(stock)
     mmproj: MmprojSpec | None = None
     with whole_directory(out) as partial:
         if chosen.onnx is not None:

@@ -41,4 +41,5 @@ FAMILY = Family(
     prompt=_prompt,
     as_causal_lm=language_model,
     true_length=True,
+    mmproj="musicflamingo",
 )

@@ -55,6 +55,7 @@ class Family:
         prompt: (configuration, tokenizer, folder, end tokens) → what stands around the audio.
         as_causal_lm: the stock model → its decoder as a causal LM of a stock class around the same parameters.
         true_length: whether a model hears the same of audio that is not padded to whole windows.
+        stock_windows: whether the stock class takes features of whole 30 s alone.
         mmproj: name of llama.cpp's projector type; None: it has none for this family.
     """
 
@@ -66,6 +67,7 @@ class Family:
     prompt: Callable[[Any, PreTrainedTokenizerBase, Path, tuple[int, ...]], PromptSpec]
     as_causal_lm: Callable[[PreTrainedModel], PreTrainedModel]
     true_length: bool
+    stock_windows: bool = True
     mmproj: str | None = None
 
 

@@ -143,5 +143,6 @@ FAMILY = Family(
     prompt=_prompt,
     as_causal_lm=language_model,
     true_length=True,
+    stock_windows=False,
     mmproj="qwen3a",
 )
