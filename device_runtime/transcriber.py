@@ -273,6 +273,11 @@ class Transcriber:
             return self.prompt
         return self.prompt.with_language(ENGLISH if ENGLISH in names else names[0])
 
+    def _around(self, prompt: PromptSpec) -> int:
+        """Most tokens that an answer has beside its transcript."""
+        kind = AnswerReader.of(prompt).answer
+        return max(prompt.opening_ids, len(self._ids(opening_of(kind))) + len(self._ids(closing_of(kind))))
+
     def _behind(self, prompt: PromptSpec) -> tuple[tuple[int, ...], ...]:
         """What `Engine.start` is told of the tokens behind the audio: nothing, where they are always the same."""
         return (prompt.after_ids,) if prompt.languages else ()
@@ -312,7 +317,7 @@ class Transcriber:
         prompt = self._asked()
         logits = self.engine.start(embeddings, *self._opened(prompt))
         prefilled = time.perf_counter()
-        cap = self.options.token_cap(self.audio.heard_seconds(len(samples))) + prompt.opening_ids
+        cap = self.options.token_cap(self.audio.heard_seconds(len(samples))) + self._around(prompt)
         utterance = Prefilled(embeddings, logits, self.engine.ctc_log_probs, cap, draft)
         decoded = yield from self._decoding.decode(utterance)
         ended = time.perf_counter()
