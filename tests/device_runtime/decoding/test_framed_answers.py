@@ -257,7 +257,6 @@ def spelled(text: str) -> np.ndarray:
 @pytest.mark.parametrize("tag", ["language English<asr_text>", "language None<asr_text>", ""])
 @pytest.mark.parametrize("heard", ["go on", "d on"])
 def test_letters_are_those_behind_the_tag(talk, tagging, tone, tag, heard):
-    said = tagging.encode(f"{tag}go on").ids
     before = tuple(tagging.encode(tag).ids)
     (other,) = tagging.encode("d").ids
     doubts = {before: other}
