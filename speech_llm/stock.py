@@ -16,7 +16,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.speech_llm.families import FAMILIES, Family
@@ -35,11 +35,13 @@ class StockShell:
         family: of the model.
         model: the stock model as it was read. Its decoder's modules may be other ones by now, see `assembled`.
         folder: that it was read from.
+        config: of the model as it was read.
     """
 
     family: Family
     model: PreTrainedModel
     folder: Path
+    config: PreTrainedConfig
 
 
 def stock_family(folder: Path) -> Family | None:
@@ -68,6 +70,7 @@ def take_apart(
 ) -> SpeechLLM:
     """A `SpeechLLM` around the parameters of a stock model; `folder` has its other files."""
     facts = StockFacts.load(folder, family.model_type)
+    as_read = copy.deepcopy(stock.config)
     config = StockConfig(facts, family.geometry(stock.config, facts.trimmed))
     decoder = family.as_causal_lm(stock)
     decoder.name_or_path = str(folder)
@@ -78,7 +81,7 @@ def take_apart(
         tokenizer,
         audio_half=family.audio_half(stock, facts.trimmed),
         prompt=replace(prompt, text_style=facts.text_style),
-        stock=StockShell(family, stock, folder),
+        stock=StockShell(family, stock, folder, as_read),
     )
     if model.ctc_head is not None:
         _load_head(model.ctc_head, folder / CTC_HEAD_NAME)
@@ -95,8 +98,12 @@ def assembled(model: SpeechLLM) -> PreTrainedModel:
     if shell is None:
         raise CheckpointError(f"a model of the family '{model.config.family}' has no class in transformers")
     old: Any = shell.model
-    config = copy.deepcopy(old.config)
+    config: Any = copy.deepcopy(shell.config)
+    tied = getattr(config.text_config, "tie_word_embeddings", None)
     config.text_config = copy.deepcopy(model.decoder.config)
+    config.text_config.tie_word_embeddings = (
+        tied  # the decoder's says what is; the stock class goes by its own
+    )
     with torch.device("meta"):
         stock: Any = type(old)(config)
     # What is not the decoder's stays; what was built on "meta" is replaced, all of it.
@@ -148,7 +155,16 @@ def _read(folder: Path, family: Family) -> tuple[PreTrainedModel, PreTrainedToke
         raise CheckpointError(
             f"cannot load a {family.architecture} from '{folder}': {why_unreadable(folder, error)}"
         ) from error
+    _forget_dtypes(stock.config, folder)
     return stock.eval(), tokenizer
+
+
+def _forget_dtypes(config: Any, folder: Path) -> None:
+    """Parts of a configuration are told the dtype of loading, and would write it down where the folder has none."""
+    body = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for name in ("audio_config", "text_config"):
+        if not {"dtype", "torch_dtype"} & set(body.get(name) or ()):
+            getattr(config, name).dtype = None
 
 
 def _end_tokens(stock: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -12,6 +12,9 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.stock import assembled
+
 TEXT = {
     "vocab_size": 320,
     "hidden_size": 64,
@@ -29,6 +32,22 @@ WHISPER = {
     "encoder_ffn_dim": 64,
     "num_mel_bins": 128,
     "initializer_range": 0.2,
+}
+# A second size: odd heads, one for all keys, widths that differ, fewer bins; the head tied where the first is not.
+OTHER_TEXT = {
+    "vocab_size": 333,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "num_hidden_layers": 7,
+}
+OTHER_WHISPER = {
+    "d_model": 36,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 3,
+    "encoder_ffn_dim": 72,
+    "num_mel_bins": 80,
 }
 _CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
 
@@ -49,6 +68,8 @@ class TinyFamily:
         bos: the token that begins a prompt.
         ends: tokens that end an answer.
         rest: further fields of the configuration.
+        other_audio: fields of the encoder's configuration in the second size.
+        other_heard: how the processor calls the extractor then, besides.
         seed: of weights with which it says a few words before it ends.
     """
 
@@ -63,6 +84,8 @@ class TinyFamily:
     bos: str | None = None
     ends: tuple[int, ...] = (0, 2)
     rest: dict[str, Any] = field(default_factory=dict)
+    other_audio: dict[str, Any] = field(default_factory=OTHER_WHISPER.copy)
+    other_heard: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 
     @property
@@ -81,6 +104,9 @@ FAMILIES = {
         extractor="Qwen3ASRFeatureExtractor",
         heard={"padding": True},
         plain=("<asr_text>",),
+        other_audio=OTHER_WHISPER
+        | {"n_window": 52, "n_window_infer": 104, "downsample_hidden_size": 6, "output_dim": 48},
+        other_heard={"n_window": 52},
     ),
     "qwen2_audio": TinyFamily(
         "Qwen2Audio",
@@ -96,6 +122,7 @@ FAMILIES = {
         {"model_type": "llama", "head_dim": 16},
         heard={"padding": True, "truncation": False, "pad_to_multiple_of": 480_000},
         bos="<s>",
+        other_audio=OTHER_WHISPER | {"encoder_ffn_dim": 180},
     ),
     "glmasr": TinyFamily(
         "GlmAsr",
@@ -112,6 +139,14 @@ FAMILIES = {
         {"model_type": "llama", "tie_word_embeddings": True},
         mask="input_features_mask",
         ends=(0, 2, 7),
+        other_audio={
+            "hidden_size": 36,
+            "intermediate_size": 144,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "num_mel_bins": 80,
+        },
     ),
     "audioflamingo3": TinyFamily(
         "AudioFlamingo3",
@@ -172,6 +207,17 @@ def write_tiny(family: str, folder: Path, **options: Any) -> Path:
     return folder
 
 
+def other_size(family: str) -> dict[str, Any]:
+    """Options of `tiny_stock` for the second size."""
+    kind = FAMILIES[family]
+    tied = not (TEXT | kind.text).get("tie_word_embeddings", False)
+    return {
+        "text": OTHER_TEXT | {"tie_word_embeddings": tied},
+        "audio": kind.other_audio,
+        "rest": {"tie_word_embeddings": tied},
+    }
+
+
 def stock_extractor(family: str, num_mel_bins: int = 128) -> Any:
     """The feature extractor of transformers that the family's processor holds."""
     return getattr(transformers, FAMILIES[family].extractor)(feature_size=num_mel_bins)
@@ -180,8 +226,42 @@ def stock_extractor(family: str, num_mel_bins: int = 128) -> Any:
 def stock_features(family: str, samples: np.ndarray, num_mel_bins: int = 128) -> dict[str, torch.Tensor]:
     """Features by transformers' own extractor, called as the family's processor does, under the names that the class takes."""
     kind = FAMILIES[family]
+    other = kind.other_heard if num_mel_bins == OTHER_WHISPER["num_mel_bins"] else {}
     found = stock_extractor(family, num_mel_bins)(
-        samples, sampling_rate=16_000, return_attention_mask=True, return_tensors="pt", **kind.heard
+        samples,
+        sampling_rate=16_000,
+        return_attention_mask=True,
+        return_tensors="pt",
+        **(kind.heard | other),
     )
     features = {"input_features": found["input_features"]}
     return features | ({kind.mask: found["attention_mask"]} if kind.mask else {})
+
+
+def sound(seconds: float) -> np.ndarray:
+    """Noise that swells, in which every frame differs."""
+    count = int(seconds * 16_000)
+    noise = 0.1 * np.random.default_rng(count).standard_normal(count)
+    return (noise * np.linspace(0.2, 1, count)).astype(np.float32)
+
+
+def stock_rows(model: SpeechLLM, samples: np.ndarray) -> torch.Tensor:
+    """(audio tokens, hidden): what the stock class puts in the place of the audio."""
+    stock = assembled(model)
+    heard = stock_features(model.config.family, samples, model.config.audio.features.num_mel_bins)
+    if hasattr(stock, "get_audio_features"):
+        return stock.get_audio_features(**heard).pooler_output.reshape(-1, model.view.hidden_size)
+    return _merged_rows(stock, model, heard)
+
+
+def _merged_rows(stock: Any, model: SpeechLLM, heard: dict[str, torch.Tensor]) -> torch.Tensor:
+    """For a class without `get_audio_features`: what its decoder is given."""
+    frames = int(heard[FAMILIES[model.config.family].mask].sum())
+    ids = torch.full((1, model.config.audio_tokens(model.config.encoder_frames(frames))), 4)
+    given: list[torch.Tensor] = []
+    hook = stock.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: given.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    stock(input_ids=ids, attention_mask=torch.ones_like(ids), **heard)
+    hook.remove()
+    return given[0][0]

@@ -74,6 +74,8 @@ class Family:
 def language_model(stock: PreTrainedModel) -> PreTrainedModel:
     """`as_causal_lm` of the usual layout: `model.language_model` and `lm_head`, which a causal LM is made of."""
     body: Any = stock.model.language_model
+    # Some classes tie the head, whatever their text configuration says, and some never do.
+    body.config.tie_word_embeddings = stock.lm_head.weight is body.get_input_embeddings().weight
     with torch.device("meta"):
         decoder: PreTrainedModel = AutoModelForCausalLM.from_config(body.config)  # type: ignore[no-untyped-call]
     decoder.config = body.config  # one object, so that a cut of one is a cut of both

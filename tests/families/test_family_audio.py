@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_families import FAMILIES, FAMILY_NAMES, stock_features, write_tiny
+from tiny_families import FAMILIES, FAMILY_NAMES, sound, stock_features, stock_rows, write_tiny
 
 from prunella.device_runtime.sound.features import features
 from prunella.speech_llm import load
 from prunella.speech_llm.families import FAMILIES as KNOWN
-from prunella.speech_llm.stock import assembled
 from prunella.speech_llm.torch_engine import model_features
 
 SECONDS = (0.05, 0.19, 0.49999, 0.5, 1.0, 1.00005, 2.31, 29.0, 29.5, 30.0)
@@ -19,35 +18,6 @@ SECONDS = (0.05, 0.19, 0.49999, 0.5, 1.0, 1.00005, 2.31, 29.0, 29.5, 30.0)
 @pytest.fixture(scope="module", params=FAMILY_NAMES)
 def model(request, tmp_path_factory):
     return load(write_tiny(request.param, tmp_path_factory.mktemp("audio") / request.param))
-
-
-def sound(seconds: float) -> np.ndarray:
-    """Noise that swells, in which every frame differs."""
-    count = int(seconds * 16_000)
-    noise = 0.1 * np.random.default_rng(count).standard_normal(count)
-    return (noise * np.linspace(0.2, 1, count)).astype(np.float32)
-
-
-def stock_rows(model, samples: np.ndarray) -> torch.Tensor:
-    """(audio tokens, hidden): what the stock class puts in the place of the audio."""
-    stock = assembled(model)
-    heard = stock_features(model.config.family, samples, model.config.audio.features.num_mel_bins)
-    if hasattr(stock, "get_audio_features"):
-        return stock.get_audio_features(**heard).pooler_output.reshape(-1, model.view.hidden_size)
-    return _merged_rows(stock, model, heard)
-
-
-def _merged_rows(stock, model, heard) -> torch.Tensor:
-    """For a class without `get_audio_features`: what its decoder is given."""
-    frames = int(heard[FAMILIES[model.config.family].mask].sum())
-    ids = torch.full((1, model.config.audio_tokens(model.config.encoder_frames(frames))), 4)
-    given = []
-    hook = stock.model.language_model.register_forward_pre_hook(
-        lambda _, args, kwargs: given.append(kwargs["inputs_embeds"]), with_kwargs=True
-    )
-    stock(input_ids=ids, attention_mask=torch.ones_like(ids), **heard)
-    hook.remove()
-    return given[0][0]
 
 
 @pytest.mark.parametrize("seconds", SECONDS)
