@@ -24,6 +24,7 @@ from prunella.speech_llm.model_folder import why_unreadable
 AUDIO_PLACEHOLDER = "<|audio|>"
 TRANSCRIBE = "Transcribe the speech."
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_TWICE = ["consolidated*"]  # the same weights in Mistral's own layout
 
 
 def download(model_id: str) -> Path:
@@ -33,7 +34,7 @@ def download(model_id: str) -> Path:
         CheckpointError: no such id, or no network and nothing cached.
     """
     try:
-        return Path(snapshot_download(model_id, allow_patterns=_FILES))
+        return Path(snapshot_download(model_id, allow_patterns=_FILES, ignore_patterns=_TWICE))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise no_model(model_id) from error
 

@@ -94,7 +94,11 @@ def check_memory(folder: Path) -> None:
 
 def float_bytes(folder: Path) -> int:
     """Of the weights in a folder and the folders in it, in float32, by the headers of their safetensors files."""
-    return 4 * sum(map(_numbers, [*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]))
+    files = [*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]
+    once = [
+        path for path in files if not path.name.startswith("consolidated")
+    ]  # Mistral's layout of the same weights
+    return 4 * sum(map(_numbers, once or files))
 
 
 def _numbers(path: Path) -> int:

@@ -16,10 +16,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.speech_llm.families import FAMILIES, Family
+from prunella.speech_llm.folder_tokenizer import read_tokenizer
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.model_folder import copy_side_files, full_disks_are_os_errors, why_unreadable
 from prunella.speech_llm.stock_config import StockConfig, StockFacts
@@ -150,7 +151,9 @@ def _read(folder: Path, family: Family) -> tuple[PreTrainedModel, PreTrainedToke
         )
     try:
         stock = kind.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = read_tokenizer(folder)
+    except CheckpointError:
+        raise
     except Exception as error:  # of many libraries and classes
         raise CheckpointError(
             f"cannot load a {family.architecture} from '{folder}': {why_unreadable(folder, error)}"

@@ -189,10 +189,11 @@ def tiny_stock(
     config = getattr(transformers, f"{kind.name}Config")(
         audio_config=kind.audio | (audio or {}),
         text_config=TEXT | kind.text | (text or {}),
-        audio_token_id=4,
-        eos_token_id=list(kind.ends),
-        pad_token_id=3,
-        **(kind.rest | (rest or {})),
+        **(
+            {"audio_token_id": 4, "eos_token_id": list(kind.ends), "pad_token_id": 3}
+            | kind.rest
+            | (rest or {})
+        ),
     )
     model: PreTrainedModel = kind.stock(config)
     model.generation_config.eos_token_id = list(kind.ends)
