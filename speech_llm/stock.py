@@ -26,6 +26,7 @@ from prunella.speech_llm.model_folder import copy_side_files, full_disks_are_os_
 from prunella.speech_llm.stock_config import StockConfig, StockFacts
 
 CTC_HEAD_NAME = "ctc_head.safetensors"
+_TEMPLATE = "chat_template.jinja"
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,11 @@ def save_stock(model: SpeechLLM, folder: Path) -> None:
     stock = assembled(model)
     with full_disks_are_os_errors():
         stock.save_pretrained(folder)
-        model.tokenizer.save_pretrained(folder)
+        # The file is the processor's, where there is one: the tokenizer's own template is no substitute for it.
+        template = (model.stock.folder / _TEMPLATE).is_file()
+        model.tokenizer.save_pretrained(folder, save_jinja_files=template)
+    if template:
+        (folder / _TEMPLATE).unlink(missing_ok=True)
     copy_side_files(model.stock.folder, folder)
     model.config.facts.save(folder)
     if model.ctc_head is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,49 @@ def rendered(
     folder: Path,
     messages: list[dict[str, Any]],
     usual: str,
+    audio_token: int,
     **options: Any,
 ) -> str:
-    """The chat template's text of these messages; `usual` where the folder brings no template."""
-    template = tokenizer.chat_template
-    file = folder / "chat_template.jinja"
-    if template is None and file.is_file():
-        template = file.read_text(encoding="utf-8")
-    if template is None:
-        return usual
+    """The chat template's text of these messages; `usual` where the folder brings no template that knows of audio.
+
+    Raises:
+        CheckpointError: the processor's template cannot be rendered.
+    """
+    template = _processor_template(folder)
+    if template is not None:
+        try:
+            return _render(tokenizer, template, messages, options)
+        except Exception as error:  # jinja2 has many, and a template raises its own
+            raise CheckpointError(f"the chat template of {folder} cannot be rendered: {error}") from error
+    # The tokenizer's own may be of the text LLM that the model was made of, which drops audio, or stumbles over it.
     try:
-        text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
-    except Exception as error:  # jinja2 has many, and a template raises its own
-        raise CheckpointError(f"the chat template of {folder} cannot be rendered: {error}") from error
-    return str(text)
+        text = (
+            _render(tokenizer, tokenizer.chat_template, messages, options) if tokenizer.chat_template else ""
+        )
+    except Exception:  # as above
+        text = ""
+    return text if str(tokenizer.convert_ids_to_tokens(audio_token)) in text else usual
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, template: Any, messages: list[dict[str, Any]], options: dict[str, Any]
+) -> str:
+    return str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options))
+
+
+def _processor_template(folder: Path) -> str | None:
+    """Of a folder as processors save it: today a file of its own, before that a value in a file of JSON."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "processor_config.json"):
+        try:
+            found = json.loads((folder / name).read_text(encoding="utf-8")).get("chat_template")
+        except (OSError, ValueError, AttributeError):
+            continue
+        if isinstance(found, str):
+            return found
+    return None
 
 
 def split_at_audio(

@@ -66,7 +66,7 @@ def _prompt(
 ) -> PromptSpec:
     messages = [{"role": "user", "content": [AUDIO, says(_INSTRUCTION)]}]
     usual = _USUAL_PROMPT.replace("<|pad|>", str(tokenizer.convert_ids_to_tokens(config.audio_token_id)))
-    text = rendered(tokenizer, folder, messages, usual, add_generation_prompt=True)
+    text = rendered(tokenizer, folder, messages, usual, config.audio_token_id, add_generation_prompt=True)
     return split_at_audio(text, tokenizer, config.audio_token_id, eos_ids)
 
 

@@ -76,7 +76,9 @@ def _prompt(
     config: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, eos_ids: tuple[int, ...]
 ) -> PromptSpec:
     messages = [{"role": "user", "content": [AUDIO, says(INSTRUCTION)]}]
-    text = rendered(tokenizer, folder, messages, _USUAL_PROMPT, add_generation_prompt=True)
+    text = rendered(
+        tokenizer, folder, messages, _USUAL_PROMPT, config.audio_token_id, add_generation_prompt=True
+    )
     return split_at_audio(text, tokenizer, config.audio_token_id, eos_ids)
 
 

@@ -122,8 +122,9 @@ def _prompt(
     from transformers.models.qwen3_asr.processing_qwen3_asr import LANGUAGE_CODE_TO_NAME
 
     # As `Qwen3ASRProcessor.apply_transcription_request`: the language begins the answer.
+    messages = [{"role": "user", "content": [AUDIO]}]
     text = rendered(
-        tokenizer, folder, [{"role": "user", "content": [AUDIO]}], _USUAL_PROMPT, add_generation_prompt=True
+        tokenizer, folder, messages, _USUAL_PROMPT, config.audio_token_id, add_generation_prompt=True
     )
     languages = tuple(
         language(tokenizer, code, name, f"language {name}<asr_text>")
