@@ -11,7 +11,7 @@ import gguf
 from transformers import LlamaConfig, Qwen2Config
 
 from prunella.device_runtime.base.errors import CheckpointError, ExportError
-from prunella.export import gguf_decoder, gguf_mmproj
+from prunella.export import gguf_decoder, gguf_gate, gguf_mmproj
 from prunella.export.gguf_decoder import write_decoder
 from prunella.export.gguf_gate import (
     check_decoder_file,
@@ -86,6 +86,18 @@ def test_a_wrong_permutation_fails_by_values_and_by_logits(llama, tmp_path, monk
         check_decoder_file(llama, path)
     with pytest.raises(ExportError, match="standard deviations"):
         compare_logits(llama, path, "F32")
+
+
+def test_what_rounding_does_to_a_model_is_no_fault_and_hides_none(
+    llama, sound_decoder, tmp_path, monkeypatch
+):
+    """As if the model were one that says something else after any rounding."""
+    monkeypatch.setattr(gguf_gate, "_LOGIT_ERROR", {"F16": 0.0})
+    assert 0 < compare_logits(llama, sound_decoder, "F16") < 0.1
+    monkeypatch.setattr(gguf_decoder, "permute_heads", lambda rows, heads: rows)
+    path = write_decoder(llama, tmp_path / "decoder.gguf")
+    with pytest.raises(ExportError, match="standard deviations"):
+        compare_logits(llama, path, "F16")
 
 
 def test_a_dropped_bias_of_the_decoder_fails(qwen2, tmp_path, monkeypatch):
