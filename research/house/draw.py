@@ -67,7 +67,8 @@ def room_of(module: str) -> str:
 
     What a bundle and a transcript say stands at device_runtime's top, and below its other rooms.
     """
-    if module in ("prunella.device_runtime.bundle", "prunella.device_runtime.transcript"):
+    known = ("bundle", "manifest", "manifest_reader", "transcript")
+    if module in [f"prunella.device_runtime.{name}" for name in known]:
         return "bundle, transcript"
     names = module.split(".")[1:]
     folder = (
