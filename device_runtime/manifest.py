@@ -27,7 +27,7 @@ Count = Annotated[int, Meta(ge=1, le=2**16)]
 Size = Annotated[int, Meta(ge=1, le=2**26)]
 Token = Annotated[int, Meta(ge=0, lt=2**26)]
 Hertz = Annotated[int, Meta(ge=1_000, le=768_000)]
-Samples = Annotated[int, Meta(ge=0, le=2**20)]  # a minute: of 30 s windows, as of any padding
+Samples = Annotated[int, Meta(ge=0, le=2**19)]  # half a minute, as windows have
 EngineName = Annotated[str, Meta(pattern="^(onnx|gguf)$")]
 
 
@@ -58,11 +58,11 @@ class FeatureSpec:
     """
 
     kind: Annotated[str, Meta(pattern="^log-mel$")] = "log-mel"
-    num_mel_bins: Annotated[int, Meta(ge=1, le=2**10)] = 80
+    num_mel_bins: Annotated[int, Meta(ge=1, le=2**9)] = 80
     min_samples: Samples = 0
-    multiple: Annotated[int, Meta(ge=1, le=2**20)] = 1_600
+    multiple: Annotated[int, Meta(ge=1, le=2**19)] = 1_600
     extra: Samples = 1_600
-    frame_multiple: Annotated[int, Meta(ge=1, le=2**13)] = 1
+    frame_multiple: Annotated[int, Meta(ge=1, le=2**12)] = 1
     valid: Annotated[str, Meta(pattern="^(all|floor|ceil)$")] = "all"
 
     def padded(self, samples: int) -> int:
@@ -113,8 +113,8 @@ class PromptSegment:
 class Language:
     """What stands in the prompt's language slot when this language is asked for."""
 
-    code: str  # ISO 639-1, or 639-3 where that has none: "en", "yue"
-    name: str  # in English
+    code: Annotated[str, Meta(min_length=1)]  # ISO 639-1, or 639-3 where that has none: "en", "yue"
+    name: Annotated[str, Meta(min_length=1)]  # in English
     text: str
     ids: tuple[Token, ...]
 

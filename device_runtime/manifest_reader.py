@@ -145,6 +145,8 @@ def _check_prompt(manifest: BundleManifest) -> None:
             raise msgspec.ValidationError(
                 f"Expected tokens of the vocabulary, not {largest} - at `$.prompt.{name}`"
             )
+    if prompt.languages and "language" not in kinds:
+        raise msgspec.ValidationError("Expected a place for a language - at `$.prompt.segments`")
 
 
 def _check_room(manifest: BundleManifest) -> None:
@@ -172,6 +174,10 @@ def upgraded(body: dict[str, Any]) -> dict[str, Any]:
     renamed = {"num_mel_bins": "num_mel_bins", "samples_per_token": "multiple", "extra_padding": "extra"}
     now = {key: value for key, value in audio.items() if key not in renamed or key == "samples_per_token"}
     now["features"] = {new: audio[old] for old, new in renamed.items() if old in audio}
+    later = {"audio": ("features",), "prompt": ("segments", "answer", "languages", "language")}
+    for part, keys in later.items():
+        if unknown := [key for key in keys if key in body[part]]:
+            raise msgspec.ValidationError(f"version 1 has no key `$.{part}.{unknown[0]}`")
     texts = ("before_audio", "after_audio", "before_ids", "after_ids")
     missing = [key for key in texts if key not in prompt]
     if missing:

@@ -286,7 +286,13 @@ class OnnxEngine:
         self.capacity = min(positions, self._spec.max_context)
         shape = (1, self._spec.num_kv_heads, self.capacity, self._spec.head_dim)
         self._ones = np.ones((1, self.capacity), np.int64)
-        self._cache = [np.zeros(shape, np.float32) for _ in range(2 * self._spec.num_layers)]
+        try:
+            self._cache = [np.zeros(shape, np.float32) for _ in range(2 * self._spec.num_layers)]
+        except MemoryError as error:
+            raise EngineError(
+                f"a cache of {self.capacity} positions does not fit in memory: export the bundle for a target with a "
+                "smaller max_context"
+            ) from error
         self._binding = self._decoder.io_binding()
         self._bind_cache(self._binding, self._cache)
 

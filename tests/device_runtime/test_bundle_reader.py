@@ -192,6 +192,13 @@ def test_any_json_in_any_field_is_refused_in_words_or_is_what_the_field_takes(wr
         ("audio.features.num_mel_bins", 2**31),
         ("audio.samples_per_token", 2**31),
         ("audio.features.extra", 2**31),
+        ("audio.features.multiple", 2**24),
+        ("audio.features.min_samples", 2**24),
+        ("audio.features.frame_multiple", 2**16),
+        ("audio.features.num_mel_bins", 2**12),
+        ("audio.max_seconds", 86_400),
+        ("decoder.max_context", 2**26),
+        ("decoder.max_context", 200),  # no room for a piece of audio
         ("decoder.head_dim", 2**31),
         ("decode.beams", 2**31),
         ("threads", 2**31),
@@ -221,6 +228,13 @@ def test_any_json_in_any_field_is_refused_in_words_or_is_what_the_field_takes(wr
         ("prompt.segments.0.kind", "video"),
         ("prompt.language", "en"),
         ("prompt.languages", [{"code": "en", "name": "English", "text": "", "ids": [10**6]}]),
+        (
+            "prompt.segments",
+            [{"kind": "audio"}, {"kind": "language"}, {"kind": "language"}],
+        ),
+        ("prompt.languages.0.code", ""),
+        ("prompt.languages.0.name", ""),
+        ("prompt.languages.0.ids", [-1]),
         ("prompt.answer", "sung"),
         ("prompt.text_style", "UPPER"),
         ("audio.samples_per_token", 0),
@@ -237,6 +251,9 @@ def test_any_json_in_any_field_is_refused_in_words_or_is_what_the_field_takes(wr
 def test_a_value_that_does_not_fit_is_named_by_its_path(write_bundle, field, value):
     folder = write_bundle()
     body = json.loads((folder / MANIFEST_NAME).read_text())
+    if field.startswith("prompt.languages."):
+        body["prompt"]["languages"] = [{"code": "en", "name": "English", "text": "", "ids": [1]}]
+        body["prompt"]["segments"].append({"kind": "language"})
     part = field.partition(".")[0]
     *way, last = field.split(".") if part != "files" else ("files", field.partition(".")[2])
     inner = body
@@ -307,3 +324,73 @@ def test_any_text_as_manifest_is_refused_in_words(tmp_path, text):
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / MANIFEST_NAME).write_text(text, encoding="utf-8")
     _refused(tmp_path / "odd")
+
+
+V1_AUDIO = {
+    "ctc_alphabet": " ab",
+    "extra_padding": 800,
+    "max_seconds": 29.5,
+    "num_mel_bins": 80,
+    "samples_per_token": 1_600,
+    "sampling_rate": 16_000,
+}
+V1_PROMPT = {
+    "after_audio": "<|im_end|>",
+    "after_ids": [2],
+    "before_audio": "<|im_start|>user\n",
+    "before_ids": [1, 5],
+    "eos_ids": [2],
+    "text_style": "lower",
+}
+
+
+def _version_1(folder) -> dict:
+    """The manifest as prunella 0.1.0 wrote it."""
+    body = json.loads((folder / MANIFEST_NAME).read_text())
+    body.pop("mmproj", None)
+    return {**body, "schema_version": 1, "audio": V1_AUDIO, "prompt": V1_PROMPT}
+
+
+def test_a_bundle_of_schema_version_1_opens(write_bundle, capsys):
+    folder = write_bundle()
+    _sealed(folder, _version_1(folder))
+    manifest = open_bundle(folder).manifest
+    assert (manifest.prompt.before_ids, manifest.prompt.after_ids) == ((1, 5), (2,))
+    assert manifest.prompt.before_audio == "<|im_start|>user\n" and manifest.prompt.text_style == "lower"
+    assert (manifest.prompt.languages, manifest.prompt.answer) == ((), "as-is")
+    audio = manifest.audio
+    assert (audio.features.multiple, audio.features.extra, audio.features.num_mel_bins) == (1_600, 800, 80)
+    assert audio.features.padded(1_601) == 4_000 and audio.features.valid == "all"
+    assert (audio.samples_per_token, audio.ctc_alphabet) == (1_600, " ab")
+    # Written again it is of today's version, and says the same.
+    assert main(["info", str(folder)]) == 0
+    assert "80 bins" in capsys.readouterr().out
+    (folder / MANIFEST_NAME).write_text(manifest.dumps())
+    assert open_bundle(folder).manifest == manifest
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("audio", "samples_per_token", 2**24),
+        ("audio", "extra_padding", -1),
+        ("audio", "num_mel_bins", "80"),
+        ("audio", "features", {}),
+        ("prompt", "before_ids", [10**6]),
+        ("prompt", "segments", []),
+        ("prompt", "after_audio", 5),
+        (None, "audio", []),
+        (None, "prompt", None),
+    ],
+)
+def test_what_does_not_fit_in_version_1_is_refused_in_words(write_bundle, part, key, value):
+    folder = write_bundle()
+    body = copy.deepcopy(_version_1(folder))
+    (body if part is None else body[part])[key] = value
+    _sealed(folder, body)
+    _refused(folder, match="does not fit")
+    if part is not None:
+        del body[part][key]
+        _sealed(folder, body)
+        if key in ("before_ids", "after_audio"):
+            _refused(folder, match=key)

@@ -142,19 +142,31 @@ MANIFESTS = st.builds(
 # bundle.json
 
 
+def places(holder: dict[str, Any] | list[Any]) -> list[Any]:
+    """Keys of an object, or places in a list."""
+    return list(holder) if isinstance(holder, dict) else list(range(len(holder)))
+
+
+def within(holder: dict[str, Any] | list[Any], key: Any) -> dict[str, Any] | list[Any] | None:
+    """What is there, if it holds something itself."""
+    inner = holder[key] if key in places(holder) else None
+    return inner if isinstance(inner, (dict, list)) and inner else None
+
+
 @st.composite
 def bundle_bodies(draw: st.DrawFn, intact: dict[str, Any]) -> dict[str, Any]:
     """A manifest's object with up to three places changed, at any depth; it still has to be sealed."""
     body = copy.deepcopy(intact)
     for _ in range(draw(st.integers(0, 3))):
         holder, key = body, draw(st.sampled_from([*intact, *_BUNDLE_PARTS, "unknown"]))
-        while isinstance(holder.get(key), dict) and holder[key] and draw(st.integers(0, 5)):
-            holder = holder[key]
-            key = draw(st.sampled_from([*holder, "unknown", "../up", "onnx/x.onnx"]))
+        while (inner := within(holder, key)) and draw(st.integers(0, 5)):
+            holder = inner
+            odd = ["unknown", "../up", "onnx/x.onnx"] if isinstance(inner, dict) else []
+            key = draw(st.sampled_from([*places(inner), *odd]))
         if draw(st.integers(0, 5)):
             holder[key] = draw(VALUES)
-        else:
-            holder.pop(key, None)
+        elif key in places(holder):
+            del holder[key]
     return body
 
 

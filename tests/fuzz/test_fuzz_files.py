@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -25,7 +26,10 @@ from prunella.device_runtime.bundle import (
     AudioSpec,
     BundleManifest,
     DecoderSpec,
+    FeatureSpec,
     FileEntry,
+    Language,
+    PromptSegment,
     PromptSpec,
     open_bundle,
 )
@@ -82,7 +86,17 @@ def test_bundle_manifests(tmp_path):
         for file in folder.rglob("*.*")
         if file.is_file()
     }
-    prompt = PromptSpec.around_audio("user\n", "<|im_end|>", (1,), (2,), (2,))
+    pieces = (
+        PromptSegment("text", "user\n", (1,)),
+        PromptSegment("audio"),
+        PromptSegment("text", "<|im_end|>", (2,)),
+        PromptSegment("language"),
+    )
+    languages = (
+        Language("en", "English", "language English", (5, 6)),
+        Language("yue", "Cantonese", "c", (7,)),
+    )
+    prompt = PromptSpec(pieces, (2, 0), answer="language-tag", languages=languages, language="yue")
     provenance = {"block": "13:16", "wer": {"before": 31.7, "after": 33.1}}
     manifest = BundleManifest(
         "tiny",
@@ -90,7 +104,9 @@ def test_bundle_manifests(tmp_path):
         "x86-cpu",
         ("onnx",),
         "int4",
-        AudioSpec(),
+        AudioSpec(
+            features=FeatureSpec(num_mel_bins=128, min_samples=8_000, frame_multiple=100, valid="floor")
+        ),
         prompt,
         DecoderSpec(2, 4, 1, 4, 300),
         provenance=provenance,
@@ -98,6 +114,25 @@ def test_bundle_manifests(tmp_path):
     )
     path = folder / MANIFEST_NAME
     intact = manifest.dumps()
+    # As version 1 wrote it.
+    old = json.loads(
+        replace(
+            manifest, audio=AudioSpec(), prompt=PromptSpec.around_audio("u", "e", (1,), (2,), (2,))
+        ).dumps()
+    )
+    old |= {
+        "schema_version": 1,
+        "audio": {"num_mel_bins": 80, "samples_per_token": 1_600, "extra_padding": 1_600},
+    }
+    old["prompt"] = {
+        "before_audio": "u",
+        "after_audio": "e",
+        "before_ids": [1],
+        "after_ids": [2],
+        "eos_ids": [2],
+    }
+    path.write_bytes(_sealed(old))
+    assert open_bundle(folder).manifest.prompt.after_ids == (2,)
     path.write_text(intact)
     open_bundle(folder)
     taken = 0
@@ -112,6 +147,14 @@ def test_bundle_manifests(tmp_path):
             return
         taken += 1
         assert describe(bundle) and json.dumps(to_json(bundle))
+        audio, asked = bundle.manifest.audio, bundle.manifest.prompt
+        assert (
+            audio.features.padded(16_000) < 2**21
+            and audio.longest_tokens(1.0) < bundle.manifest.decoder.max_context
+        )
+        for one in asked.languages:
+            told = asked.with_language(one.name).after_ids
+            assert len(told) <= asked.most_ids
         assert parse_again(bundle.manifest) == bundle.manifest or b"NaN" in content
 
     def parse_again(again: BundleManifest) -> BundleManifest:
@@ -121,7 +164,7 @@ def test_bundle_manifests(tmp_path):
     def vary(body: dict | bytes, random: Random) -> dict | bytes:
         return vary_bytes(body, random) if isinstance(body, bytes) else vary_json(body, random)
 
-    inputs = bundle_bodies(json.loads(intact)) | st.just(intact.encode())
+    inputs = bundle_bodies(json.loads(intact)) | bundle_bodies(old) | st.just(intact.encode())
     fuzz("bundles", inputs, check, vary, lambda one: one if isinstance(one, bytes) else _sealed(one))
     assert taken, "none got as far as being read"
 

@@ -8,6 +8,8 @@ import struct
 from random import Random
 from typing import Any
 
+from fuzz.strategies import places, within
+
 _TOKENS = [
     b"0",
     b"-1",
@@ -100,14 +102,16 @@ def vary_json(body: dict[str, Any], random: Random) -> dict[str, Any]:
     for _ in range(random.randint(1, 2)):
         holder: Any = body
         key: Any = random.choice([*holder]) if holder else "x"
-        while isinstance(holder.get(key), dict) and holder[key] and random.random() < 0.8:
-            holder = holder[key]
-            key = random.choice([*holder])
+        while (inner := within(holder, key)) and random.random() < 0.8:
+            holder = inner
+            key = random.choice(places(holder))
         kind = random.randrange(8)
         if kind == 0:
-            holder.pop(key, None)
+            if key in places(holder):
+                del holder[key]
         elif kind == 1:
-            holder[random.choice([*holder, "unknown"])] = holder.get(key)
+            other = [*places(holder), *(["unknown"] if isinstance(holder, dict) else [])]
+            holder[random.choice(other)] = holder[key] if key in places(holder) else None
         else:
             holder[key] = copy.deepcopy(random.choice(_VALUES))
     return body
