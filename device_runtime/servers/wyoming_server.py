@@ -163,7 +163,7 @@ class _Handler(AsyncEventHandler):
             await self.write_event(Pong(text=Ping.from_event(event).text).event())
         elif Transcribe.is_type(event.type):
             self._clear()
-            asked = Transcribe.from_event(event).language
+            asked = event.data.get("language")  # alone: a later client may say more that is not known here
             self._language = self._service.find_language(asked) if isinstance(asked, str) else None
         elif AudioStart.is_type(event.type):
             self._clear()

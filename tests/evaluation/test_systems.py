@@ -81,6 +81,25 @@ def test_options_reach_the_system_and_its_fingerprint(monkeypatch, tmp_path):
             open_system(str(tmp_path), beams=beams)
 
 
+def test_a_language_reaches_the_system_and_its_fingerprint(monkeypatch, tmp_path):
+    class Told(Configurable):
+        language = None
+
+        def with_language(self, language):
+            other = copy.copy(self)
+            other.language = language
+            return other
+
+    opened_by(monkeypatch, Told)
+    plain, german = open_system(str(tmp_path)), open_system(str(tmp_path), language="de")
+    assert (plain.system.language, german.system.language) == (None, "de")
+    assert plain.fingerprint != german.fingerprint != open_system(str(tmp_path), language="en").fingerprint
+    opened_by(monkeypatch, Configurable)
+    assert open_system(str(tmp_path)).fingerprint == plain.fingerprint
+    with pytest.raises(UsageError, match="takes no language"):
+        open_system(str(tmp_path), language="de")
+
+
 @pytest.mark.parametrize("changed", ["prunella", "torch"])
 def test_records_of_another_version_are_not_taken(monkeypatch, tmp_path, changed):
     opened_by(monkeypatch, Configurable)

@@ -249,7 +249,7 @@ PHRASES = _phrases()
 # Live audio over a WebSocket: str is a text message, bytes a binary one
 
 _TONE = (9_000 * np.sin(np.arange(24_000) / 5)).astype("<i2").tobytes()
-_START_KEYS = st.sampled_from(["type", "sample_rate", "api_key", "phrases", "phrases", "x"])
+_START_KEYS = st.sampled_from(["type", "sample_rate", "api_key", "phrases", "phrases", "language", "x"])
 _STARTS = st.builds(
     lambda rate, changes: json_text({"type": "start", "sample_rate": rate} | changes),
     st.sampled_from([16_000, 16_000, 8_000, 44_100, 192_000]),
@@ -297,7 +297,9 @@ def _event(draw: st.DrawFn, kind: str | None = None) -> bytes:
     if oddity == 0:
         data = draw(VALUES)
     elif oddity == 1:
-        data[draw(st.sampled_from(["rate", "width", "channels", "text", "timestamp"]))] = draw(VALUES)
+        data[draw(st.sampled_from(["rate", "width", "channels", "text", "timestamp", "language"]))] = draw(
+            VALUES
+        )
     body = b""
     if draw(st.booleans()):
         body = json_text(data).encode()

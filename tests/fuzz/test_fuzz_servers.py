@@ -15,6 +15,7 @@ from fuzz.harness import fuzz
 from fuzz.strategies import CONVERSATIONS, WYOMING
 from fuzz.variations import vary_bytes, vary_conversation
 
+from prunella.device_runtime.bundle import Language
 from prunella.device_runtime.decoding.phrase_grammar import parse_phrases
 from prunella.device_runtime.servers.http_api import create_app
 from prunella.device_runtime.servers.service import Limits, TranscriptionService
@@ -55,7 +56,14 @@ def service() -> TranscriptionService:
         return float(np.abs(frame).max() > 0.05)
 
     return TranscriptionService(
-        Fixed(), "tiny", "en", LIMITS, make_vad=lambda: loud, with_phrases=_with_phrases
+        Fixed(),
+        "tiny",
+        "en",
+        LIMITS,
+        make_vad=lambda: loud,
+        with_phrases=_with_phrases,
+        with_language=lambda recognizer, code: recognizer,
+        languages=(Language("en", "English", "", ()), Language("zh", "Chinese", "", ())),
     )
 
 
