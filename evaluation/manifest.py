@@ -38,6 +38,7 @@ class Utterance:
         duration: seconds, as the manifest says.
         text: what is said.
         offset: seconds into the file where a segment of it begins; None: the clip is the whole file.
+        language: that is spoken, as a code (ISO 639-1: "de") or an English name; "": the manifest does not say.
     """
 
     id: str
@@ -47,6 +48,7 @@ class Utterance:
     source: str = UNKNOWN_SOURCE
     speaker: str = ""
     offset: float | None = None
+    language: str = ""
 
     def load(self) -> npt.NDArray[np.float32]:
         """(n,) float32 at 16 kHz: the file, or the segment of it.
@@ -122,6 +124,10 @@ class SpeechManifest:
         """Rows whose audio is no longer than `seconds`."""
         return self._keep([u for u in self.utterances if u.duration <= seconds])
 
+    def in_language(self, language: str) -> SpeechManifest:
+        """Rows that name no language are in this one; "" leaves them as they are."""
+        return self._keep([replace(u, language=u.language or language) for u in self.utterances])
+
     def limit(self, per_source: int, *, seed: int | None = None) -> SpeechManifest:
         """`per_source` rows of every source, in file order: the first, or drawn at random where a seed is given."""
         rows: dict[str, list[int]] = {}
@@ -186,8 +192,8 @@ class SpeechManifest:
 def read_manifest(path: str | Path, *, report: TextIO | None = None) -> SpeechManifest:
     """Read a JSONL manifest; rows that cannot be used are reported and skipped.
 
-    A row needs `audio_filepath` (relative to the manifest's folder), `duration` (seconds) and `text`; `source` and
-    `speaker` are optional, other keys are ignored. With `offset` (seconds) the clip is that segment of the file.
+    A row needs `audio_filepath` (relative to the manifest's folder), `duration` (seconds) and `text`; `source`,
+    `speaker` and `language` (a code such as "de") are optional, other keys are ignored. With `offset` (seconds) the clip is that segment of the file.
 
     Args:
         path: the manifest.
@@ -272,8 +278,10 @@ def _parse(line: str, folder: Path) -> Utterance:
         raise ValueError(f"{audio} cannot be opened ({error.strerror})") from error
     if not found:
         raise ValueError(f"{audio} {'is no file' if audio.exists() else 'does not exist'}")
-    source, speaker = row.get("source"), row.get("speaker")
-    for key, value in (("text", text), ("source", source), ("speaker", speaker)):
+    source, speaker, language = row.get("source"), row.get("speaker"), row.get("language") or ""
+    if not isinstance(language, str):
+        raise ValueError(f'language {language!r} is no code such as "de"')
+    for key, value in (("text", text), ("source", source), ("speaker", speaker), ("language", language)):
         if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
             raise ValueError(f"{key} holds half of a character (a surrogate): write it in UTF-8")
     return Utterance(
@@ -284,4 +292,5 @@ def _parse(line: str, folder: Path) -> Utterance:
         source=str(source) if source else UNKNOWN_SOURCE,
         speaker="" if speaker is None else str(speaker),
         offset=offset,
+        language=language.strip(),
     )

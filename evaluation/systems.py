@@ -27,6 +27,7 @@ from prunella.device_runtime.decoding.beam_search import check_beams
 from prunella.device_runtime.transcript import Transcript
 from prunella.opener_registry import OPENERS, Opener, register_opener
 
+TRIMMED = "trimmed"
 # What of an installation decides the texts beside prunella itself.
 _LIBRARIES = {
     "bundle": ("onnxruntime", "onnxruntime-gpu", "llama-cpp-python", "tokenizers", "numpy", "soxr"),
@@ -65,7 +66,8 @@ def open_system(
 
     Args:
         name_or_path: a bundle's folder (with `@ENGINE` behind it for another engine than the bundle's first),
-            `whisper-tiny.en`, a checkpoint folder, `reference` or a Hub id.
+            `whisper-tiny.en`, a checkpoint folder, `reference` or a Hub id (with `@trimmed` behind it for a model of whole
+            windows that is to hear recordings as long as they are, as `heal --trim-audio` teaches it).
         guards: False switches the repeat stop and the silence gate off (Whisper has none of ours).
         threads: CPU threads, 0 for one per physical core; by default the system's own choice.
         beams: transcripts that bundles and models follow at once, 0 for as many as pay; by default their own choice.
@@ -80,10 +82,11 @@ def open_system(
     check_beams(beams)
     name, engine = split_engine(name_or_path)
     kind = system_kind(name)
+    how = {} if engine is None else {"trimmed": True} if kind == "model" else {"engine": engine}
     if threads == 0 and kind != "bundle":  # a bundle's engines say so themselves
         threads = physical_cores()
     try:
-        system = OPENERS[kind].open(name, threads=threads, **({"engine": engine} if engine else {}))
+        system = OPENERS[kind].open(name, threads=threads, **how)
     except ImportError as error:
         if (error.name or "").startswith("prunella"):
             raise
@@ -100,9 +103,10 @@ def open_system(
 
 
 def split_engine(name: str) -> tuple[str, str | None]:
-    """`BUNDLE@ENGINE` → the bundle's folder and the engine; all else comes back whole, with None."""
+    """`BUNDLE@ENGINE` → the bundle's folder and the engine, `MODEL@trimmed` alike; all else comes back whole, with None."""
     folder, _, engine = name.rpartition("@")
-    return (folder, engine) if folder and (Path(folder) / MANIFEST_NAME).exists() else (name, None)
+    found = (Path(folder) / MANIFEST_NAME).exists() or engine == TRIMMED
+    return (folder, engine) if folder and found else (name, None)
 
 
 def system_kind(name_or_path: str) -> str:

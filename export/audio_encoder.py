@@ -14,7 +14,6 @@ from torch import nn
 
 from prunella.device_runtime.bundle import HOP_LENGTH
 from prunella.quantize.graph_file import save_graph
-from prunella.speech_llm.ctc_head import ctc_frames
 from prunella.speech_llm.model import SpeechLLM
 
 AUDIO_ENCODER_NAME = "audio_encoder.onnx"
@@ -43,7 +42,7 @@ class _EncoderAndProjector(nn.Module):
         letters = ()
         if self.ctc_head is not None:
             letters = (self.ctc_head(encoded, frames),)
-            counts.append(ctc_frames(frames))
+            counts.append(self.ctc_head.frames.count(frames))
         return (self.projector(encoded), *letters, torch.cat(counts))
 
 

@@ -84,7 +84,7 @@ class TrainableDecoder:
         chosen = [f".{name}" for name in _linear_names(decoder, [stack[index] for index in layers])]
         if plan.base_bits == 4:
             self._quantize(_linear_names(decoder, list(stack)))
-        if plan.rank:
+        if plan.rank and chosen:  # none are where projector or encoder alone are trained
             names = [name.removeprefix(".") for name in chosen]
             self.config = LoraConfig(
                 r=plan.rank,

@@ -7,7 +7,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,10 +19,11 @@ from prunella.device_runtime.base.errors import AudioError, ManifestError, Usage
 from prunella.device_runtime.sound.audio import load_audio
 from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.healing.augment import LONGEST_SECONDS
-from prunella.speech_llm.ctc_head import SAMPLES_PER_CTC_FRAME, letter_classes
+from prunella.speech_llm.ctc_head import CtcFrames, letter_classes
 from prunella.speech_llm.model import SpeechLLM
 
 TEXT_COLUMNS = ("text", "sentence", "transcription", "transcript", "normalized_text", "raw_text")
+LANGUAGE_COLUMNS = ("language", "locale", "lang")
 _SHOWN = 10
 
 
@@ -30,7 +31,8 @@ _SHOWN = 10
 class Clip:
     """One recording and its text. `read()` gives (n,) float32 at 16 kHz, or raises `AudioError`.
 
-    `where` is for people (`manifest:line` or `dataset:row`), `key` identifies the recording in caches.
+    `where` is for people (`manifest:line` or `dataset:row`), `key` identifies the recording in caches, `language` is a code
+    or an English name, "" where nobody says.
     """
 
     key: str
@@ -38,18 +40,33 @@ class Clip:
     seconds: float
     text: str
     read: Callable[[], Float32]
+    language: str = ""
 
 
 @dataclass(frozen=True)
 class TokenClip:
-    """A clip whose text is tokenised as the model writes; `tokens` ends with the end token."""
+    """A clip whose text is tokenised as the model writes.
+
+    Attributes:
+        clip: it.
+        tokens: of the answer; ends with the end token.
+        said: tokens of what is said, without what the model puts around it and the end; of a CTC head classes of letters.
+    """
 
     clip: Clip
     tokens: tuple[int, ...]
+    said: tuple[int, ...]
 
 
-def open_speech(sources: Iterable[str | Path], *, report: TextIO | None = None) -> list[Clip]:
+def open_speech(
+    sources: Iterable[str | Path], *, language: str = "", report: TextIO | None = None
+) -> list[Clip]:
     """Clips of manifests and of `hf:NAME:SPLIT` datasets, in order; rows that cannot be used are reported and skipped.
+
+    Args:
+        sources: their names.
+        language: of clips whose source names none.
+        report: default stderr.
 
     Raises:
         ManifestError: a source that cannot be read or has no usable row.
@@ -60,7 +77,7 @@ def open_speech(sources: Iterable[str | Path], *, report: TextIO | None = None) 
             clips += dataset_clips(str(source), report=report)
         else:
             clips += manifest_clips(read_manifest(source, report=report))
-    return clips
+    return [replace(clip, language=clip.language or language) for clip in clips]
 
 
 def manifest_clips(manifest: SpeechManifest) -> list[Clip]:
@@ -75,6 +92,7 @@ def manifest_clips(manifest: SpeechManifest) -> list[Clip]:
             seconds=row.duration,
             text=row.text,
             read=row.load,
+            language=row.language,
         )
         for row in manifest.utterances
     ]
@@ -94,6 +112,9 @@ def dataset_clips(source: str, *, report: TextIO | None = None) -> list[Clip]:
     data = _load_dataset(name, config[0] if config else None, split)
     audio = next((key for key, kind in data.features.items() if type(kind).__name__ == "Audio"), None)
     text = next((key for key in TEXT_COLUMNS if key in data.features), None)
+    spoken = next(
+        (key for key in LANGUAGE_COLUMNS if getattr(data.features.get(key), "dtype", "") == "string"), None
+    )
     if audio is None or text is None:
         raise ManifestError(
             f"{source} has the columns {', '.join(data.features)}: it needs an audio column and one of {', '.join(TEXT_COLUMNS)}"
@@ -119,6 +140,7 @@ def dataset_clips(source: str, *, report: TextIO | None = None) -> list[Clip]:
                 seconds,
                 str(row[text]),
                 partial(_read_row, data, number, audio),
+                str(row[spoken] or "") if spoken else "",
             )
         )
     _report(problems, report)
@@ -138,7 +160,7 @@ def tokenize(
     """Tokenise the transcripts; clips that cannot be learned from are reported and left out.
 
     Args:
-        model: its tokenizer, text style, stack factor and letters.
+        model: its tokenizer, text style, languages, rates and letters.
         clips: any number.
         stage: of `HealingPlan`. Both CTC stages also leave out clips with fewer audio steps than they need; that of the
             head takes letters for tokens.
@@ -150,19 +172,21 @@ def tokenize(
     """
     eos = model.prompt.eos_ids[0]
     spec = model.config.audio
-    texts = [model.answer(clip.text) for clip in clips]
-    step = spec.samples_per_token
+    clips, problems = _in_known_languages(model, clips)
+    step: float = spec.samples_per_token
     if stage == "ctc-head":
         alphabet = model.config.ctc_alphabet
-        ids = [letter_classes(clip.text, alphabet) for clip in clips]
-        step = SAMPLES_PER_CTC_FRAME
+        ids = said = [letter_classes(clip.text, alphabet) for clip in clips]
+        step = CtcFrames.of(model.config).samples
     else:
-        ids = model.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-    kept, problems = [], []
-    for clip, tokens in zip(clips, ids, strict=True):
+        ids = said = _token_ids(model, [model.said(clip.text) for clip in clips])
+        if model.answer("x") != model.said("x"):
+            ids = _token_ids(model, [model.answer(clip.text, clip.language) for clip in clips])
+    kept = []
+    for clip, tokens, spoken in zip(clips, ids, said, strict=True):
         steps = int(clip.seconds / (1 + slowest) * spec.sampling_rate / step)
-        needed = len(tokens) + sum(a == b for a, b in itertools.pairwise(tokens))
-        if not tokens:
+        needed = len(spoken) + sum(a == b for a, b in itertools.pairwise(spoken))
+        if not spoken:
             problems.append(f"{clip.where}: nothing is left of the text in the model's style")
         elif clip.seconds > LONGEST_SECONDS - 0.2:
             problems.append(
@@ -171,13 +195,29 @@ def tokenize(
         elif stage != "transcript" and steps < needed:
             problems.append(f"{clip.where}: {steps} audio steps are too few for {needed} tokens of text")
         else:
-            kept.append(TokenClip(clip, (*tokens, eos)))
+            kept.append(TokenClip(clip, (*tokens, eos), tuple(spoken)))
     _report(problems, report)
     if not kept:
         raise ManifestError(
             f"no clip can be used{f' (first: {problems[0]})' if problems else ''}: give other speech"
         )
     return kept
+
+
+def _token_ids(model: SpeechLLM, texts: Sequence[str]) -> list[list[int]]:
+    return model.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+
+
+def _in_known_languages(model: SpeechLLM, clips: Sequence[Clip]) -> tuple[list[Clip], list[str]]:
+    """Clips whose language the model's prompt has, and why not the others."""
+    why: dict[str, str] = {}
+    for language in dict.fromkeys(clip.language for clip in clips):
+        try:
+            model.prompt_for(language)
+        except UsageError as error:
+            why[language] = str(error)
+    kept = [clip for clip in clips if clip.language not in why]
+    return kept, [f"{clip.where}: {why[clip.language]}" for clip in clips if clip.language in why]
 
 
 def _load_dataset(name: str, config: str | None, split: str) -> Any:

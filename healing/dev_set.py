@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from prunella.device_runtime.decoding.answer import read_answer
+from prunella.device_runtime.decoding.answer import AnswerReader, closing_of, opening_of
 from prunella.device_runtime.decoding.repeat_stop import RepeatStop
+from prunella.device_runtime.decoding.template_text import strip_template
 from prunella.evaluation.word_errors import ErrorCounts, count_errors
 from prunella.healing.features import CLEAN, FeatureStore
 from prunella.healing.learner import Learner
 from prunella.healing.order import pack
 from prunella.healing.pass_inputs import PassInputs, pass_inputs
-from prunella.speech_llm.decoder_view import decoder_view
+from prunella.speech_llm.batches import IGNORE
 from prunella.speech_llm.model import SpeechLLM
 
 _LONGEST_LOOP = 32  # tokens
@@ -44,6 +45,7 @@ class DevSet:
 
     def __init__(self, model: SpeechLLM, store: FeatureStore, positions: int) -> None:
         self._model, self._store = model, store
+        self._reader = AnswerReader.of(model.prompt)
         lengths = store.positions(0)
         ordered = sorted(range(len(store)), key=lambda index: int(lengths[index]))
         self._groups = pack(ordered, lengths, positions)
@@ -56,20 +58,29 @@ class DevSet:
         learner.eval()
         total = DevScore()
         for group in self._groups[process::processes]:
-            loaded = [self._store.finish(self._store.load(index, CLEAN), index, CLEAN) for index in group]
-            tokens = [self._store.tokens(index) for index in group]
-            inputs = pass_inputs(self._model, loaded, tokens, encoded=self._store.encode).to(device)
+            store = self._store
+            clips = [
+                store.pass_clip(index, store.finish(store.load(index, CLEAN), index, CLEAN))
+                for index in group
+            ]
+            inputs = pass_inputs(self._model, clips, encoded=store.encode).to(device)
             loss = float(learner(inputs)[0])
-            for index, text in zip(group, self.transcribe(learner, inputs), strict=True):
-                words = count_errors(self._store.clips[index].clip.text, text).words
-                total += DevScore(words, 0.0, len(self._store.tokens(index)))
+            texts = self.transcribe(learner, inputs, [store.clips[index].clip.seconds for index in group])
+            for index, text in zip(group, texts, strict=True):
+                words = count_errors(store.clips[index].clip.text, text).words
+                total += DevScore(words, 0.0, len(store.tokens(index)))
             total += DevScore(loss=loss)
         learner.train(was_training)
         return total
 
     @torch.no_grad()
-    def transcribe(self, learner: Learner, inputs: PassInputs) -> list[str]:
-        """Greedy transcripts under the model's own limits and guards."""
+    def transcribe(
+        self, learner: Learner, inputs: PassInputs, seconds: Sequence[float] | None = None
+    ) -> list[str]:
+        """Greedy transcripts under the model's own limits and guards.
+
+        `seconds`: of each recording, which caps its tokens where not all that is heard is the recording.
+        """
         if learner.spelling is not None:
             return learner.spelling.read(inputs)
         with torch.autocast(inputs.features.device.type, torch.bfloat16, enabled=learner.precision == "bf16"):
@@ -79,28 +90,29 @@ class DevSet:
                 assert learner.alignment is not None
                 ids = learner.alignment.read(learner.alignment(audio), steps.tolist())
             else:
-                ids = self._generate(learner, audio, steps)
+                ids = self._generate(learner, audio, steps, inputs, seconds)
         return [self._text(row) for row in ids]
 
-    def _generate(self, learner: Learner, audio: torch.Tensor, steps: torch.Tensor) -> list[list[int]]:
+    def _generate(
+        self,
+        learner: Learner,
+        audio: torch.Tensor,
+        steps: torch.Tensor,
+        inputs: PassInputs,
+        seconds: Sequence[float] | None,
+    ) -> list[list[int]]:
         model, decoder = self._model, learner.decoder
         eos = list(model.prompt.eos_ids)
-        embed = decoder_view(decoder).embeddings
-        before, after = (
-            embed(torch.tensor(ids, device=audio.device))
-            for ids in (model.prompt.before_ids, model.prompt.after_ids)
-        )
-        rows = [
-            torch.cat([before, row[:count].to(before.dtype), after])
-            for row, count in zip(audio, steps.tolist(), strict=True)
-        ]
+        filled = learner.decoder_inputs(audio, steps, inputs)
+        # The first token that is scored follows the prompt.
+        prompts = (inputs.labels != IGNORE).int().argmax(dim=1) + 1
+        rows = [row[:length] for row, length in zip(filled, prompts.tolist(), strict=True)]
         longest = max(map(len, rows))
         # Padding on the left, so that all rows go on at the same place.
         padded = torch.stack([torch.nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
         lengths = torch.tensor([len(row) for row in rows], device=audio.device)
         mask = (torch.arange(longest, device=audio.device) >= longest - lengths[:, None]).long()
-        seconds = model.config.audio.samples_per_token / model.config.audio.sampling_rate
-        caps = [model.config.decode.token_cap(count * seconds) for count in steps.tolist()]
+        caps = self._caps(steps.tolist(), seconds)
         output = decoder.generate(
             inputs_embeds=padded,
             attention_mask=mask,
@@ -114,17 +126,36 @@ class DevSet:
         )
         return [_until(row.tolist(), eos, cap) for row, cap in zip(output, caps, strict=True)]
 
+    def _caps(self, steps: list[int], seconds: Sequence[float] | None) -> list[int]:
+        """Most tokens of each answer, as `Transcriber` has them."""
+        spec, decode = self._model.config.audio, self._model.config.decode
+        heard = [count * spec.samples_per_token / spec.sampling_rate for count in steps]
+        if seconds is not None and (
+            spec.features.valid != "all" or spec.features.multiple >= spec.sampling_rate
+        ):
+            heard = [spec.heard_seconds(round(one * spec.sampling_rate)) for one in seconds]
+        kind = self._reader.answer
+        frame = sum(
+            len(self._model.tokenizer(text, add_special_tokens=False)["input_ids"])
+            for text in (opening_of(kind), closing_of(kind))
+        )
+        return [decode.token_cap(one) + max(self._model.prompt.opening_ids, frame) for one in heard]
+
     def _text(self, ids: list[int]) -> str:
-        guard = self._guard(ids)
+        guard = self._guard(self._reader.whole(self._said(ids)))
         guard.finish()
-        return read_answer(guard.text, self._model.prompt.answer)
+        return strip_template(guard.text)
 
     def _looped(self, ids: list[int]) -> bool:
-        return self._guard(ids).looped
+        said = self._said(ids)
+        return self._guard(self._reader.shown(said)).looped or self._reader.is_stuck(said)
 
-    def _guard(self, ids: list[int]) -> RepeatStop:
+    def _said(self, ids: list[int]) -> str:
+        return str(self._model.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _guard(self, text: str) -> RepeatStop:
         guard = RepeatStop.of(self._model.config.decode)
-        guard.feed(str(self._model.tokenizer.decode(ids, skip_special_tokens=True)))
+        guard.feed(text)
         return guard
 
 

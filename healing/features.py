@@ -27,6 +27,7 @@ from prunella.healing.augment import (
 )
 from prunella.healing.clips import TokenClip
 from prunella.healing.order import Lengths
+from prunella.healing.pass_inputs import PassClip
 from prunella.healing.plan import Augmentation, fingerprint
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.torch_engine import model_features
@@ -38,16 +39,17 @@ _LOOK_EVERY = 64
 
 @dataclass(frozen=True)
 class Loaded:
-    """Rows of a clip, time first: float16 from the cache, or log-mel float32 of which the first `valid` rows are audio's."""
+    """Rows of a clip, time first, of which the first `valid` are audio's: float16 as they are cached, or log-mel float32."""
 
     rows: torch.Tensor
-    valid: int = 0
+    valid: int
 
 
 class FeatureStore:
     """Features of the training clips and of the noise-only clips behind them, by (clip, variant).
 
-    Frozen encoder: (encoder_frames, d_model); trained encoder: (mel_frames, num_mel_bins). Both float16, time first.
+    Frozen encoder: (encoder_frames, width), all of them audio's; trained encoder: (frames, num_mel_bins). Both float16, time
+    first.
     What is not cached yet is computed; when the disk gets full, caching stops and training goes on.
 
     Args:
@@ -93,13 +95,30 @@ class FeatureStore:
         self._writes = 0
         # The whole model pads to stacks and then some: what is longer than this would not fit into 30 s.
         self._longest = LONGEST_SECONDS - model.config.audio.features.extra / SAMPLE_RATE
+        self._all_valid = encode or model.config.audio.features.valid == "all"
+        # What is said where nobody speaks.
+        silence = model.tokenizer(model.answer(""), add_special_tokens=False)["input_ids"]
+        self._nothing = (*silence, model.prompt.eos_ids[0])
 
     def __len__(self) -> int:
         return len(self.clips) + self.noise_clips
 
     def tokens(self, index: int) -> tuple[int, ...]:
         """Token ids to be learned, ending with the end token."""
-        return self.clips[index].tokens if index < len(self.clips) else (self.model.prompt.eos_ids[0],)
+        return self.clips[index].tokens if index < len(self.clips) else self._nothing
+
+    def said(self, index: int) -> tuple[int, ...]:
+        """What is said in the audio, in tokens or letters."""
+        return self.clips[index].said if index < len(self.clips) else ()
+
+    def pass_clip(self, index: int, loaded: Loaded, weight: float = 1.0) -> PassClip:
+        """A clip for a forward pass, of what `finish` gave."""
+        facts = (self.tokens(index), self.said(index), self.language(index), weight)
+        return PassClip(loaded.rows, loaded.valid, *facts)
+
+    def language(self, index: int) -> str:
+        """Of the clip, "" where nobody knows."""
+        return self.clips[index].clip.language if index < len(self.clips) else ""
 
     def seconds(self, index: int, variant: int) -> float:
         """Seconds of audio after the variation."""
@@ -113,14 +132,18 @@ class FeatureStore:
 
     def positions(self, epoch: int) -> Lengths:
         """(clips,) decoder positions of every clip in this epoch, known before any audio is read."""
-        prompt = len(self.model.prompt.before_ids) + len(self.model.prompt.after_ids)
+        prompts = {
+            language: len(prompt.before_ids) + len(prompt.after_ids)
+            for language in {self.language(index) for index in range(len(self))}
+            for prompt in (self.model.prompt_for(language),)
+        }
         config = self.model.config
         features = config.audio.features
         rows = []
         for index in range(len(self)):
             samples = int(np.ceil(self.seconds(index, self.variant(index, epoch)) * SAMPLE_RATE))
             audio = config.audio_tokens(config.encoder_frames(features.valid_frames(samples)))
-            rows.append(prompt + audio + len(self.tokens(index)))
+            rows.append(prompts[self.language(index)] + audio + len(self.tokens(index)))
         return np.array(rows, np.int64)
 
     def load(self, index: int, variant: int) -> Loaded:
@@ -132,38 +155,38 @@ class FeatureStore:
         path = self._path(index, variant)
         if path is not None:
             try:
-                return Loaded(torch.from_numpy(np.load(path, allow_pickle=False)))
+                return _read(path, whole=self._all_valid)
             except (OSError, ValueError, EOFError):
                 pass  # not there yet, or cut off by a crash: it is made again
         heard, valid = model_features(self.model, self._samples(index, variant))
         return Loaded(heard.T, valid)
 
-    def blank(self) -> torch.Tensor:
-        """Features of one audio token of nothing, in place of a recording that cannot be read."""
+    def blank(self) -> Loaded:
+        """Features of nothing, in place of a recording that cannot be read."""
         config = self.model.config
         if self.encode:
-            return torch.zeros(config.frames_per_token, config.encoder_width)
-        features = config.audio.features
-        return torch.zeros(features.valid_frames(1), features.num_mel_bins)
+            return Loaded(torch.zeros(config.frames_per_token, config.encoder_width), config.frames_per_token)
+        heard, valid = model_features(self.model, np.zeros(config.audio.samples_per_token, np.float32))
+        return Loaded(heard.T, valid)
 
     @torch.no_grad()
-    def finish(self, loaded: Loaded, index: int, variant: int) -> torch.Tensor:
+    def finish(self, loaded: Loaded, index: int, variant: int) -> Loaded:
         """Complete what `load` gave, and cache it."""
-        result = loaded.rows
+        result, valid = loaded.rows, loaded.valid
         if result.dtype == torch.float16:
-            return result
+            return loaded
         if self.encode:
             encoder = self.model.audio_encoder
             device = next(encoder.parameters()).device
             fast = self._precision == "bf16" and variant != CLEAN
             with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-                padded = loaded.valid < len(result)
-                valid = torch.tensor([loaded.valid], device=device) if padded else None
-                encoded = encoder(result.T[None].to(device), valid)[0]
-            result = encoded[: self.model.config.encoder_frames(loaded.valid)].cpu()
-        result = result.to(torch.float16)
-        self._write(self._path(index, variant), result)
-        return result
+                padded = torch.tensor([valid], device=device) if valid < len(result) else None
+                encoded = encoder(result.T[None].to(device), padded)[0]
+            valid = self.model.config.encoder_frames(valid)
+            result = encoded[:valid].cpu()
+        done = Loaded(result.to(torch.float16), valid)
+        self._write(self._path(index, variant), done)
+        return done
 
     def masked(self, features: torch.Tensor, index: int, epoch: int) -> torch.Tensor:
         """A copy with spans of time hidden; which ones depends on the epoch and the clip."""
@@ -200,7 +223,7 @@ class FeatureStore:
         name = fingerprint(facts, key, None if variant == CLEAN else index, variant)
         return self._folder / name[:2] / f"{name}.npy"
 
-    def _write(self, path: Path | None, features: torch.Tensor) -> None:
+    def _write(self, path: Path | None, done: Loaded) -> None:
         if path is None or self._folder is None:
             return
         try:
@@ -212,7 +235,9 @@ class FeatureStore:
             handle, name = tempfile.mkstemp(suffix=".tmp", dir=path.parent)
             try:
                 with os.fdopen(handle, "wb") as file:
-                    np.save(file, features.numpy(), allow_pickle=False)
+                    np.save(file, done.rows.numpy(), allow_pickle=False)
+                    if not self._all_valid:
+                        np.save(file, np.int64(done.valid), allow_pickle=False)
                 Path(name).replace(path)
             finally:
                 Path(name).unlink(missing_ok=True)
@@ -221,6 +246,13 @@ class FeatureStore:
                 f"features are no longer cached in {self._folder} ({error}): epochs will be slower\n"
             )
             self._folder = None
+
+
+def _read(path: Path, *, whole: bool) -> Loaded:
+    with path.open("rb") as file:
+        rows = torch.from_numpy(np.load(file, allow_pickle=False))
+        # Behind them how many are audio's, where that is not all.
+        return Loaded(rows, len(rows) if whole else int(np.load(file, allow_pickle=False)))
 
 
 def module_digest(module: torch.nn.Module) -> str:

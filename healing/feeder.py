@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prunella.device_runtime.base.errors import AudioError
 from prunella.healing.features import FeatureStore, Loaded
@@ -67,18 +67,18 @@ class Feeder:
     def inputs(self, step: Step, number: int) -> PassInputs:
         """Inputs of forward pass `number`, on the CPU."""
         store = self.store
-        features, tokens, weights = [], [], []
+        clips = []
         wait(loading for _, loading in step.passes[number])
         for index, loading in step.passes[number]:
             loaded = loading.result()
-            tokens.append(store.tokens(index))
-            weights.append(0.0 if loaded is None or step.fillers[number] else 1.0)
+            weight = 0.0 if loaded is None or step.fillers[number] else 1.0
             if loaded is None:
-                features.append(store.blank())
-                continue
-            ready = store.finish(loaded, index, store.variant(index, step.epoch))
-            features.append(store.masked(ready, index, step.epoch))
-        return pass_inputs(store.model, features, tokens, encoded=store.encode, weights=weights)
+                ready = store.blank()
+            else:
+                done = store.finish(loaded, index, store.variant(index, step.epoch))
+                ready = replace(done, rows=store.masked(done.rows, index, step.epoch))
+            clips.append(store.pass_clip(index, ready, weight))
+        return pass_inputs(store.model, clips, encoded=store.encode)
 
     def _epoch(self, epoch: int) -> tuple[list[list[int]], Lengths]:
         plan = self.plan
@@ -102,14 +102,15 @@ class Feeder:
             tuple((index, reader.submit(self._read, index, epoch)) for index in group or step[:1])
             for group in groups
         ]
-        ends = len(step) if self.plan.stage != "transcript" else 0
+        # Where the decoder does not run, nobody learns end tokens and names of languages.
+        taught = store.tokens if self.plan.with_decoder else store.said
         return Step(
             epoch=epoch,
             place=place,
             passes=tuple(passes),
             fillers=tuple(not group for group in groups),
             seconds=sum(store.seconds(index, store.variant(index, epoch)) for index in step),
-            tokens=max(1, sum(len(store.tokens(index)) for index in step) - ends),
+            tokens=max(1, sum(len(taught(index)) for index in step)),
             clips=len(step),
         )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from prunella.device_runtime.base.common_options import MANIFEST_HELP, add_output
+from prunella.device_runtime.base.common_options import MANIFEST_HELP, add_output, add_spoken_language
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.outputs import check_output, check_space
 from prunella.healing.clips import Clip, open_speech
@@ -117,6 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     needed(
         "--teacher", metavar="MODEL", help="the model before it was pruned: its distribution is learned too"
     )
+    add_spoken_language(groups[SPEECH])
     groups[SPEECH].add_argument(
         "--no-augmentation", action="store_true", help="every clip as it is, no noise-only clips, no masks"
     )
@@ -152,9 +153,10 @@ def run(args: argparse.Namespace) -> int:
     check_output(work, replaces=False)
     if args.cache is not None:
         check_output(args.cache, replaces=False)
-    speech = open_speech(args.speech)
-    dev = _drawn(open_speech([args.dev]), args.dev_clips) if args.dev else []
+    speech = open_speech(args.speech, language=args.language)
+    dev = _drawn(open_speech([args.dev], language=args.language), args.dev_clips) if args.dev else []
     student = load(args.model)
+    student.known_language(args.language)
     check_space(out, saved_bytes(student))
     model = heal(
         student,

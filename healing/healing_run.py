@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType, broadcast_object_list
 
+from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.base.languages import primary_language
 from prunella.healing.adapters import TrainableDecoder, lora_layers
 from prunella.healing.clips import Clip, TokenClip, tokenize
 from prunella.healing.dev_set import DevSet
@@ -21,8 +23,9 @@ from prunella.healing.plan import Augmentation, HealingError, HealingPlan, finge
 from prunella.healing.run_state import RunState, read_state, unshard
 from prunella.healing.trainer import Trainer, TrainingJob, make_accelerator
 from prunella.healing.training_speed import CompiledLayers, choose_attention, choose_compile, choose_precision
-from prunella.speech_llm.ctc_head import ENGLISH
+from prunella.speech_llm.ctc_head import alphabet_of, letters_of
 from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.stock import hear_true_length
 
 
 class HealingRun:
@@ -55,7 +58,9 @@ class HealingRun:
     ) -> None:
         self.model, self.plan, self.teacher, self.work = model, plan, teacher, work
         self.accelerator = make_accelerator()
-        _settle_ctc_head(model, plan)
+        if plan.trim_audio:
+            hear_true_length(model)
+        _settle_ctc_head(model, plan, speech)
         self.clips = tokenize(model, speech, plan.stage, slowest=plan.augmentation.speed)
         self.dev_clips = tokenize(model, dev, plan.stage) if dev else []
         self.state = _open_state(model, plan, teacher, self.clips, work)
@@ -147,7 +152,7 @@ class HealingRun:
             "stage": plan.stage, "train": list(plan.parts), "lora": plan.lora, "rank": plan.rank, "steps": state.step,
             "minutes": round(state.seconds / 60, 2), "hours_of_speech": round(hours, 3), "precision": state.precision,
             "dev_wer": state.best_wer, "best_step": state.best_step if state.best_wer is not None else state.step,
-            "seed": plan.seed, "run": state.fingerprint,
+            "seed": plan.seed, "run": state.fingerprint, **({"trim_audio": True} if plan.trim_audio else {}),
         }  # fmt: skip
 
     def _prepare_decoder(self, layers: Sequence[int]) -> None:
@@ -179,11 +184,16 @@ class HealingRun:
         """Token ids that a CTC loss tells apart: those of the texts, without their end tokens."""
         if not self.plan.needs_alignment:
             return ()
-        return sorted({token for one in [*self.clips, *self.dev_clips] for token in one.tokens[:-1]})
+        clips = [*self.clips, *self.dev_clips]
+        return sorted({token for one in clips for token in one.said})
 
 
-def _settle_ctc_head(model: SpeechLLM, plan: HealingPlan) -> None:
-    """Drop a head that will not fit the trained encoder; add one where it is what is trained."""
+def _settle_ctc_head(model: SpeechLLM, plan: HealingPlan, speech: Sequence[Clip]) -> None:
+    """Drop a head that will not fit the trained encoder; add one where it is what is trained.
+
+    Raises:
+        UsageError: the model has a head with other letters.
+    """
     if "encoder" in plan.parts and model.ctc_head is not None:
         model.remove_ctc_head()
         sys.stderr.write(
@@ -191,7 +201,17 @@ def _settle_ctc_head(model: SpeechLLM, plan: HealingPlan) -> None:
         )
     if plan.stage == "ctc-head" and (plan.new_ctc_head or model.ctc_head is None):
         torch.manual_seed(plan.seed)
-        model.add_ctc_head(ENGLISH)
+        model.add_ctc_head(alphabet_of(plan.alphabet) if plan.alphabet else _alphabet(speech))
+    elif plan.alphabet and alphabet_of(plan.alphabet) != model.config.ctc_alphabet:
+        raise UsageError(
+            f"the model has a CTC head with the letters {model.config.ctc_alphabet!r}: leave --alphabet out, or begin anew "
+            "with --new-ctc-head"
+        )
+
+
+def _alphabet(speech: Sequence[Clip]) -> str:
+    """English letters, and those of clips in other languages."""
+    return letters_of(clip.text for clip in speech if primary_language(clip.language) not in ("", "en"))
 
 
 def _open_state(

@@ -16,7 +16,7 @@ from prunella.healing.pass_inputs import PassInputs
 from prunella.healing.plan import HealingPlan
 from prunella.healing.training_speed import CompiledLayers
 from prunella.speech_llm.batches import IGNORE, scored_logits
-from prunella.speech_llm.ctc_head import ctc_frames, read_letters
+from prunella.speech_llm.ctc_head import read_letters
 from prunella.speech_llm.decoder_view import decoder_view
 from prunella.speech_llm.model import SpeechLLM
 
@@ -202,7 +202,7 @@ class LetterHead(nn.Module):
         losses = nn.functional.ctc_loss(
             self.head(inputs.features, inputs.frames).transpose(0, 1),
             inputs.targets,
-            ctc_frames(inputs.frames),
+            self.head.frames.count(inputs.frames),
             inputs.target_lengths,
             reduction="none",
             zero_infinity=True,
@@ -212,7 +212,7 @@ class LetterHead(nn.Module):
     def read(self, inputs: PassInputs) -> list[str]:
         """What is heard in each row, spelled without any language model."""
         heard = self.head(inputs.features, inputs.frames)
-        counts = ctc_frames(inputs.frames).tolist()
+        counts = self.head.frames.count(inputs.frames).tolist()
         return [read_letters(row[:count], self._alphabet) for row, count in zip(heard, counts, strict=True)]
 
 
@@ -226,6 +226,11 @@ def _check_teacher(teacher: SpeechLLM, model: SpeechLLM, *, frozen_encoder: bool
     if teacher.decoder.config.vocab_size != model.decoder.config.vocab_size or teacher.prompt != model.prompt:
         raise UsageError(
             "the teacher has another vocabulary or prompt: use the model that this one was pruned from"
+        )
+    if teacher.config.audio.features != model.config.audio.features:
+        raise UsageError(
+            "the teacher hears whole windows of silence and the student does not: leave --teacher out, or take one that was "
+            "healed with --trim-audio too"
         )
     if frozen_encoder:
         mine, its = model.audio_encoder.state_dict(), teacher.audio_encoder.state_dict()

@@ -18,10 +18,10 @@ _PLACEHOLDER = 0  # token id where audio goes; its embedding is overwritten
 class PassInputs:
     """Padded inputs of one forward pass over `batch` clips.
 
-    features (batch, frames, d_model), or (batch, mel_frames, num_mel_bins) where the encoder is trained; frames (batch,)
-    encoder frames, and `valid` (batch,) log-mel frames where the encoder is trained; input_ids, labels (batch, length) int64 and is_audio (batch, length) bool as the decoder sees them,
-    labels already shifted; targets (batch, tokens) int64 without the end token, target_lengths (batch,);
-    weights (batch,) 0 for a filler.
+    features (batch, time, width): encoder frames, or log-mel where the encoder is trained; frames (batch,) encoder frames of
+    audio; valid (batch,) rows of audio in `features`; input_ids, labels (batch, length) int64 and is_audio (batch, length)
+    bool as the decoder sees them, labels already shifted; targets (batch, tokens) int64 of what is said,
+    target_lengths (batch,); weights (batch,) 0 for a filler.
     """
 
     features: torch.Tensor
@@ -39,26 +39,38 @@ class PassInputs:
         return PassInputs(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
-def pass_inputs(
-    model: SpeechLLM,
-    features: Sequence[torch.Tensor],
-    tokens: Sequence[Sequence[int]],
-    *,
-    encoded: bool,
-    weights: Sequence[float] | None = None,
-) -> PassInputs:
-    """Lay out clips for the learner: features [(time, width), ...] and tokens that end with the end token.
+@dataclass(frozen=True)
+class PassClip:
+    """A clip as `pass_inputs` takes it.
 
-    `encoded`: features are encoder frames, not log-mel. `weights`: 0 for a clip that is not to count (default: all do).
+    Attributes:
+        rows: (time, width) encoder frames, or (frames, num_mel_bins) features.
+        valid: of them audio's, the first ones.
+        tokens: of the answer; ends with the end token.
+        said: tokens of what is said in it, or letters: what CTC losses align.
+        language: that is spoken, see `SpeechLLM.prompt_for`.
+        weight: 0 where it is not to count.
     """
+
+    rows: torch.Tensor
+    valid: int
+    tokens: Sequence[int]
+    said: Sequence[int]
+    language: str = ""
+    weight: float = 1.0
+
+
+def pass_inputs(model: SpeechLLM, clips: Sequence[PassClip], *, encoded: bool) -> PassInputs:
+    """Lay out clips for the learner. `encoded`: their rows are encoder frames, not features."""
     pad = nn.utils.rnn.pad_sequence
-    lengths = torch.tensor([len(rows) for rows in features])
-    frames = lengths if encoded else model.config.encoder_frames(lengths)
-    before, after = list(model.prompt.before_ids), list(model.prompt.after_ids)
+    valid = torch.tensor([clip.valid for clip in clips])
+    frames = valid if encoded else model.config.encoder_frames(valid)
     ids, audio, labels = [], [], []
-    for count, row in zip(model.config.audio_tokens(frames).tolist(), tokens, strict=True):
+    for count, clip in zip(model.config.audio_tokens(frames).tolist(), clips, strict=True):
+        prompt = model.prompt_for(clip.language)
+        before, after = list(prompt.before_ids), list(prompt.after_ids)
         # The end token is predicted, never read.
-        text = list(row)
+        text = list(clip.tokens)
         ids.append(torch.tensor(before + [_PLACEHOLDER] * count + after + text[:-1]))
         place = torch.zeros(len(ids[-1]), dtype=torch.bool)
         place[len(before) : len(before) + count] = True
@@ -67,14 +79,14 @@ def pass_inputs(
         label[-len(text) :] = torch.tensor(text)
         labels.append(label)
     return PassInputs(
-        features=pad([rows.float() for rows in features], batch_first=True),
+        features=pad([clip.rows.float() for clip in clips], batch_first=True),
         frames=frames,
-        valid=lengths,
+        valid=valid,
         input_ids=pad(ids, batch_first=True),
         is_audio=pad(audio, batch_first=True),
         labels=pad(labels, batch_first=True, padding_value=IGNORE),
         # One column at least: CTC takes no empty matrix.
-        targets=pad([torch.tensor(list(row[:-1]) or [0]) for row in tokens], batch_first=True),
-        target_lengths=torch.tensor([len(row) - 1 for row in tokens]),
-        weights=torch.tensor(list(weights) if weights is not None else [1.0] * len(features)),
+        targets=pad([torch.tensor(list(clip.said) or [0]) for clip in clips], batch_first=True),
+        target_lengths=torch.tensor([len(clip.said) for clip in clips]),
+        weights=torch.tensor([clip.weight for clip in clips]),
     )

@@ -83,6 +83,17 @@ class HealingPlan:
     alpha: float | None = option(None, "LoRA alpha (default: the rank)", TRAINED, metavar="A")
     lora_dropout: float = 0.0
     new_ctc_head: bool = option(False, "with --stage ctc-head: begin with a head that knows nothing", TRAINED)
+    alphabet: str = option(
+        "",
+        "with --stage ctc-head: letters of a new head (default: English, and what speech in other languages is written with)",
+        TRAINED,
+        metavar="LETTERS",
+    )
+    trim_audio: bool = option(
+        False,
+        "of models that hear whole windows of 30 s (Voxtral, GLM-ASR): learn to hear a recording without the silence behind it",
+        TRAINED,
+    )
     steps: int | None = option(None, "optimiser steps after which the run ends", NEEDED, metavar="N")
     epochs: float | None = option(None, "passes over the speech after which it ends", NEEDED, metavar="N")
     minutes: float | None = option(
@@ -188,6 +199,10 @@ class HealingPlan:
         _check(
             not self.new_ctc_head or self.stage == "ctc-head",
             "--new-ctc-head is for --stage ctc-head: name that",
+        )
+        _check(
+            not self.alphabet or self.stage == "ctc-head",
+            "--alphabet is for --stage ctc-head: name that",
         )
         _check(
             0 <= self.augmentation.speed < 0.5,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from prunella.device_runtime.base.common_options import add_output, add_speech
+from prunella.device_runtime.base.common_options import add_output, add_speech, add_spoken_language
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.outputs import check_output, check_output_file
 from prunella.evaluation.manifest import read_manifest
@@ -81,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model", help="'reference', a checkpoint folder, or a Hugging Face id (a text LLM too)"
     )
     add_speech(parser, "transcribed speech", required=False)
+    add_spoken_language(parser)
     parser.add_argument("--text", metavar="FILE", help="plain text, one paragraph a line")
     parser.add_argument(
         "--clips", type=int, default=200, metavar="N", help="clips used at most (default 200)"
@@ -99,7 +100,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"'{args.model}' is a text LLM: analyse it with --text FILE alone")
     speech = text = None
     if args.speech and isinstance(model, SpeechLLM):
-        speech = speech_batches(model, read_manifest(args.speech).sample(args.clips).utterances)
+        manifest = (
+            read_manifest(args.speech).sample(args.clips).in_language(model.known_language(args.language))
+        )
+        speech = speech_batches(model, manifest.utterances)
     if args.text:
         text = text_batches(model.decoder, model.tokenizer, read_lines(args.text)[: args.lines])
     analysis = analyze(model, speech=speech, text=text)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from prunella.device_runtime.base.common_options import add_output, add_speech
+from prunella.device_runtime.base.common_options import add_output, add_speech, add_spoken_language
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.files import whole_directory, write_json
 from prunella.device_runtime.base.outputs import check_output, check_space
@@ -170,6 +170,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--strategy", default="bridged", choices=STRATEGIES, help="how layers are chosen (default: bridged)"
     )
     add_speech(parser, "calibration speech", required=False)
+    add_spoken_language(parser)
     parser.add_argument("--text", metavar="FILE", help="calibration text, for a text LLM")
     parser.add_argument(
         "--map", metavar="FILE", help="redundancy.json of `prunella analyze`, not to measure it again"
@@ -240,7 +241,8 @@ def render_report(report: PruneReport) -> str:
 
 def _calibration(model: SpeechLLM | TextLLM, args: argparse.Namespace) -> Calibration | None:
     if args.speech and isinstance(model, SpeechLLM):
-        return speech_calibration(model, read_manifest(args.speech).sample(args.clips))
+        manifest = read_manifest(args.speech).sample(args.clips)
+        return speech_calibration(model, manifest.in_language(model.known_language(args.language)))
     if args.speech:
         raise UsageError(f"'{args.model}' is a text LLM: calibrate it with --text FILE")
     return text_calibration(model, Path(args.text)) if args.text else None

@@ -26,7 +26,9 @@ from prunella.pruning.blocks import Block
 from prunella.speech_llm.batches import DecoderBatch, PositionClass
 from prunella.speech_llm.decoder_view import decoder_view
 
-CLASSES = tuple(kind.name.lower() for kind in PositionClass)
+# What is averaged over unless somebody asks for other positions: of a clip of 4 s in a window of 30 s, silence would be
+# seven eighths of it, and a block that does nothing in silence may do much in speech.
+CLASSES = tuple(kind.name.lower() for kind in PositionClass if kind is not PositionClass.SILENCE)
 _POSITIONS_AT_ONCE = 512  # bounds the memory of the pairwise cosines, whatever the batch
 
 
@@ -36,7 +38,7 @@ class RedundancyMap:
 
     sums: position class → (L + 1, L + 1) float64, entry [l, m] the summed distance between the hidden states before
     layer l and before layer m (m = L: after the last layer, before the final norm); zero unless l < m.
-    counts: position class → number of positions summed.
+    counts: position class → number of positions summed. "silence" is among the classes where a family's windows have some.
     """
 
     num_layers: int
@@ -122,8 +124,9 @@ class RedundancyMeter:
     def __init__(self, num_layers: int) -> None:
         self.num_layers = num_layers
         self._starts, self._stops = torch.triu_indices(num_layers + 1, num_layers + 1, offset=1)
-        self._sums = {name: torch.zeros(len(self._starts), dtype=torch.float64) for name in CLASSES}
-        self._counts = dict.fromkeys(CLASSES, 0)
+        names = [kind.name.lower() for kind in PositionClass]
+        self._sums = {name: torch.zeros(len(self._starts), dtype=torch.float64) for name in names}
+        self._counts = dict.fromkeys(names, 0)
 
     def add(self, states: Sequence[torch.Tensor], position_class: torch.Tensor) -> None:
         """Add one batch.
@@ -152,11 +155,12 @@ class RedundancyMeter:
         """The map of all that was added."""
         size = self.num_layers + 1
         sums = {}
-        for name, values in self._sums.items():
+        counts = {name: count for name, count in self._counts.items() if count or name in CLASSES}
+        for name in counts:
             matrix = np.zeros((size, size))
-            matrix[self._starts.numpy(), self._stops.numpy()] = values.numpy()
+            matrix[self._starts.numpy(), self._stops.numpy()] = self._sums[name].numpy()
             sums[name] = matrix
-        return RedundancyMap(self.num_layers, sums, dict(self._counts))
+        return RedundancyMap(self.num_layers, sums, counts)
 
 
 @contextmanager

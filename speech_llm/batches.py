@@ -23,18 +23,24 @@ class PositionClass(IntEnum):
     PROMPT = 0
     AUDIO = 1
     TEXT = 2
+    SILENCE = 3  # audio tokens behind the recording's end, in a window that the family fills up to 30 s
 
 
 @dataclass(frozen=True)
 class SpeechExample:
     """One utterance: log-mel (num_mel_bins, frames) float32, and transcript token ids that end with the end token.
 
-    `valid`: frames of audio; 0: all.
+    Attributes:
+        valid: frames of audio; 0: all.
+        language: that is spoken, see `SpeechLLM.prompt_for`.
+        recorded: audio tokens of the recording itself, the rest being the silence of a whole window; 0: all are.
     """
 
     log_mel: torch.Tensor
     tokens: tuple[int, ...]
     valid: int = 0
+    language: str = ""
+    recorded: int = 0
 
     @property
     def valid_frames(self) -> int:
@@ -43,7 +49,7 @@ class SpeechExample:
 
     def length(self, model: SpeechLLM) -> int:
         """Positions that the example takes in the decoder."""
-        prompt = model.prompt
+        prompt = model.prompt_for(self.language)
         audio = model.config.audio_tokens(model.config.encoder_frames(self.valid_frames))
         return len(prompt.before_ids) + audio + len(prompt.after_ids) + len(self.tokens)
 
@@ -73,10 +79,14 @@ def speech_example(model: SpeechLLM, utterance: Utterance) -> SpeechExample:
 
     Raises:
         AudioError: the file cannot be read.
+        UsageError: it is in a language that the model's prompt does not have.
     """
-    features, valid = model_features(model, utterance.load())
-    ids = model.tokenizer(model.answer(utterance.text), add_special_tokens=False)["input_ids"]
-    return SpeechExample(features, (*ids, model.prompt.eos_ids[0]), valid)
+    samples, language, spec = utterance.load(), utterance.language, model.config.audio
+    features, valid = model_features(model, samples)
+    ids = model.tokenizer(model.answer(utterance.text, language), add_special_tokens=False)["input_ids"]
+    windows = spec.features.multiple >= spec.sampling_rate
+    recorded = -(-len(samples) // spec.samples_per_token) if windows else 0
+    return SpeechExample(features, (*ids, model.prompt.eos_ids[0]), valid, language, recorded)
 
 
 def batches_by_length(
@@ -105,24 +115,28 @@ def speech_batch(model: SpeechLLM, examples: Sequence[SpeechExample]) -> Decoder
     audio = model.embed_audio(log_mel, valid if padded else None)
     audio_tokens = model.config.audio_tokens(model.config.encoder_frames(valid))
     rows = [row[:count] for row, count in zip(audio, audio_tokens.tolist(), strict=True)]
-    return layout_batch(model, rows, [example.tokens for example in examples])
+    return layout_batch(model, rows, examples)
 
 
 def layout_batch(
-    model: SpeechLLM, audio: Sequence[torch.Tensor], tokens: Sequence[Sequence[int]]
+    model: SpeechLLM, audio: Sequence[torch.Tensor], examples: Sequence[SpeechExample]
 ) -> DecoderBatch:
     """Lay out audio embeddings [(audio_tokens, hidden), ...] with the prompt around and the transcripts behind them."""
-    prompt = model.prompt
-    before = model.embed_tokens(torch.tensor(prompt.before_ids, dtype=torch.long))
-    after = model.embed_tokens(torch.tensor(prompt.after_ids, dtype=torch.long))
     rows, labels, classes = [], [], []
-    for embeddings, ids in zip(audio, tokens, strict=True):
+    for embeddings, example in zip(audio, examples, strict=True):
+        ids, prompt = example.tokens, model.prompt_for(example.language)
+        before, after = (
+            model.embed_tokens(torch.tensor(side, dtype=torch.long))
+            for side in (prompt.before_ids, prompt.after_ids)
+        )
+        recorded = min(example.recorded or len(embeddings), len(embeddings))
         target = torch.tensor(ids, dtype=torch.long)
         # The end token is predicted, never read.
         rows.append(torch.cat([before, embeddings, after, model.embed_tokens(target[:-1])]))
         parts = (
             (len(before), PositionClass.PROMPT),
-            (len(embeddings), PositionClass.AUDIO),
+            (recorded, PositionClass.AUDIO),
+            (len(embeddings) - recorded, PositionClass.SILENCE),
             (len(after), PositionClass.PROMPT),
             (len(ids) - 1, PositionClass.TEXT),
         )

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunella.device_runtime.base.errors import CheckpointError
-from prunella.device_runtime.bundle import PromptSpec
-from prunella.device_runtime.decoding.answer import write_answer
+from prunella.device_runtime.bundle import PromptSpec, find_language
+from prunella.device_runtime.decoding.answer import ENGLISH, AnswerReader, write_answer
 from prunella.device_runtime.decoding.text_style import style_text
 from prunella.speech_llm.config import ModelConfig, SpeechLLMConfig
 from prunella.speech_llm.ctc_head import CtcHead
@@ -91,10 +91,55 @@ class SpeechLLM(nn.Module):
         tokens: torch.Tensor = self.projector(self.audio_encoder(features, valid))
         return tokens
 
-    def answer(self, text: str) -> str:
-        """What the model is to say of a transcript: in its style, with what it puts around it."""
-        styled = style_text(text, self.config.text_style)
-        return styled if self.prompt.language else write_answer(styled, self.prompt.answer)
+    def prompt_for(self, language: str) -> PromptSpec:
+        """The prompt that speech in this language is taught and scored behind.
+
+        It names the language where it has a place for one and the model's answer does not say it anyhow.
+
+        Args:
+            language: a code or an English name; "": not known.
+
+        Raises:
+            UsageError: a language that the model's prompt does not have.
+        """
+        if not language or not self.prompt.languages or self.prompt.language:
+            return self.prompt
+        named = self.prompt.with_language(language)
+        return self.prompt if self._answer_kind == "language-tag" else named
+
+    def known_language(self, language: str) -> str:
+        """The code of a language that is asked for by code or name; "" for "".
+
+        Raises:
+            UsageError: the model's prompt takes no language, or not this one.
+        """
+        return self.prompt.with_language(language).language if language else ""
+
+    def said(self, text: str) -> str:
+        """A transcript as the model writes it, without what it puts around it."""
+        return style_text(text, self.config.text_style)
+
+    def answer(self, text: str, language: str = "") -> str:
+        """What the model is to say of a transcript: `said`, with what it puts around it.
+
+        Args:
+            text: what is said; "" where nobody speaks.
+            language: as of `prompt_for`; "": English. Of use where the answer names it.
+
+        Raises:
+            UsageError: a language that the model's prompt does not have.
+        """
+        kind = self._answer_kind
+        if kind != "language-tag":
+            return write_answer(self.said(text), kind)
+        if not text:
+            return write_answer("", kind, "None")  # as `Qwen3ASRProcessor` reads it
+        found = find_language(self.prompt.languages, language) if language else None
+        return write_answer(self.said(text), kind, found.name if found else ENGLISH)
+
+    @property
+    def _answer_kind(self) -> str:
+        return AnswerReader.of(self.prompt).answer
 
     def embed_tokens(self, token_ids: torch.Tensor) -> torch.Tensor:
         """(..., n) int64 → (..., n, hidden)."""

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from prunella.device_runtime.base.errors import CheckpointError
+from prunella.device_runtime.base.errors import CheckpointError, UsageError
 from prunella.speech_llm.families import FAMILIES, Family
 from prunella.speech_llm.folder_tokenizer import read_tokenizer
 from prunella.speech_llm.model import SpeechLLM
@@ -139,6 +139,29 @@ def save_stock(model: SpeechLLM, folder: Path) -> None:
         tensors = {name: tensor.detach().contiguous() for name, tensor in model.ctc_head.state_dict().items()}
         with full_disks_are_os_errors():
             save_file(tensors, folder / CTC_HEAD_NAME, {"format": "pt"})
+
+
+def hear_true_length(model: SpeechLLM) -> None:
+    """Make a model of a family that hears whole windows hear recordings as long as they are, in place.
+
+    To its weights that is another input until they are healed on it; a CTC head that listened to windows is dropped.
+
+    Raises:
+        UsageError: the family hears the true length anyhow.
+    """
+    shell = model.stock
+    if shell is None or shell.family.true_length:
+        raise UsageError(
+            f"a model of the family '{model.config.family}' hears no silence behind a recording: there is nothing to trim"
+        )
+    assert isinstance(model.config, StockConfig)
+    if model.config.facts.trimmed:
+        return
+    model.remove_ctc_head()
+    facts = replace(model.config.facts, trimmed=True)
+    model.config = StockConfig(facts, shell.family.geometry(shell.model.config, True))
+    model.audio_encoder, model.projector = shell.family.audio_half(shell.model, True)
+    model.eval()
 
 
 def reload_stock(model: SpeechLLM, folder: Path) -> SpeechLLM:

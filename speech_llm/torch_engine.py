@@ -18,6 +18,7 @@ from prunella.device_runtime.transcript import DecodeOptions
 from prunella.speech_llm.load import load
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.process import tune
+from prunella.speech_llm.stock import hear_true_length
 
 if TYPE_CHECKING:
     from prunella.device_runtime.transcriber import Transcriber
@@ -150,13 +151,20 @@ def model_transcriber(model: SpeechLLM, options: DecodeOptions | None = None) ->
 
 
 def open_model_transcriber(
-    name: str | Path, *, options: DecodeOptions | None = None, threads: int | None = None
+    name: str | Path,
+    *,
+    options: DecodeOptions | None = None,
+    threads: int | None = None,
+    trimmed: bool = False,
 ) -> Transcriber:
     """A transcriber for an embedded name, a checkpoint folder or a Hugging Face id, on `threads` CPU threads.
 
-    Tunes the process as commands are (`process.tune`): those that are free of torch come to it here.
+    `trimmed`: see `stock.hear_true_length`. Tunes the process as commands are (`process.tune`): those that are free of torch come to it here.
     """
     tune()
     if threads:
         torch.set_num_threads(threads)
-    return model_transcriber(load(name), options)
+    model = load(name)
+    if trimmed:
+        hear_true_length(model)
+    return model_transcriber(model, options)

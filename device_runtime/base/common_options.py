@@ -36,6 +36,16 @@ def add_speech(parser: argparse._ActionsContainer, purpose: str = "", *, require
     parser.add_argument("--speech", required=required, type=Path, metavar="MANIFEST", help=what)
 
 
+def add_spoken_language(parser: argparse._ActionsContainer) -> None:
+    """`--language`: of the rows of a manifest that name none, in `args.language`."""
+    parser.add_argument(
+        "--language",
+        default="",
+        metavar="CODE",
+        help="of the speech whose manifest names none, such as de, for models that are told it or say it (default: English)",
+    )
+
+
 def add_threads(parser: argparse._ActionsContainer, default: str = "the bundle's") -> None:
     """`--threads`: of the CPU, in `args.threads`; None is whatever `default` says, 0 one per physical core."""
     parser.add_argument(

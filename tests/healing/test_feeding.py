@@ -80,25 +80,25 @@ def test_the_cache_gives_what_was_computed(model, manifest, tmp_path, monkeypatc
     cached, plain = (store(model, manifest, plan, encode=True, folder=folder) for folder in (tmp_path, None))
     last = len(cached) - 1
     for index, variant in ((0, CLEAN), (1, 2), (last, 0)):
-        first = cached.finish(cached.load(index, variant), index, variant)
+        first = cached.finish(cached.load(index, variant), index, variant).rows
         assert cached.load(index, variant).rows.dtype == torch.float16
         assert torch.equal(cached.load(index, variant).rows, first)
-        assert torch.equal(plain.finish(plain.load(index, variant), index, variant), first)
+        assert torch.equal(plain.finish(plain.load(index, variant), index, variant).rows, first)
     assert cached.tokens(last) == (2,)
     torn = next(path for path in tmp_path.rglob("*.npy"))
     torn.write_bytes(torn.read_bytes()[:50])
     again = store(model, manifest, plan, encode=True, folder=tmp_path)
     for index, variant in ((0, CLEAN), (1, 2), (last, 0)):
         assert torch.equal(
-            again.finish(again.load(index, variant), index, variant),
-            plain.finish(plain.load(index, variant), index, variant),
+            again.finish(again.load(index, variant), index, variant).rows,
+            plain.finish(plain.load(index, variant), index, variant).rows,
         )
 
 
 def test_a_full_disk_ends_the_caching_only(model, manifest, tmp_path, monkeypatch, capsys):
     one = store(model, manifest, Augmentation.none(), encode=True, folder=tmp_path)
     monkeypatch.setattr("prunella.healing.features.KEEP_FREE", 1 << 62)
-    assert len(one.finish(one.load(0, 0), 0, 0)) > 0
+    assert len(one.finish(one.load(0, 0), 0, 0).rows) > 0
     assert "no longer cached" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.npy"))
 
@@ -133,7 +133,7 @@ def test_the_feeder_starts_anywhere(model, manifest):
 
 def test_masks_hide_time(model, manifest):
     one = store(model, manifest, replace(Augmentation(), masks=5.0), encode=True)
-    ready = one.finish(one.load(0, 0), 0, 0)
+    ready = one.finish(one.load(0, 0), 0, 0).rows
     hidden = one.masked(ready, 0, 0)
     zeros = (hidden == 0).all(dim=1)
     assert 0 < int(zeros.sum()) < len(hidden)

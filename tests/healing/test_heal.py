@@ -44,8 +44,8 @@ PLAN = HealingPlan(
 def inputs_of(model, clips, *, encode=True):
     rows = tokenize(model, clips)
     store = FeatureStore(model, rows, PLAIN, 0, encode=encode)
-    loaded = [store.finish(store.load(i, 0), i, 0) for i in range(len(rows))]
-    return pass_inputs(model, loaded, [row.tokens for row in rows], encoded=encode)
+    ready = [store.pass_clip(i, store.finish(store.load(i, 0), i, 0)) for i in range(len(rows))]
+    return pass_inputs(model, ready, encoded=encode)
 
 
 @pytest.mark.parametrize("parts", [("projector", "decoder"), ("projector", "decoder", "encoder")])

@@ -29,8 +29,8 @@ PLAN = HealingPlan(
 def inputs_of(model, clips):
     rows = tokenize(model, clips)
     store = FeatureStore(model, rows, PLAIN, 0, encode=True)
-    loaded = [store.finish(store.load(i, 0), i, 0) for i in range(len(rows))]
-    return pass_inputs(model, loaded, [row.tokens for row in rows], encoded=True)
+    ready = [store.pass_clip(i, store.finish(store.load(i, 0), i, 0)) for i in range(len(rows))]
+    return pass_inputs(model, ready, encoded=True)
 
 
 def cut(model):
