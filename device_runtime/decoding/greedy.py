@@ -35,27 +35,26 @@ class GreedyDecoder:
 
     Attributes:
         passes: the engine's forward passes so far.
-        held: the draft waits: what is said now is none of it.
+        draft: what is guessed of the tokens that come next; another may take its place between two tokens.
     """
 
     def __init__(self, engine: Engine, logits: Float32, draft: Draft | None = None) -> None:
-        self._engine, self._logits, self._draft = engine, logits, draft or Draft(())
+        self._engine, self._logits, self.draft = engine, logits, draft or Draft(())
         # The cache's last tokens, from the first that a pass over several appended.
         self._loose: list[int] = []
         self.passes = 0
-        self.held = False
 
     def tokens(self, most: int) -> Iterator[int]:
         """Up to `most` tokens; the consumer stops earlier at an end token or a loop. A pass is made only for the next."""
         token = int(np.argmax(self._logits))
-        self._accept(token)
+        self.draft.accept(token)
         left = most
         while left > 0:
             yield token
             left -= 1
             if not left:
                 return
-            chain = [] if self.held else self._draft.propose()[: left - 1]
+            chain = self.draft.propose()[: left - 1]
             kept = 0
             self.passes += 1
             if chain:
@@ -66,7 +65,7 @@ class GreedyDecoder:
                 self._engine.rewind(len(chain) - kept)
                 self._loose += [token, *chain[:kept]]
                 for guess in chain[:kept]:
-                    self._accept(guess)
+                    self.draft.accept(guess)
                     yield guess
                 left -= kept
             else:
@@ -74,13 +73,9 @@ class GreedyDecoder:
                 if self._loose:
                     self._loose.append(token)
             token = self._decide(row)
-            if not self.held and (not chain or (kept < len(chain) and token != chain[kept])):
-                self._draft.reject()
-            self._accept(token)
-
-    def _accept(self, token: int) -> None:
-        if not self.held:
-            self._draft.accept(token)
+            if not chain or (kept < len(chain) and token != chain[kept]):
+                self.draft.reject()
+            self.draft.accept(token)
 
     def _is_sure(self, row: Float32, token: int) -> bool:
         """Whether plain decoding says `token` too."""
@@ -128,14 +123,15 @@ class Greedy:
 
     def decode(self, utterance: Prefilled) -> Generator[str, None, Decoded]:
         """See `Decoding.decode`."""
-        decoder = GreedyDecoder(self._engine, utterance.logits, self._draft(utterance))
         guard = RepeatStop.of(self._options)
         answer = AnswerStream(self._reader)
         pieces = DecodeStream(skip_special_tokens=True)
         tokens: list[int] = []
         reason: FinishReason = "length"
         # What is read off the audio begins behind what an answer says first; what was said before has that too.
-        decoder.held = not utterance.draft and not answer.opened
+        waits = not utterance.draft and not answer.opened
+        draft = None if waits else self._draft(utterance)
+        decoder = GreedyDecoder(self._engine, utterance.logits, draft)
         for token in decoder.tokens(utterance.max_tokens):
             if token in self._end:
                 reason = "eos"
@@ -144,7 +140,8 @@ class Greedy:
             piece = pieces.step(self._tokenizer, token)
             if piece:
                 fresh = answer.feed(piece)
-                decoder.held = decoder.held and not answer.opened
+                if waits and answer.opened:
+                    waits, decoder.draft = False, self._draft(utterance) or Draft(())
                 if guard.feed(fresh):
                     break
                 if self._options.guards and answer.stuck:
