@@ -117,7 +117,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class SpeechLLMConfig:
-    """A speech LLM of one of `model.PROJECTORS`; the decoder has a `config.json` of its own."""
+    """A speech LLM of a family of the layout "own"; the decoder has a `config.json` of its own."""
 
     audio_encoder: AudioEncoderConfig
     stack_factor: int

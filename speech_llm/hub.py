@@ -48,11 +48,6 @@ def no_model(name: str) -> CheckpointError:
     )
 
 
-def is_ultravox(folder: Path) -> bool:
-    """Whether `folder` is a Hugging Face checkpoint of the Ultravox architecture."""
-    return _config(folder).get("model_type") == "ultravox"
-
-
 def text_model(folder: Path) -> str:
     """The decoder that an Ultravox checkpoint names: a Hugging Face id or a folder."""
     return str(_config(folder)["text_model_id"])

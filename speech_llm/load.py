@@ -13,10 +13,11 @@ from prunella.device_runtime.base.model_names import EMBEDDED
 from prunella.device_runtime.base.suggestions import nearest
 from prunella.speech_llm import hub
 from prunella.speech_llm.checkpoint import is_checkpoint, load_checkpoint, load_decoder
+from prunella.speech_llm.families import find_family
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.model_folder import check_is_text, check_memory, check_model_folder
 from prunella.speech_llm.reference import reference_folder
-from prunella.speech_llm.stock import load_stock, stock_family
+from prunella.speech_llm.stock import load_stock
 
 _MISTYPED = 0.8  # so like an embedded model's name is none of the Hub
 
@@ -74,9 +75,8 @@ def load_any(name: str | Path) -> SpeechLLM | TextLLM:
     folder = resolve(name)
     check_model_folder(folder)
     own = is_checkpoint(folder)
-    ultravox = not own and hub.is_ultravox(folder)
-    family = None if own or ultravox else stock_family(folder)
-    if not own and not ultravox and family is None:
+    family = None if own else find_family(folder)
+    if not own and family is None:
         check_is_text(folder)
     check_memory(folder)
     if own:
@@ -84,8 +84,6 @@ def load_any(name: str | Path) -> SpeechLLM | TextLLM:
         if str(name) in EMBEDDED:
             model.config = model.config.with_provenance(name=str(name))
         return model
-    if ultravox:
-        return hub.load_ultravox(folder)
     if family is not None:
-        return load_stock(folder, family)
+        return hub.load_ultravox(folder) if family.layout == "own" else load_stock(folder, family)
     return TextLLM(*load_decoder(folder))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,14 +16,10 @@ from prunella.device_runtime.decoding.text_style import style_text
 from prunella.speech_llm.config import ModelConfig, SpeechLLMConfig
 from prunella.speech_llm.ctc_head import CtcHead
 from prunella.speech_llm.decoder_view import DecoderView, decoder_view
-from prunella.speech_llm.ultravox import UltravoxProjector
-from prunella.speech_llm.whisper_encoder import TrueLengthWhisperEncoder
+from prunella.speech_llm.families import FAMILIES, family_named
 
 if TYPE_CHECKING:
     from prunella.speech_llm.stock import StockShell
-
-# Of prunella's own folder, which holds families without a class in transformers: what builds the projector.
-PROJECTORS: dict[str, Callable[[SpeechLLMConfig], nn.Module]] = {"ultravox": UltravoxProjector}
 
 
 class SpeechLLM(nn.Module):
@@ -171,34 +167,13 @@ def _own_parts(
     config: ModelConfig, decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[tuple[nn.Module, nn.Module], PromptSpec]:
     """Encoder, projector and prompt that a `SpeechLLMConfig` describes."""
-    if not isinstance(config, SpeechLLMConfig) or config.family not in PROJECTORS:
-        raise CheckpointError(f"no model family '{config.family}': there are {', '.join(PROJECTORS)}")
+    family = family_named(config.family)
+    if not isinstance(config, SpeechLLMConfig) or family is None or family.layout != "own":
+        own = ", ".join(one.model_type for one in FAMILIES.values() if one.layout == "own")
+        raise CheckpointError(f"no model family '{config.family}' in prunella's own folder: there is {own}")
     if decoder.config.hidden_size != config.text_hidden_size:
         raise CheckpointError(
             f"the projector makes vectors of {config.text_hidden_size}, the decoder takes {decoder.config.hidden_size}: "
             "use the decoder that the projector was trained for"
         )
-    half = (TrueLengthWhisperEncoder(config.audio_encoder), PROJECTORS[config.family](config))
-    return half, tokenize_prompt(config, tokenizer)
-
-
-def tokenize_prompt(config: SpeechLLMConfig, tokenizer: PreTrainedTokenizerBase) -> PromptSpec:
-    """Token ids of the fixed prompt.
-
-    Raises:
-        CheckpointError: the end token is not one token of this tokenizer.
-    """
-    prompt = config.prompt
-    eos = tokenizer.convert_tokens_to_ids(prompt.eos_token)
-    if not isinstance(eos, int) or tokenizer.convert_ids_to_tokens(eos) != prompt.eos_token:
-        raise CheckpointError(
-            f"the tokenizer has no token {prompt.eos_token!r}: set prompt.eos_token in config.json"
-        )
-    return PromptSpec.around_audio(
-        prompt.before_audio,
-        prompt.after_audio,
-        tuple(tokenizer(prompt.before_audio, add_special_tokens=False)["input_ids"]),
-        tuple(tokenizer(prompt.after_audio, add_special_tokens=False)["input_ids"]),
-        (eos,),
-        config.text_style,
-    )
+    return family.audio_half(config, False), family.prompt(config, tokenizer, Path(), ())

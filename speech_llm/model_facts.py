@@ -13,6 +13,7 @@ from prunella.device_runtime.base.errors import CheckpointError
 from prunella.speech_llm import hub
 from prunella.speech_llm.checkpoint import DECODER_NAME, is_checkpoint, saved_bytes
 from prunella.speech_llm.config import SpeechLLMConfig
+from prunella.speech_llm.families import find_family
 from prunella.speech_llm.load import resolve, text_only
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.model_folder import (
@@ -22,7 +23,6 @@ from prunella.speech_llm.model_folder import (
     float_bytes,
     why_unreadable,
 )
-from prunella.speech_llm.stock import stock_family
 from prunella.speech_llm.stock_config import StockFacts
 
 
@@ -59,9 +59,9 @@ def read_facts(name: str | Path) -> ModelFacts:
     check_memory(folder)
     if is_checkpoint(folder):
         return _facts(folder / DECODER_NAME, SpeechLLMConfig.load(folder).provenance)
-    if hub.is_ultravox(folder):
+    family = find_family(folder)
+    if family is not None and family.layout == "own":
         return _facts(resolve(hub.text_model(folder)), {})
-    family = stock_family(folder)
     if family is not None:
         facts = StockFacts.load(folder, family.model_type)
         return _facts(folder, facts.provenance)

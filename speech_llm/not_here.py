@@ -14,7 +14,7 @@ _EVERY_STEP = (
 )
 _NO_LLM = "writes without an LLM decoder (an encoder-decoder, CTC or transducer): there is nothing in it that prunella prunes"
 _NO_TRANSCRIPT = "makes sound or vectors of it, and no transcript"
-_REASONS = {
+REASONS = {
     _EVERY_STEP: ("voxtral_realtime", "kyutai_speech_to_text", "moshi"),
     _NO_LLM: (
         *(
@@ -93,7 +93,7 @@ def why_not(config: dict[str, Any]) -> str | None:
             "Qwen3-ASR in its authors' own layout (thinker_config), which transformers does not read: take the same model from "
             "the repository whose name ends with -hf, such as Qwen/Qwen3-ASR-0.6B-hf"
         )
-    for reason, kinds in _REASONS.items():
+    for reason, kinds in REASONS.items():
         if kind in kinds:
             return f"a speech model of the kind '{kind}', which {reason}"
     heard = next(_audio_keys(config, ""), None)
@@ -101,7 +101,7 @@ def why_not(config: dict[str, Any]) -> str | None:
         return None
     from prunella.speech_llm.families import FAMILIES
 
-    here = ", ".join(family.model_type for family in FAMILIES.values())
+    here = ", ".join(family.model_type for family in FAMILIES.values() if family.layout == "stock")
     known = next((family for family in FAMILIES.values() if family.model_type == kind), None)
     if known is not None:
         said = ", ".join(map(str, names)) or "none"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from prunella.speech_llm.config import Prompt
-from prunella.speech_llm.model import SpeechLLM, tokenize_prompt
+from prunella.speech_llm.families.ultravox import tokenize_prompt
+from prunella.speech_llm.model import SpeechLLM
 
 INSTRUCTION = "Transcribe the speech."
 PROMPT = Prompt(

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunella.device_runtime.base.errors import CheckpointError, UsageError
-from prunella.speech_llm.families import FAMILIES, Family
+from prunella.speech_llm.families import Family
 from prunella.speech_llm.folder_tokenizer import read_tokenizer
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.model_folder import copy_side_files, full_disks_are_os_errors, why_unreadable
@@ -44,17 +44,6 @@ class StockShell:
     model: PreTrainedModel
     folder: Path
     config: PreTrainedConfig
-
-
-def stock_family(folder: Path) -> Family | None:
-    """The family of the model in `folder`, by the class that its `config.json` names; None: none of them."""
-    try:
-        body = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        names = body.get("architectures") or ()
-        theirs = "thinker_config" in body  # the class's name, in another layout
-    except (OSError, ValueError, AttributeError, TypeError):
-        return None
-    return None if theirs else next((FAMILIES[name] for name in names if name in FAMILIES), None)
 
 
 def load_stock(folder: Path, family: Family) -> SpeechLLM:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -41,7 +41,7 @@ class AudioGeometry:
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of speech LLM that transformers has a class for.
+    """One kind of speech LLM. Where transformers has no class for it, what the functions are given says `ultravox.py`.
 
     Attributes:
         model_type: in `config.json`.
@@ -57,18 +57,20 @@ class Family:
         true_length: whether a model hears the same of audio that is not padded to whole windows.
         stock_windows: whether the stock class takes features of whole 30 s alone.
         mmproj: name of llama.cpp's projector type; None: it has none for this family.
+        layout: "stock": as transformers saves its class; "own": prunella's folder, for what has no class.
     """
 
     model_type: str
     architecture: str
     since: str
     geometry: Callable[[Any, bool], AudioGeometry]
-    audio_half: Callable[[PreTrainedModel, bool], tuple[nn.Module, nn.Module]]
+    audio_half: Callable[[Any, bool], tuple[nn.Module, nn.Module]]
     prompt: Callable[[Any, PreTrainedTokenizerBase, Path, tuple[int, ...]], PromptSpec]
     as_causal_lm: Callable[[PreTrainedModel], PreTrainedModel]
     true_length: bool
     stock_windows: bool = True
     mmproj: str | None = None
+    layout: Literal["stock", "own"] = "stock"
 
 
 def language_model(stock: PreTrainedModel) -> PreTrainedModel:

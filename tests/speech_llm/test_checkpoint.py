@@ -12,7 +12,8 @@ from prunella.speech_llm import TextLLM, load, load_any, save_checkpoint
 from prunella.speech_llm.batches import IGNORE, PositionClass, speech_batch, speech_example
 from prunella.speech_llm.config import Prompt, SpeechLLMConfig
 from prunella.speech_llm.embedded_weights import embedded_weights
-from prunella.speech_llm.model import SpeechLLM, tokenize_prompt
+from prunella.speech_llm.families.ultravox import tokenize_prompt
+from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.model_facts import read_facts
 from prunella.speech_llm.torch_engine import TorchEngine, model_transcriber
 
@@ -183,6 +184,7 @@ def test_a_projector_of_another_width_is_refused(small_speech_llm):
         SpeechLLM(config, small_speech_llm.decoder, small_speech_llm.tokenizer)
 
 
+@pytest.mark.step("recognise", family="ultravox")
 def test_an_ultravox_checkpoint_of_the_hub_layout_loads(small_speech_llm, tmp_path):
     from safetensors.torch import save_file
 
