@@ -312,8 +312,8 @@ LAYOUTS = {
         _sinusoids,
         added=("<|audio_start|>", "<|audio_end|>"),
         whole_window=False,
-        note="llama.cpp's own audio half fills the last second up and gives tokens for all of it, which the model was not "
-        "trained on: take --engine gguf, which stops at the audio's end",
+        note="llama.cpp's own audio half fills the last second up with nothing masked; the model was trained with that masked: "
+        "take --engine gguf, which does that",
     ),
 }
 # Types that llama.cpp has a name for, and computes something else.

@@ -120,9 +120,14 @@ class GgufEngine:
         if spec.note:
             _LOG.warning("%s", spec.note)
         mmproj = one_file(bundle, MMPROJ_PATTERN)
-        rate = bundle.manifest.audio.sampling_rate
+        audio = bundle.manifest.audio
         encoder = MtmdEncoder(
-            mmproj, decoder, threads=threads, sampling_rate=rate, prompt_tokens=spec.prompt_tokens
+            mmproj,
+            decoder,
+            threads=threads,
+            sampling_rate=audio.sampling_rate,
+            prompt_tokens=spec.prompt_tokens,
+            chunks=audio.features if spec.projector == "qwen3a" else None,
         )
         return cls(bundle, encoder, threads=threads, name=f"mtmd-{quant}")
 

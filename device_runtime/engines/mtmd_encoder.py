@@ -11,6 +11,7 @@ import numpy as np
 
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import EngineError
+from prunella.device_runtime.bundle import FeatureSpec
 from prunella.device_runtime.engines.llama_library import last_error, llama_library, mtmd_library
 
 _MAX_SECONDS = 29.9  # from 30.0 s on libmtmd adds a second window, of silence
@@ -24,6 +25,7 @@ class MtmdEncoder:
         decoder: the text model's file, of which libmtmd reads the vocabulary and the width.
         threads: of the CPU.
         sampling_rate: of the samples; must be libmtmd's.
+        chunks: the model's features, where the layout fills them up to chunks (qwen3a): rows behind the audio's are left out.
         prompt_tokens: whether its first and last embedding are of tokens that the prompt has, and left out here.
 
     Raises:
@@ -38,6 +40,7 @@ class MtmdEncoder:
         threads: int,
         sampling_rate: int = 16_000,
         prompt_tokens: bool = False,
+        chunks: FeatureSpec | None = None,
     ) -> None:
         library = llama_library()
         self._mtmd = mtmd = mtmd_library()
@@ -64,10 +67,11 @@ class MtmdEncoder:
         self.ctc_log_probs: Float32 | None = None  # llama.cpp's audio half has no CTC head
         self.has_ctc_head = False
         self._edge = int(prompt_tokens)
+        self._chunks = chunks
         self._limit = int(_MAX_SECONDS * sampling_rate)
 
     def encode(self, samples: Float32) -> Float32:
-        """(n,) mono float32, at most 29.9 s → (tokens of 30 s, or of begun seconds (qwen3a), hidden) float32.
+        """(n,) mono float32, at most 29.9 s → (tokens of 30 s, or of the audio (qwen3a), hidden) float32.
 
         Raises:
             EngineError: longer, or libmtmd failed.
@@ -77,6 +81,9 @@ class MtmdEncoder:
                 f"libmtmd encodes up to {_MAX_SECONDS} s in one piece: cut the audio into shorter ones"
             )
         mtmd = self._mtmd
+        heard = None if self._chunks is None else chunk_rows(len(samples), self._chunks)
+        if self._chunks is not None:
+            samples = np.pad(samples, (0, max(0, self._chunks.min_samples - len(samples))))
         data = np.ascontiguousarray(samples, np.float32)
         with ExitStack() as stack:
             pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
@@ -99,4 +106,13 @@ class MtmdEncoder:
                 shape = (int(mtmd.mtmd_input_chunk_get_n_tokens(chunk)), self._width)
                 rows.append(np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(self._context), shape).copy())
         found = np.concatenate(rows)
-        return found[self._edge : len(found) - self._edge]
+        return found[self._edge : len(found) - self._edge][:heard]
+
+
+def chunk_rows(samples: int, spec: FeatureSpec) -> int:
+    """Rows of so many samples in layouts of chunks: three convolutions of stride 2 over each chunk, and over what is left."""
+    whole, rest = divmod(spec.valid_frames(samples), spec.frame_multiple)
+    rows = [spec.frame_multiple, rest]
+    for _ in range(3):
+        rows = [(count + 1) // 2 for count in rows]
+    return whole * rows[0] + rows[1]

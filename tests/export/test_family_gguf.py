@@ -142,8 +142,9 @@ def test_llama_cpps_own_audio_half_opens_and_hears(name, bundles, models, noise_
     assert [text for text in warned if "llama.cpp" in text] == ([layout.note] if layout.note else [])
     expected = TorchEngine(models(name)).encode(samples)
     assert found.shape[1] == expected.shape[1] and len(found) >= len(expected)
-    if name == "voxtral":  # the model too hears all 30 s
+    if name in ("qwen3_asr", "voxtral"):
         assert found.shape == expected.shape
+    if name == "voxtral":  # the model too hears all 30 s
         np.testing.assert_allclose(found, expected, atol=0.01 * expected.std())
     engine.start(found)
 
