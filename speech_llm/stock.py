@@ -103,6 +103,9 @@ def assembled(model: SpeechLLM) -> PreTrainedModel:
     decoder: Any = model.decoder
     stock.model.language_model, stock.lm_head = decoder.model, decoder.lm_head
     stock.generation_config = copy.deepcopy(old.generation_config)
+    # How names in files became those in memory, of models that were read: undone when it is saved.
+    if (renamed := getattr(old, "_weight_conversions", None)) is not None:
+        stock._weight_conversions = renamed  # noqa: SLF001 - nothing public keeps a file's names
     left = [name for name, tensor in stock.named_parameters() if tensor.is_meta]
     if left:
         raise CheckpointError(f"{type(old).__name__} has {left[0]}, for which nothing is known here")
@@ -167,7 +170,9 @@ def _read(folder: Path, family: Family) -> tuple[PreTrainedModel, PreTrainedToke
             f"is installed: pip install 'transformers>={family.since}'"
         )
     try:
-        stock = kind.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        stock, info = kind.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+        )
         tokenizer = read_tokenizer(folder)
     except CheckpointError:
         raise
@@ -175,6 +180,12 @@ def _read(folder: Path, family: Family) -> tuple[PreTrainedModel, PreTrainedToke
         raise CheckpointError(
             f"cannot load a {family.architecture} from '{folder}': {why_unreadable(folder, error)}"
         ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:  # which transformers makes up at random
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} tensors of a {family.architecture}, such as {missing[0]}: its weights are in "
+            "another layout, or not all there; download it again, or take a copy that transformers has saved"
+        )
     _forget_dtypes(stock.config, folder)
     return stock.eval(), tokenizer
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny_families import (
     FAMILIES,
     FAMILY_NAMES,
@@ -22,6 +23,7 @@ from tiny_families import (
 )
 from transformers import AutoProcessor, AutoTokenizer
 
+from prunella.device_runtime.base.errors import CheckpointError
 from prunella.pruning.blocks import Block
 from prunella.pruning.prune import prune, save_pruned
 from prunella.speech_llm import load, load_any
@@ -70,6 +72,16 @@ def cut(folder, out):
     return out
 
 
+def renumbered(name: str) -> str | None:
+    """Name of a tensor after the cut; None: it went."""
+    kept = [0, 2, 4, 5]
+    found = re.match(r"(.*language_model.*\.layers\.)(\d+)(\..*)", name)
+    if found is None:
+        return name
+    layer = int(found[2])
+    return f"{found[1]}{kept.index(layer)}{found[3]}" if layer in kept else None
+
+
 @pytest.mark.parametrize("tie", TIES)
 def test_names_and_keys_are_those_of_the_uncut_model(family, tie, tmp_path):
     """What vLLM and MLX read: names and keys alone tell them where things are."""
@@ -78,15 +90,6 @@ def test_names_and_keys_are_those_of_the_uncut_model(family, tie, tmp_path):
         family, tmp_path / "whole", text={"tie_word_embeddings": text}, rest={"tie_word_embeddings": top}
     )
     out = cut(whole, tmp_path / "cut")
-    kept = [0, 2, 4, 5]
-
-    def renumbered(name: str) -> str | None:
-        found = re.match(r"(.*language_model.*\.layers\.)(\d+)(\..*)", name)
-        if found is None:
-            return name
-        layer = int(found[2])
-        return f"{found[1]}{kept.index(layer)}{found[3]}" if layer in kept else None
-
     expected = {renumbered(name): facts for name, facts in tensors(whole).items() if renumbered(name)}
     assert tensors(out) == expected
     before, after = config_of(whole), config_of(out)
@@ -110,6 +113,34 @@ def _says_the_same(folder, model):
         expected = stock(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
         found = model.decoder(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     torch.testing.assert_close(found, expected)
+
+
+def test_a_file_with_the_names_of_the_class_in_memory_keeps_those(family, tmp_path):
+    """Files of both kinds are about: transformers reads both, and writes what it has read."""
+    folder = write_tiny(family, tmp_path / "whole")
+    stock = FAMILIES[family].stock.from_pretrained(folder)
+    named = {name: tensor.clone() for name, tensor in stock.named_parameters()}
+    save_file(named, folder / "model.safetensors", {"format": "pt"})
+    out = cut(folder, tmp_path / "cut")
+    assert set(tensors(out)) == {renumbered(name) for name in named} - {None}
+    _says_the_same(out, load(out))
+
+
+def test_weights_that_are_not_there_are_not_made_up(family, tmp_path):
+    folder = write_tiny(family, tmp_path / "whole")
+    there = load_file(folder / "model.safetensors")
+    gone = next(name for name in there if name.endswith("layers.3.mlp.up_proj.weight"))
+    save_file(
+        {name: there[name] for name in there if name != gone}, folder / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(
+        CheckpointError, match=r"lacks 1 tensors .*layers\.3\.mlp\.up_proj\.weight: its weights are in"
+    ):
+        load(folder)
+    renamed = {f"thinker.{name}": tensor for name, tensor in there.items()}
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="in another layout"):
+        load(folder)
 
 
 def test_a_head_of_its_own_stays_one(family, tmp_path):
