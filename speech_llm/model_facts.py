@@ -56,16 +56,18 @@ def read_facts(name: str | Path) -> ModelFacts:
     """
     folder = resolve(name)
     check_model_folder(folder)
+    own = is_checkpoint(folder)
+    family = None if own else find_family(folder)
+    if not own and family is None:
+        check_is_text(folder)  # first: a model that is not taken may be too large besides
     check_memory(folder)
-    if is_checkpoint(folder):
+    if own:
         return _facts(folder / DECODER_NAME, SpeechLLMConfig.load(folder).provenance)
-    family = find_family(folder)
     if family is not None and family.layout == "own":
         return _facts(resolve(hub.text_model(folder)), {})
     if family is not None:
         facts = StockFacts.load(folder, family.model_type)
         return _facts(folder, facts.provenance)
-    check_is_text(folder)
     raise text_only(name)
 
 
