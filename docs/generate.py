@@ -130,9 +130,8 @@ def _type(hint: Any) -> str:
         return " or ".join(map(_type, inside))
     if dataclasses.is_dataclass(hint):
         return f"[{hint.__name__}](#{hint.__name__.lower()})"
-    return {str: "string", int: "integer", float: "number", bool: "boolean", Any: "anything"}.get(
-        hint, str(hint)
-    )
+    names = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+    return names.get(hint, "anything" if hint is Any else str(hint))
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
