@@ -65,7 +65,8 @@ def trainer(model, clips, args):
             return len(rows)
 
         def __getitem__(self, place):
-            return SpeechExample(model_features(model, rows[place].clip.read()), rows[place].tokens)
+            heard, valid = model_features(model, rows[place].clip.read())
+            return SpeechExample(heard, rows[place].tokens, valid)
 
     times = []
 

@@ -123,7 +123,7 @@ def paired(
     stack = model.config.stack_factor
     frames, wanted = [], []
     for clip in tqdm.tqdm(clips, file=sys.stderr, disable=None if progress else True):
-        mel = model_features(model, clip.read())[None]
+        mel = model_features(model, clip.read())[0][None]
         with torch.autocast("cpu", torch.bfloat16):
             new = model.audio_encoder(mel)[0]
             target = old[1](old[0](mel))[0]

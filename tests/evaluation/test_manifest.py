@@ -35,6 +35,12 @@ def test_the_committed_manifests_are_clean(name, clips):
     assert manifest.seconds > 30
 
 
+def test_rows_may_name_their_language(tmp_path):
+    manifest = read_manifest(write(tmp_path, row(language="de"), row(), row(language=None)))
+    assert [one.language for one in manifest.utterances] == ["de", "", ""]
+    assert [one.language for one in manifest.in_language("fr").utterances] == ["de", "fr", "fr"]
+
+
 @pytest.mark.parametrize(
     ("bad", "why"),
     [
@@ -45,6 +51,7 @@ def test_the_committed_manifests_are_clean(name, clips):
         (row(audio_filepath="missing.wav"), "missing.wav does not exist"),
         (row(audio_filepath=""), "not a file name"),
         (row(audio_filepath=7), "not a file name"),
+        (row(language=7), "language 7 is no code"),
         (row(text="  "), "text is empty"),
         (row(text=None), "text is empty"),
         (row(duration=0), "positive number"),

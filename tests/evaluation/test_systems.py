@@ -180,3 +180,4 @@ def test_a_bundle_can_be_opened_with_another_engine(tmp_path):
     assert systems.split_engine(f"{folder}@mtmd") == (folder, "mtmd")
     assert systems.split_engine(folder) == (folder, None)
     assert systems.split_engine("someone/model@revision") == ("someone/model@revision", None)
+    assert systems.split_engine("someone/model@trimmed") == ("someone/model", "trimmed")
