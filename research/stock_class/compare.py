@@ -31,7 +31,7 @@ from prunella.speech_llm.families.qwen2_audio import INSTRUCTION
 from prunella.speech_llm.process import tune
 
 RATE = 16_000
-LONGEST = 29.0  # seconds: stock hears 30, the runtime cuts before
+LONGEST = 29.0  # seconds: stock hears 30
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,7 @@ def main() -> int:
     parser.add_argument("system", metavar="SYSTEM")
     parser.add_argument("--speech", type=Path, action="append", required=True, metavar="MANIFEST")
     parser.add_argument("--limit", type=int, default=40, help="clips of each manifest (default: %(default)s)")
+    parser.add_argument("--max-seconds", type=float, default=LONGEST, help="of a clip (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -170,7 +171,7 @@ def main() -> int:
     stock = StockModel(args.model)
     chosen: list[Utterance] = []
     for path in args.speech:
-        chosen += read_manifest(path).at_most(LONGEST).limit(args.limit).utterances
+        chosen += read_manifest(path).at_most(args.max_seconds).limit(args.limit).utterances
     found = [compare_clip(stock, transcriber, clip) for clip in tqdm.tqdm(chosen, disable=None)]
     result = {"model": str(args.model), "system": transcriber.engine.name, **summary(found)}
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
