@@ -10,12 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import support_matrix
 from skips_in_ci import pytest_make_collect_report, pytest_runtest_makereport
 
 __all__ = ["pytest_make_collect_report", "pytest_runtest_makereport"]  # hooks, which pytest looks for here
 
 ROOT = Path(__file__).parents[1]
 CLIPS = ROOT / "examples" / "clips"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(support_matrix)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 
 from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
 from prunella.speech_llm.model import SpeechLLM
@@ -58,3 +67,36 @@ def tiny_speech_llm(
         provenance={"base_model": "tiny"},
     )
     return SpeechLLM(config, decoder, tokenizer).float().eval().requires_grad_(False)
+
+
+def write_ultravox(folder: Path, *, layers: int) -> Path:
+    """A checkpoint as Ultravox has them on the Hub: projector weights that name an audio and a text model, beside it here."""
+    tokenizer = byte_level_tokenizer()
+    prompt = Prompt("U: ", "A:", "<|im_end|>")
+    model = tiny_speech_llm(
+        tokenizer, seed=0, layers=layers, prompt=prompt, intermediate_size=96, initializer_range=0.1
+    )
+    sizes = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
+    decoder = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 64}
+    whisper = WhisperForConditionalGeneration(WhisperConfig(**sizes, **decoder, num_mel_bins=80))
+    whisper.model.encoder.load_state_dict(model.audio_encoder.state_dict())
+    audio, text = folder.with_name(f"{folder.name}-audio"), folder.with_name(f"{folder.name}-text")
+    whisper.save_pretrained(audio)
+    model.decoder.save_pretrained(text)
+    tokenizer.chat_template = "{% for m in messages %}U:{{ m['content'] }}{% endfor %}A:"
+    tokenizer.save_pretrained(text)
+    folder.mkdir()
+    weights = {f"multi_modal_projector.{k}": v.contiguous() for k, v in model.projector.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
+    facts = {
+        "architectures": ["UltravoxModel"],
+        "model_type": "ultravox",
+        "audio_model_id": str(audio),
+        "text_model_id": str(text),
+        "stack_factor": 5,
+        "hidden_size": 64,
+        "projector_act": "swiglu",
+        "projector_ln_mid": True,
+    }
+    (folder / "config.json").write_text(json.dumps(facts))
+    return folder

@@ -53,6 +53,7 @@ def test_int4_hears_nearly_the_same(bundle, tmp_path, noise) -> None:
     assert np.abs(np.exp(small.ctc_log_probs) - np.exp(plain.ctc_log_probs)).mean() < 0.01
 
 
+@pytest.mark.step("CTC head", family="ultravox")
 def test_beams_say_the_same_in_pytorch_and_in_the_bundle(lettered, bundle, noise) -> None:
     plain, exported = model_transcriber(lettered), open_transcriber(bundle.path, threads=1)
     texts = set()

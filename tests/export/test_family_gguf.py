@@ -85,6 +85,7 @@ def bundles(models, tmp_path_factory):
     return bundle
 
 
+@pytest.mark.step("GGUF decoder")
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_the_files_pass_the_gate(name, bundles, models):
     bundle = bundles(name)
@@ -102,6 +103,17 @@ def test_the_files_pass_the_gate(name, bundles, models):
     assert "llama.cpp's audio half" in describe(bundle)
 
 
+@pytest.mark.step("mmproj")
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_llama_cpps_audio_half_is_that_of_the_model_or_says_why_not(name, bundles):
+    manifest = bundles(name).manifest
+    if not manifest.mmproj.projector:
+        assert manifest.mmproj.note
+        pytest.xfail(manifest.mmproj.note)
+    assert manifest.provenance["gguf_gate"]["mmproj_cosine"] > 0.9999
+
+
+@pytest.mark.step("GGUF decoder")
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_the_same_tokens_as_on_onnx_runtime(name, bundles, noise_manifest):
     """Up to where PyTorch itself finds two tokens nearly as good: llama.cpp's cache is in half floats."""

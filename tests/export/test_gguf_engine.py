@@ -77,6 +77,7 @@ def reference_gguf(reference, tmp_path_factory):
     return export_float(reference, TARGET, tmp_path_factory.mktemp("gguf") / "F16")
 
 
+@pytest.mark.step("GGUF decoder", family="ultravox")
 def test_what_is_in_a_bundle(exact_bundle, tiny_model):
     assert sorted(exact_bundle.manifest.files) == [
         "gguf/decoder-F32.gguf",
@@ -88,6 +89,7 @@ def test_what_is_in_a_bundle(exact_bundle, tiny_model):
     assert exact_bundle.manifest.provenance["gguf_gate"]["logit_error"] < 1e-3
 
 
+@pytest.mark.step("GGUF decoder", family="ultravox")
 def test_the_same_logits_as_pytorch(engine, tiny_model, noise):
     torch_engine = TorchEngine(tiny_model)
     for audio in (
@@ -104,6 +106,7 @@ def test_the_same_logits_as_pytorch(engine, tiny_model, noise):
             expected, found = torch_engine.step(token).copy(), engine.step(token).copy()
 
 
+@pytest.mark.step("mmproj", family="ultravox")
 def test_the_same_audio_as_pytorch(engine, tiny_model, noise):
     np.testing.assert_allclose(engine.encode(noise), TorchEngine(tiny_model).encode(noise), atol=1e-3)
 

@@ -43,6 +43,7 @@ def changed(float_bundle, tmp_path):
     return change
 
 
+@pytest.mark.step("ONNX gate", family="ultravox")
 def test_a_sound_bundle_says_what_was_compared(float_bundle, bundles):
     found = float_bundle.manifest.provenance["onnx_gate"]
     assert 0 < found["logit_error"] < FLOAT_ERROR and 0 < found["embedding_error"] < FLOAT_ERROR

@@ -44,6 +44,7 @@ def test_audio_encoder_at_any_length(samples, torch_engine, onnx_engine):
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+@pytest.mark.step("transcribe", family="ultravox")
 def test_decoder_logits_and_tokens(torch_engine, onnx_engine, noise):
     audio = torch_engine.encode(noise)
     tokens, logits = greedy(torch_engine, audio)

@@ -31,6 +31,7 @@ def tiny(small_speech_llm, tmp_path_factory):
     return folder
 
 
+@pytest.mark.step("verify", family="ultravox")
 def test_a_float_bundle_says_what_its_model_says(tiny, noise_manifest, capsys):
     words = ["verify", str(tiny / "fp32"), str(tiny / "model"), "--speech", str(noise_manifest)]
     assert main([*words, "--clips", "3"]) == 0
@@ -83,6 +84,7 @@ def test_a_bundle_of_another_model_is_refused_before_it_is_loaded(
     assert main(["verify", str(tiny / "fp32"), "x", "--speech", str(noise_manifest), "--clips", "0"]) == 2
 
 
+@pytest.mark.step("verify")
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_every_family(family, noise_manifest, tmp_path):
     model = load(write_tiny(family, tmp_path / "model"))

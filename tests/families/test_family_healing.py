@@ -75,6 +75,7 @@ def inputs_of(model, clips, *, encode):
     return store, pass_inputs(model, ready, encoded=encode)
 
 
+@pytest.mark.step("CTC head")
 def test_letters_from_training_to_beams(folder, noise_manifest, tmp_path):
     out = tmp_path / "lettered"
     arguments = ["heal", str(folder), "--stage", "ctc-head", "--speech", str(noise_manifest), "--steps", "3"]

@@ -82,6 +82,7 @@ def test_dev_texts_are_the_transcribers(manifest, make_model):
     assert texts == expected
 
 
+@pytest.mark.step("CTC head", family="ultravox")
 def test_a_ctc_head_learns_to_spell_and_the_rest_stays(manifest, tmp_path, make_model):
     clips = open_speech([manifest])
     plan = replace(PLAN, stage="ctc-head", steps=120, dev_steps=20, batch_positions=400)
@@ -124,6 +125,7 @@ def test_a_new_ctc_head_takes_the_place_of_one_that_has_learned(manifest, make_m
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
+@pytest.mark.step("heal", family="ultravox")
 def test_learns_and_stays_an_ordinary_checkpoint(manifest, tmp_path, make_model):
     clips = open_speech([manifest])
     plan = replace(

@@ -75,6 +75,7 @@ def test_blocks_outside_the_model_are_refused(blocks, message):
         check_blocks(blocks, 6)
 
 
+@pytest.mark.step("analyze", family="ultravox")
 @pytest.mark.slow
 def test_the_map_is_the_papers_formula(small_speech_llm, noise_manifest):
     model = small_speech_llm
@@ -311,6 +312,7 @@ def test_candidates_in_one_pass_equal_one_by_one(small_speech_llm, calibration):
         torch.testing.assert_close(together.errors, alone.errors)
 
 
+@pytest.mark.step("bridge", family="ultravox")
 def test_a_bridge_lowers_the_held_out_loss_or_is_not_applied(small_speech_llm, calibration):
     for blocks in ([Block(2, 4)], [Block(1, 2), Block(4, 5)]):
         pruned, reports = bridge_blocks(small_speech_llm.decoder, blocks, calibration)
@@ -331,6 +333,7 @@ def test_where_no_bridge_is_possible_the_reason_is_given(small_speech_llm, calib
     assert why_no_bridge(_tiny("qwen2"), Block(2, 4)) == ""
 
 
+@pytest.mark.step("cut", family="ultravox")
 def test_pruning_a_speech_llm_end_to_end(small_speech_llm, calibration, tmp_path):
     pruned, report = prune(small_speech_llm, [Block(2, 4)], calibration=calibration)
     assert (report.layers_before, report.layers_after, report.blocks) == (6, 4, ("2:4",))
