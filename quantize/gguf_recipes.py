@@ -71,9 +71,10 @@ GGUF_RECIPES: dict[str, GgufRecipe] = {
             INT8_ROWS,
             5.7,
             ("Q5_K", "Q6_K"),
+            error=0.4,
         ),
-        GgufRecipe("Q6_K", "6 bits", 18, "Q8_0", INT8_ROWS, 6.56, ("Q6_K",)),
-        GgufRecipe("Q8_0", "8 bits, as good as float", 7, "Q8_0", INT8_ROWS, 8.5, ("Q8_0",)),
+        GgufRecipe("Q6_K", "6 bits", 18, "Q8_0", INT8_ROWS, 6.56, ("Q6_K",), error=0.2),
+        GgufRecipe("Q8_0", "8 bits, as good as float", 7, "Q8_0", INT8_ROWS, 8.5, ("Q8_0",), error=0.2),
         GgufRecipe(
             "F16", "half floats: what the other GGUF recipes start from", 1, "F16", FLOAT, 16.0, error=0.1
         ),
