@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from prunella.speech_llm.batches import speech_batch, speech_example
 from prunella.speech_llm.stock import assembled
 from prunella.speech_llm.torch_engine import model_transcriber
 
+CLIPS = Path(__file__).parents[2] / "examples" / "clips"
 CUTS = {"a middle block": (Block(2, 4),), "a set with gaps": (Block(1, 2), Block(3, 4))}
 pytestmark = pytest.mark.slow
 
@@ -121,7 +123,7 @@ def test_three_steps_of_healing_leave_a_stock_checkpoint(folder, noise_manifest,
 @pytest.mark.step("ONNX gate", "transcribe")
 def test_a_bundle_says_what_stock_generate_says(model, noise_manifest, tmp_path):
     """Token for token, with the family's own prompt, on the bundle that passed the gate."""
-    said = bundle_and_stock(model, noise_manifest, tmp_path / "bundle")
+    said = bundle_and_stock(model, read_manifest(noise_manifest).utterances[:4], tmp_path / "bundle")
     assert min(map(len, said)) > 3
 
 
@@ -129,13 +131,23 @@ def test_a_bundle_of_another_size_says_it_too(model, noise_manifest, tmp_path):
     """Odd head counts, one head for all keys, widths that differ, 80 bins, the head tied the other way."""
     family = model.config.family
     other = load(write_tiny(family, tmp_path / family, **other_size(family)))
-    assert any(bundle_and_stock(other, noise_manifest, tmp_path / "bundle"))
+    assert any(bundle_and_stock(other, read_manifest(noise_manifest).utterances[:4], tmp_path / "bundle"))
 
 
-def bundle_and_stock(model, noise_manifest, out) -> list[list[int]]:
+@pytest.mark.parametrize("folder", ["qwen3_asr"], indirect=True)
+def test_twenty_clips_of_speech_are_heard_alike(model, tmp_path):
+    clips = [
+        one
+        for kind in ("evaluation", "calibration")
+        for one in read_manifest(CLIPS / f"{kind}.jsonl").utterances
+    ]
+    assert len(bundle_and_stock(model, clips[:20], tmp_path / "bundle")) == 20
+
+
+def bundle_and_stock(model, utterances, out) -> list[list[int]]:
     """Export and compare with `generate`, its inputs made by transformers' own feature extractor; what both said.
 
-    The last clip is in German, where the model can be told so.
+    The fourth clip is told to be German, where the model can be told so.
     """
     bundle = export(model, "x86-cpu", out, recipe="fp32")
     gate = bundle.manifest.provenance["onnx_gate"]
@@ -143,7 +155,7 @@ def bundle_and_stock(model, noise_manifest, out) -> list[list[int]]:
     transcriber = open_transcriber(out, threads=1).with_options(guards=False)
     stock = assembled(model)
     said = []
-    for number, utterance in enumerate(read_manifest(noise_manifest).utterances[:4]):
+    for number, utterance in enumerate(utterances):
         language = "de" if model.prompt.languages and number == 3 else ""
         samples = utterance.load()
         found = transcriber.with_language(language).transcribe(samples).segments[0]
