@@ -60,6 +60,7 @@ def describe(bundle: Bundle) -> str:
         *_mmproj(manifest.mmproj),
         ("prompt", f"{manifest.prompt.before_audio!r} AUDIO {manifest.prompt.after_audio!r}"),
         ("languages", _languages(manifest.prompt)),
+        ("vocabulary", "--vocabulary WORDS" if manifest.prompt.takes_vocabulary else "the prompt takes none"),
         ("token cap", f"{_per_second(decode.max_tokens_per_second)} per second + {decode.extra_tokens}"),
         ("guards", _guards(bundle)),
         ("threads", str(manifest.threads or "one per physical core")),

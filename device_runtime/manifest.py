@@ -102,9 +102,9 @@ class AudioSpec:
 
 @dataclass(frozen=True)
 class PromptSegment:
-    """A piece of the prompt: `text` with its token ids, the "audio", or the slot of a "language"."""
+    """A piece of the prompt: `text` with its token ids, the "audio", or the slot of a "language" or a "vocabulary"."""
 
-    kind: Annotated[str, Meta(pattern="^(text|audio|language)$")]
+    kind: Annotated[str, Meta(pattern="^(text|audio|language|vocabulary)$")]
     text: str = ""
     ids: tuple[Token, ...] = ()
 
@@ -143,7 +143,8 @@ class PromptSpec:
     """The prompt, as text and as the token ids that the model was trained on.
 
     Attributes:
-        segments: in order; exactly one is the audio, and a language slot stands behind it.
+        segments: in order; exactly one is the audio, and a language slot stands behind it. A slot for vocabulary, words that
+            are likely to be said, is empty where none are known.
         eos_ids: tokens that end an answer; the first is the one that is taught.
         text_style: see text_style.py.
         answer: how the transcript is read out of what the model says, see answer.py.
@@ -216,13 +217,32 @@ class PromptSpec:
         found = find_language(self.languages, asked)
         return replace(self, language=found.code if found else "")
 
+    @property
+    def takes_vocabulary(self) -> bool:
+        """Whether there is a place for words that are likely to be said."""
+        return any(piece.kind == "vocabulary" for piece in self.segments)
+
+    def with_vocabulary(self, text: str, ids: tuple[int, ...]) -> PromptSpec:
+        """The prompt with words that are likely to be said, and their token ids; "" for none.
+
+        Raises:
+            UsageError: the model's prompt has no place for them.
+        """
+        if not self.takes_vocabulary:
+            raise UsageError("this model's prompt takes no vocabulary: leave it out")
+        told = PromptSegment("vocabulary", text, ids)
+        return replace(
+            self,
+            segments=tuple(told if piece.kind == "vocabulary" else piece for piece in self.segments),
+        )
+
     def _filled(self, *, before: bool) -> list[PromptSegment]:
         """Segments of text on one side of the audio, the language in its slot."""
         at = next(place for place, piece in enumerate(self.segments) if piece.kind == "audio")
         chosen = next((one for one in self.languages if one.code == self.language), None)
         pieces = []
         for piece in self.segments[:at] if before else self.segments[at + 1 :]:
-            if piece.kind == "text":
+            if piece.kind != "language":
                 pieces.append(piece)
             elif chosen is not None:
                 pieces.append(PromptSegment("text", chosen.text, chosen.ids))

@@ -130,10 +130,11 @@ def _check_prompt(manifest: BundleManifest) -> None:
     if (
         kinds.count("audio") != 1
         or kinds.count("language") > 1
+        or kinds.count("vocabulary") > 1
         or "language" in kinds[: kinds.index("audio")]
     ):
         raise msgspec.ValidationError(
-            "Expected one audio, and at most one language behind it - at `$.prompt.segments`"
+            "Expected one audio, at most one language behind it, and one vocabulary - at `$.prompt.segments`"
         )
     if prompt.language and prompt.language not in [one.code for one in prompt.languages]:
         raise msgspec.ValidationError("Expected one of the languages - at `$.prompt.language`")

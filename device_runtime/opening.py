@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from prunella.device_runtime.base.cores import check_threads
 from prunella.device_runtime.base.errors import BundleError, EngineError, UsageError
-from prunella.device_runtime.bundle import Bundle, open_bundle
+from prunella.device_runtime.bundle import Bundle, BundleManifest, open_bundle
 from prunella.device_runtime.decoding.engine import Engine
 from prunella.device_runtime.sound.speech_gate import open_speech_gate
 from prunella.device_runtime.transcriber import Transcriber
@@ -23,6 +24,7 @@ def open_transcriber(
     engine: str | None = None,
     threads: int | None = None,
     options: DecodeOptions | None = None,
+    vocabulary: str = "",
 ) -> Transcriber:
     """Open and verify a bundle, and load one of its engines.
 
@@ -31,11 +33,13 @@ def open_transcriber(
         engine: one of `ENGINES`; by default the first that the bundle prefers and this prunella has.
         threads: of the engine; by default the bundle's, 0 for one per physical core.
         options: in place of the bundle's.
+        vocabulary: words that are likely to be said, for models whose prompt has a place for them.
 
     Raises:
         BundleError: missing or corrupt.
         EngineError: the bundle has no such engine, or it cannot run here.
-        UsageError: no engine of this name exists, or a number of threads out of range.
+        UsageError: no engine of this name exists, a number of threads out of range, or a vocabulary that the model does not
+            take or has no room for.
     """
     if engine is not None and engine not in ENGINES:
         raise UsageError(f"no engine '{engine}': choose one of {', '.join(ENGINES)}")
@@ -55,10 +59,31 @@ def open_transcriber(
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
     except Exception as error:  # tokenizers raises nothing more specific
         raise BundleError(f"{tokenizer_file} cannot be read ({error}): export the bundle again") from error
+    if vocabulary.strip():
+        manifest = _told(manifest, tokenizer, " ".join(vocabulary.split()))
+        bundle = replace(bundle, manifest=manifest)
     chosen = _open_engine(bundle, engine or usable[0], threads)
     return Transcriber(
         chosen, tokenizer, manifest.audio, manifest.prompt, options or manifest.decode, open_speech_gate()
     )
+
+
+def _told(manifest: BundleManifest, tokenizer: Tokenizer, vocabulary: str) -> BundleManifest:
+    """The manifest whose prompt has this vocabulary in its slot: engines prefill it once, with what is around it."""
+    controls = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    meant = next((control for control in controls if control in vocabulary), None)
+    if meant is not None:
+        raise UsageError(f"the vocabulary holds {meant}, which the model takes for a command: leave it out")
+    ids = tuple(tokenizer.encode(vocabulary, add_special_tokens=False).ids)
+    prompt = manifest.prompt.with_vocabulary(vocabulary, ids)
+    room = manifest.decoder.max_context - manifest.audio.longest_tokens(manifest.audio.max_seconds)
+    room -= manifest.decode.token_cap(manifest.audio.max_seconds)
+    if prompt.most_ids > room:
+        raise UsageError(
+            f"the vocabulary takes {len(ids)} tokens, and the bundle has room for {max(0, room - prompt.most_ids + len(ids))} "
+            "beside 30 s of audio and its text: leave words out"
+        )
+    return replace(manifest, prompt=prompt)
 
 
 def _open_engine(bundle: Bundle, name: str, threads: int | None) -> Engine:

@@ -52,6 +52,12 @@ def add_runtime_options(
     """How a bundle is opened and decoded: what `open_from` reads, and `--beams`."""
     parser.add_argument("--language", metavar="L", help=language_help)
     parser.add_argument(
+        "--vocabulary",
+        metavar="WORDS",
+        default="",
+        help="names and words that are likely to be said, for models whose prompt has a place for them (Qwen3-ASR)",
+    )
+    parser.add_argument(
         "--phrases",
         metavar="FILE",
         help="only what this file lists can be said, else there is no text; one phrase a line, as in "
@@ -86,7 +92,9 @@ def open_from(args: argparse.Namespace, *, any_language: bool = False) -> Transc
     """
     check_beams(args.beams)
     take_bundle(args)
-    transcriber = open_transcriber(args.bundle, engine=args.engine, threads=args.threads)
+    transcriber = open_transcriber(
+        args.bundle, engine=args.engine, threads=args.threads, vocabulary=args.vocabulary
+    )
     if args.strict:
         require_all(transcriber.engine)
     if args.language is not None and (transcriber.prompt.languages or not any_language):

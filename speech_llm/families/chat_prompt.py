@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.device_runtime.bundle import Language, PromptSegment, PromptSpec
 
+VOCABULARY = "prunellavocabulary"  # stands for it while a template is rendered
 AUDIO = {"type": "audio", "audio": "", "audio_url": ""}  # families ask for one key or another
 
 
@@ -76,6 +77,7 @@ def split_at_audio(
     eos_ids: tuple[int, ...],
     *,
     behind: str = "",
+    vocabulary_at: int | None = None,
     **facts: Any,
 ) -> PromptSpec:
     """The prompt around the only audio token of a text.
@@ -86,6 +88,7 @@ def split_at_audio(
         audio_token: placeholder of one audio embedding.
         eos_ids: tokens that end an answer.
         behind: text behind the language slot.
+        vocabulary_at: place in the text before the audio where words that are likely to be said go; None: nowhere.
         facts: further fields of `PromptSpec`; `languages` puts a slot behind the text.
 
     Raises:
@@ -101,7 +104,7 @@ def split_at_audio(
     ids = tokenizer(f"{before}{placeholder}{after}", add_special_tokens=not starts)["input_ids"]
     at = ids.index(audio_token)
     segments = [
-        PromptSegment("text", before, tuple(ids[:at])),
+        *_before_audio(tokenizer, before, tuple(ids[:at]), vocabulary_at),
         PromptSegment("audio"),
         PromptSegment("text", after, tuple(ids[at + 1 :])),
     ]
@@ -110,6 +113,28 @@ def split_at_audio(
     if behind:
         segments.append(PromptSegment("text", behind, token_ids(tokenizer, behind)))
     return PromptSpec(tuple(segments), eos_ids, **facts)
+
+
+def vocabulary_place(plain: str, marked: str) -> int | None:
+    """Where the template puts `VOCABULARY`: its place in the text without it; None where all else is not the same."""
+    at = marked.find(VOCABULARY)
+    return at if at >= 0 and marked.replace(VOCABULARY, "", 1) == plain else None
+
+
+def _before_audio(
+    tokenizer: PreTrainedTokenizerBase, before: str, ids: tuple[int, ...], at: int | None
+) -> list[PromptSegment]:
+    """The text before the audio, a slot for vocabulary in it where its tokens can be parted there."""
+    if at is not None:
+        tail = token_ids(tokenizer, before[at:])
+        head = ids[: len(ids) - len(tail)]
+        if head + tail == ids and tokenizer.decode(list(head)) == before[:at]:
+            return [
+                PromptSegment("text", before[:at], head),
+                PromptSegment("vocabulary"),
+                PromptSegment("text", before[at:], tail),
+            ]
+    return [PromptSegment("text", before, ids)]
 
 
 def language(tokenizer: PreTrainedTokenizerBase, code: str, name: str, text: str) -> Language:

@@ -10,13 +10,21 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunella.device_runtime.bundle import AudioSpec, FeatureSpec, PromptSpec
-from prunella.speech_llm.families.chat_prompt import AUDIO, language, rendered, split_at_audio
+from prunella.speech_llm.families.chat_prompt import (
+    AUDIO,
+    VOCABULARY,
+    language,
+    rendered,
+    says,
+    split_at_audio,
+    vocabulary_place,
+)
 from prunella.speech_llm.families.family import AudioGeometry, Family, language_model
 
 _HOP = 160
 _SHORTEST = 8_000  # samples, of `Qwen3ASRFeatureExtractor`
 _USUAL_PROMPT = (
-    "<|im_start|>system\n<|im_end|>\n<|im_start|>user\n<|audio_start|><|audio_pad|><|audio_end|><|im_end|>\n"
+    "<|im_start|>system\n{vocabulary}<|im_end|>\n<|im_start|>user\n<|audio_start|><|audio_pad|><|audio_end|><|im_end|>\n"
     "<|im_start|>assistant\n"
 )
 
@@ -123,15 +131,30 @@ def _prompt(
 
     # As `Qwen3ASRProcessor.apply_transcription_request`: the language begins the answer.
     messages = [{"role": "user", "content": [AUDIO]}]
-    text = rendered(
-        tokenizer, folder, messages, _USUAL_PROMPT, config.audio_token_id, add_generation_prompt=True
+    told = [{"role": "system", "content": [says(VOCABULARY)]}, *messages]
+    text, marked = (
+        rendered(
+            tokenizer,
+            folder,
+            asked,
+            _USUAL_PROMPT.format(vocabulary=words),
+            config.audio_token_id,
+            add_generation_prompt=True,
+        )
+        for asked, words in ((messages, ""), (told, VOCABULARY))
     )
     languages = tuple(
         language(tokenizer, code, name, f"language {name}<asr_text>")
         for code, name in LANGUAGE_CODE_TO_NAME.items()
     )
     return split_at_audio(
-        text, tokenizer, config.audio_token_id, eos_ids, answer="language-tag", languages=languages
+        text,
+        tokenizer,
+        config.audio_token_id,
+        eos_ids,
+        vocabulary_at=vocabulary_place(text, marked),
+        answer="language-tag",
+        languages=languages,
     )
 
 

@@ -225,6 +225,7 @@ def test_any_json_in_any_field_is_refused_in_words_or_is_what_the_field_takes(wr
         ("prompt.segments", []),
         ("prompt.segments", [{"kind": "audio"}, {"kind": "audio"}]),
         ("prompt.segments", [{"kind": "language"}, {"kind": "audio"}]),
+        ("prompt.segments", [{"kind": "vocabulary"}, {"kind": "vocabulary"}, {"kind": "audio"}]),
         ("prompt.segments.0.kind", "video"),
         ("prompt.language", "en"),
         ("prompt.languages", [{"code": "en", "name": "English", "text": "", "ids": [10**6]}]),
