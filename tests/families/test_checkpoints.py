@@ -27,7 +27,7 @@ from prunella.device_runtime.base.errors import CheckpointError
 from prunella.pruning.blocks import Block
 from prunella.pruning.prune import prune, save_pruned
 from prunella.speech_llm import load, load_any
-from prunella.speech_llm.batches import layout_batch
+from prunella.speech_llm.batches import SpeechExample, layout_batch
 from prunella.speech_llm.stock import assembled
 from prunella.speech_llm.torch_engine import model_features
 
@@ -230,7 +230,7 @@ def test_another_size_is_heard_cut_and_saved_alike(family, tmp_path):
         torch.testing.assert_close(rows, stock_rows(model, sound(seconds)), atol=1e-4, rtol=1e-4)
     cut(folder, tmp_path / "cut")
     again = load(tmp_path / "cut")
-    batch = layout_batch(again, [rows], [(9, 30, 2)])
+    batch = layout_batch(again, [rows], [SpeechExample(heard, (9, 30, 2), valid)])
     expected = assembled(again).model.language_model(inputs_embeds=batch.inputs_embeds).last_hidden_state
     found = again.decoder.model(inputs_embeds=batch.inputs_embeds).last_hidden_state
     torch.testing.assert_close(found, expected)

@@ -60,7 +60,9 @@ def test_the_map_is_that_of_the_stock_models_hidden_states(model, noise_manifest
     for start, size in [(0, 1), (1, 3), (2, 2)]:  # the last state is behind a norm
         before, behind = (states[at][0, heard].double() for at in (start, start + size))
         angles = torch.arccos(torch.cosine_similarity(before, behind)) / torch.pi
-        assert found.distance(["audio"])[start, size] == pytest.approx(float(angles.mean()), abs=1e-4)
+        # Behind a recording a whole window is silence, a class of its own.
+        classes = [kind for kind in ("audio", "silence") if kind in found.counts]
+        assert found.distance(classes)[start, size] == pytest.approx(float(angles.mean()), abs=1e-4)
 
 
 @pytest.mark.step("cut", "stock reload")
