@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from prunella.speech_llm.config import AudioEncoderConfig
-from prunella.speech_llm.families.family import attention_bias
+from prunella.speech_llm.whisper_layers import attention_bias, run_layers, strided_front
 
 
 class TrueLengthWhisperEncoder(WhisperEncoder):  # type: ignore[no-untyped-call]  # its __init_subclass__
@@ -44,17 +43,9 @@ class TrueLengthWhisperEncoder(WhisperEncoder):  # type: ignore[no-untyped-call]
         Returns:
             (batch, mel_frames / 2, d_model)
         """
-        hidden = nn.functional.gelu(self.conv1(log_mel))
-        if valid is not None:
-            # The second convolution must see a row's end as it would without the padding: zeros.
-            inside = torch.arange(hidden.shape[2], device=hidden.device) < valid[:, None]
-            hidden = hidden * inside[:, None, :]
-        hidden = nn.functional.gelu(self.conv2(hidden)).transpose(1, 2)
-        length = hidden.shape[1]
-        hidden = hidden + self.embed_positions.weight[:length]
-        mask = None if valid is None else attention_bias(valid // 2, length, hidden.dtype)
-        for layer in self.layers:
-            output = layer(hidden, attention_mask=mask)
-            hidden = output[0] if isinstance(output, tuple) else output
+        hidden = strided_front(self, log_mel, valid)
+        hidden = hidden + self.embed_positions.weight[: hidden.shape[1]]
+        mask = attention_bias(hidden, None if valid is None else valid // 2)
+        hidden = run_layers(self.layers, hidden, mask)
         normed: torch.Tensor = self.layer_norm(hidden)
         return normed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,36 @@ from transformers import PreTrainedTokenizerBase
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.device_runtime.bundle import Language, PromptSegment, PromptSpec
 
+Prompt = Callable[[Any, PreTrainedTokenizerBase, Path, tuple[int, ...]], PromptSpec]  # see `Family.prompt`
 VOCABULARY = "prunellavocabulary"  # stands for it while a template is rendered
+PLACEHOLDER = "<<audio>>"  # in a usual prompt, for the token that stands for audio
 AUDIO = {"type": "audio", "audio": "", "audio_url": ""}  # families ask for one key or another
 
 
 def says(text: str) -> dict[str, str]:
     """A piece of text in a message."""
     return {"type": "text", "text": text}
+
+
+def chat_prompt(content: list[dict[str, str]], usual: str, **facts: Any) -> Prompt:
+    """`Family.prompt` of models that are asked by one turn of a chat.
+
+    Args:
+        content: pieces of the user's turn, `AUDIO` among them.
+        usual: the whole text where the folder brings no template, with `PLACEHOLDER` where the audio goes.
+        facts: further fields of `PromptSpec`.
+    """
+
+    def prompt(
+        config: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, eos_ids: tuple[int, ...]
+    ) -> PromptSpec:
+        audio = config.audio_token_id
+        plain = usual.replace(PLACEHOLDER, str(tokenizer.convert_ids_to_tokens(audio)))
+        turns = [{"role": "user", "content": content}]
+        text = rendered(tokenizer, folder, turns, plain, audio, add_generation_prompt=True)
+        return split_at_audio(text, tokenizer, audio, eos_ids, **facts)
+
+    return prompt
 
 
 def rendered(

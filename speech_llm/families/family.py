@@ -56,7 +56,8 @@ class Family:
         as_causal_lm: the stock model → its decoder as a causal LM of a stock class around the same parameters.
         true_length: whether a model hears the same of audio that is not padded to whole windows.
         stock_windows: whether the stock class takes features of whole 30 s alone.
-        mmproj: name of llama.cpp's projector type; None: it has none for this family.
+        mmproj: llama.cpp's name for the family's projector; None: it has none. What is written by it, or why nothing is,
+            says `export/mmproj_layouts.py`.
         layout: "stock": as transformers saves its class; "own": prunella's folder, for what has no class.
     """
 
@@ -83,10 +84,3 @@ def language_model(stock: PreTrainedModel) -> PreTrainedModel:
     decoder.config = body.config  # one object, so that a cut of one is a cut of both
     decoder.model, decoder.lm_head = body, stock.lm_head
     return decoder
-
-
-def attention_bias(valid: torch.Tensor, length: int, dtype: torch.dtype) -> torch.Tensor:
-    """(batch, 1, 1, length): 0 at the first `valid` (batch,) keys, the least number of `dtype` behind them."""
-    inside = torch.arange(length, device=valid.device) < valid[:, None]
-    bias = torch.zeros(inside.shape, dtype=dtype, device=valid.device)
-    return bias.masked_fill(~inside, torch.finfo(dtype).min)[:, None, None, :]

@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from prunella.device_runtime.bundle import PromptSpec
-from prunella.speech_llm.families.chat_prompt import AUDIO, rendered, says, split_at_audio
-from prunella.speech_llm.families.family import AudioGeometry, Family, attention_bias, language_model
-from prunella.speech_llm.families.whole_windows import StackingProjector, strided_front, window_geometry
+from prunella.speech_llm.families.chat_prompt import AUDIO, PLACEHOLDER, chat_prompt, says
+from prunella.speech_llm.families.family import AudioGeometry, Family, language_model
+from prunella.speech_llm.families.whole_windows import StackingProjector, WindowEncoder, window_geometry
+from prunella.speech_llm.whisper_layers import run_layers
 
 _FRAMES_PER_TOKEN = 4  # `merge_factor`, which the stock class counts tokens by
 _INSTRUCTION = "Please transcribe this audio into text"  # of `GlmAsrProcessor`
 _USUAL_PROMPT = (
-    "<|user|>\n<|begin_of_audio|><|pad|><|end_of_audio|><|user|>\n" + _INSTRUCTION + "<|assistant|>\n"
+    f"<|user|>\n<|begin_of_audio|>{PLACEHOLDER}<|end_of_audio|><|user|>\n{_INSTRUCTION}<|assistant|>\n"
 )
 
 
-class RotaryEncoder(nn.Module):
-    """`GlmAsrEncoder`, which hears 30 s and masks nothing; of a model healed on trimmed audio, over the true length."""
+class RotaryEncoder(WindowEncoder):
+    """With rotary positions."""
 
-    def __init__(self, tower: PreTrainedModel, trimmed: bool) -> None:
-        super().__init__()
-        self.tower = tower
-        self.trimmed = trimmed
-
-    def forward(self, log_mel: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
-        """(batch, bins, frames), frames 3000 unless trimmed; `valid` (batch,) → (batch, frames / 2, hidden_size)."""
-        tower: Any = self.tower
-        heard = valid if self.trimmed else None
-        hidden = strided_front(tower, log_mel, heard)
-        length = hidden.shape[1]
-        places = torch.arange(length, device=hidden.device)[None]
+    def encode(self, tower: Any, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """See `WindowEncoder.encode`."""
+        places = torch.arange(hidden.shape[1], device=hidden.device)[None]
         rotary = tower.rotary_emb(hidden, position_ids=places)
-        mask = None if heard is None else attention_bias((heard + 1) // 2, length, hidden.dtype)
-        for layer in tower.layers:
-            hidden = layer(hidden, position_embeddings=rotary, attention_mask=mask)
+        hidden = run_layers(tower.layers, hidden, mask, position_embeddings=rotary)
         normed: torch.Tensor = tower.norm(hidden)
         return normed
 
@@ -61,22 +49,13 @@ def _audio_half(stock: PreTrainedModel, trimmed: bool) -> tuple[nn.Module, nn.Mo
     return RotaryEncoder(model.audio_tower, trimmed), StackingProjector(model.multi_modal_projector, width)
 
 
-def _prompt(
-    config: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, eos_ids: tuple[int, ...]
-) -> PromptSpec:
-    messages = [{"role": "user", "content": [AUDIO, says(_INSTRUCTION)]}]
-    usual = _USUAL_PROMPT.replace("<|pad|>", str(tokenizer.convert_ids_to_tokens(config.audio_token_id)))
-    text = rendered(tokenizer, folder, messages, usual, config.audio_token_id, add_generation_prompt=True)
-    return split_at_audio(text, tokenizer, config.audio_token_id, eos_ids)
-
-
 FAMILY = Family(
     model_type="glmasr",
     architecture="GlmAsrForConditionalGeneration",
     since="5.0",
     geometry=_geometry,
     audio_half=_audio_half,
-    prompt=_prompt,
+    prompt=chat_prompt([AUDIO, says(_INSTRUCTION)], _USUAL_PROMPT),
     as_causal_lm=language_model,
     true_length=False,
     mmproj="glma",

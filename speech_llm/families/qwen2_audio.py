@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from prunella.device_runtime.bundle import AudioSpec, FeatureSpec, PromptSpec
-from prunella.speech_llm.families.chat_prompt import AUDIO, rendered, says, split_at_audio
-from prunella.speech_llm.families.family import AudioGeometry, Family, attention_bias, language_model
+from prunella.device_runtime.bundle import HOP_LENGTH, AudioSpec, FeatureSpec
+from prunella.speech_llm.families.chat_prompt import AUDIO, PLACEHOLDER, chat_prompt, says
+from prunella.speech_llm.families.family import AudioGeometry, Family, language_model
+from prunella.speech_llm.whisper_layers import attention_bias, run_layers, strided_front
 
 _FRAMES_PER_TOKEN = 4  # features': the second convolution has stride 2, the mean is of two
-_HOP = 160
-INSTRUCTION = "Transcribe the speech."
+_INSTRUCTION = "Transcribe the speech."
 _USUAL_PROMPT = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
-    f"Audio 1: <|audio_bos|><|AUDIO|><|audio_eos|>\n{INSTRUCTION}<|im_end|>\n<|im_start|>assistant\n"
+    f"Audio 1: <|audio_bos|>{PLACEHOLDER}<|audio_eos|>\n{_INSTRUCTION}<|im_end|>\n<|im_start|>assistant\n"
 )
 
 
@@ -35,14 +34,10 @@ class PooledWhisperEncoder(nn.Module):
         The last valid row hears the two frames behind the audio, which must be those of silence.
         """
         tower: Any = self.tower
-        hidden = nn.functional.gelu(tower.conv1(log_mel))
-        hidden = nn.functional.gelu(tower.conv2(hidden)).transpose(1, 2)
-        length = hidden.shape[1]
-        hidden = hidden + tower.embed_positions.weight[:length]
-        mask = None if valid is None else attention_bias((valid + 1) // 2, length, hidden.dtype)
-        for layer in tower.layers:
-            output = layer(hidden, attention_mask=mask)
-            hidden = output[0] if isinstance(output, tuple) else output
+        hidden = strided_front(tower, log_mel)
+        hidden = hidden + tower.embed_positions.weight[: hidden.shape[1]]
+        mask = attention_bias(hidden, None if valid is None else (valid + 1) // 2)
+        hidden = run_layers(tower.layers, hidden, mask)
         pooled = tower.avg_pooler(hidden.transpose(1, 2)).transpose(1, 2)
         normed: torch.Tensor = tower.layer_norm(pooled)
         return normed
@@ -56,7 +51,7 @@ def pooled_rows(valid: Any) -> Any:
 def pooled_geometry(config: Any, trimmed: bool) -> AudioGeometry:
     """Of a Whisper encoder that is masked behind the audio and averages pairs of frames."""
     audio = config.audio_config
-    token = _FRAMES_PER_TOKEN * _HOP
+    token = _FRAMES_PER_TOKEN * HOP_LENGTH
     # Three frames of silence at least are behind the audio: the last row hears two of them.
     features = FeatureSpec(num_mel_bins=audio.num_mel_bins, multiple=token, extra=token, valid="ceil")
     return AudioGeometry(
@@ -68,18 +63,9 @@ def pooled_geometry(config: Any, trimmed: bool) -> AudioGeometry:
     )
 
 
-def _audio_half(stock: PreTrainedModel, trimmed: bool) -> tuple[nn.Module, nn.Module]:
+def pooled_audio_half(stock: PreTrainedModel, trimmed: bool) -> tuple[nn.Module, nn.Module]:
+    """`Family.audio_half` of such an encoder."""
     return PooledWhisperEncoder(stock.model.audio_tower), stock.model.multi_modal_projector
-
-
-def _prompt(
-    config: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, eos_ids: tuple[int, ...]
-) -> PromptSpec:
-    messages = [{"role": "user", "content": [AUDIO, says(INSTRUCTION)]}]
-    text = rendered(
-        tokenizer, folder, messages, _USUAL_PROMPT, config.audio_token_id, add_generation_prompt=True
-    )
-    return split_at_audio(text, tokenizer, config.audio_token_id, eos_ids)
 
 
 FAMILY = Family(
@@ -87,8 +73,8 @@ FAMILY = Family(
     architecture="Qwen2AudioForConditionalGeneration",
     since="5.0",
     geometry=pooled_geometry,
-    audio_half=_audio_half,
-    prompt=_prompt,
+    audio_half=pooled_audio_half,
+    prompt=chat_prompt([AUDIO, says(_INSTRUCTION)], _USUAL_PROMPT),
     as_causal_lm=language_model,
     true_length=True,
     mmproj="qwen2a",

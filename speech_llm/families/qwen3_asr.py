@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunella.device_runtime.bundle import AudioSpec, FeatureSpec, PromptSpec
+from prunella.device_runtime.bundle import HOP_LENGTH, AudioSpec, FeatureSpec, PromptSpec
 from prunella.speech_llm.families.chat_prompt import (
     AUDIO,
     VOCABULARY,
@@ -21,7 +22,6 @@ from prunella.speech_llm.families.chat_prompt import (
 )
 from prunella.speech_llm.families.family import AudioGeometry, Family, language_model
 
-_HOP = 160
 _SHORTEST = 8_000  # samples, of `Qwen3ASRFeatureExtractor`
 _USUAL_PROMPT = (
     "<|im_start|>system\n{vocabulary}<|im_end|>\n<|im_start|>user\n<|audio_start|><|audio_pad|><|audio_end|><|im_end|>\n"
@@ -34,6 +34,11 @@ def halved_three_times(frames: Any) -> Any:
     for _ in range(3):
         frames = (frames + 1) // 2
     return frames
+
+
+def chunked_rows(valid: Any, chunk: int) -> Any:
+    """Encoder frames of so many feature frames, in chunks of so many."""
+    return valid // chunk * halved_three_times(chunk) + halved_three_times(valid % chunk)
 
 
 class ChunkedEncoder(nn.Module):
@@ -73,13 +78,9 @@ class ChunkedEncoder(nn.Module):
         window = place // self.rows_per_window
         seen = (window[:, None] == window[None, :])[None]
         if valid is not None:
-            seen = seen & (place < self.rows(valid)[:, None])[:, None, :]
+            seen = seen & (place < chunked_rows(valid, self.chunk)[:, None])[:, None, :]
         bias = torch.zeros(seen.shape, dtype=hidden.dtype, device=hidden.device)
         return bias.masked_fill(~seen, torch.finfo(hidden.dtype).min)[:, None]
-
-    def rows(self, valid: Any) -> Any:
-        """Encoder frames of so many feature frames."""
-        return valid // self.chunk * self.rows_per_chunk + halved_three_times(valid % self.chunk)
 
 
 def _attend(attention: Any, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -108,15 +109,12 @@ def _geometry(config: Any, trimmed: bool) -> AudioGeometry:
         valid="floor",
     )
 
-    def encoder_frames(valid: Any) -> Any:
-        return valid // chunk * rows + halved_three_times(valid % chunk)
-
     return AudioGeometry(
-        audio=AudioSpec(features=features, samples_per_token=chunk * _HOP // rows),
+        audio=AudioSpec(features=features, samples_per_token=chunk * HOP_LENGTH // rows),
         encoder_width=audio.d_model,
         frames_per_token=1,
-        samples_per_frame=chunk * _HOP / rows,
-        encoder_frames=encoder_frames,
+        samples_per_frame=chunk * HOP_LENGTH / rows,
+        encoder_frames=partial(chunked_rows, chunk=chunk),
     )
 
 

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunella.device_runtime.bundle import PromptSpec
 from prunella.speech_llm.families.chat_prompt import language, split_at_audio
-from prunella.speech_llm.families.family import AudioGeometry, Family, attention_bias, language_model
-from prunella.speech_llm.families.whole_windows import StackingProjector, strided_front, window_geometry
+from prunella.speech_llm.families.family import AudioGeometry, Family, language_model
+from prunella.speech_llm.families.whole_windows import StackingProjector, WindowEncoder, window_geometry
+from prunella.speech_llm.whisper_layers import run_layers
 
 _AUDIO_TOKEN = 24  # of `VoxtralProcessor`, for a configuration that names none
 # That Mistral names for the model; the prompt itself would take any code.
@@ -28,26 +29,13 @@ _LANGUAGES = {
 }
 
 
-class WindowEncoder(nn.Module):
-    """`VoxtralEncoder`, which hears 30 s and masks nothing; of a model healed on trimmed audio, over the true length."""
+class VoxtralEncoder(WindowEncoder):
+    """With Whisper's learned positions."""
 
-    def __init__(self, tower: PreTrainedModel, trimmed: bool) -> None:
-        super().__init__()
-        self.tower = tower
-        self.trimmed = trimmed
-
-    def forward(self, log_mel: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
-        """(batch, bins, frames), frames 3000 unless trimmed; `valid` (batch,) → (batch, frames / 2, d_model)."""
-        tower: Any = self.tower
-        heard = valid if self.trimmed else None
-        hidden = strided_front(tower, log_mel, heard)
-        length = hidden.shape[1]
-        hidden = hidden + tower.embed_positions.weight[:length]
-        mask = None if heard is None else attention_bias((heard + 1) // 2, length, hidden.dtype)
-        for layer in tower.layers:
-            output = layer(hidden, attention_mask=mask)
-            hidden = output[0] if isinstance(output, tuple) else output
-        normed: torch.Tensor = tower.layer_norm(hidden)
+    def encode(self, tower: Any, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """See `WindowEncoder.encode`."""
+        hidden = hidden + tower.embed_positions.weight[: hidden.shape[1]]
+        normed: torch.Tensor = tower.layer_norm(run_layers(tower.layers, hidden, mask))
         return normed
 
 
@@ -65,7 +53,7 @@ def _geometry(config: Any, trimmed: bool) -> AudioGeometry:
 def _audio_half(stock: PreTrainedModel, trimmed: bool) -> tuple[nn.Module, nn.Module]:
     model: Any = stock.model
     width = stock.config.audio_config.intermediate_size
-    return WindowEncoder(model.audio_tower, trimmed), StackingProjector(model.multi_modal_projector, width)
+    return VoxtralEncoder(model.audio_tower, trimmed), StackingProjector(model.multi_modal_projector, width)
 
 
 def _prompt(

@@ -10,21 +10,33 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from prunella.device_runtime.bundle import HOP_LENGTH, AudioSpec, FeatureSpec
 from prunella.speech_llm.families.family import WINDOW_SECONDS, AudioGeometry
+from prunella.speech_llm.whisper_layers import attention_bias, strided_front
 
 _FRAMES_PER_ROW = 2  # the second convolution has stride 2
 
 
-def strided_front(tower: Any, log_mel: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-    """Whisper's two convolutions: (batch, bins, frames) → (batch, frames / 2, width); zeros behind `valid` (batch,) frames."""
-    hidden = nn.functional.gelu(tower.conv1(log_mel))
-    if valid is not None:
-        # The second convolution must see a row's end as it would without the padding: zeros.
-        inside = torch.arange(hidden.shape[2], device=hidden.device) < valid[:, None]
-        hidden = hidden * inside[:, None, :]
-    return nn.functional.gelu(tower.conv2(hidden)).transpose(1, 2)
+class WindowEncoder(nn.Module):
+    """The stock encoder of a family, which hears 30 s and masks nothing; of a model healed on trimmed audio, the true length."""
+
+    def __init__(self, tower: PreTrainedModel, trimmed: bool) -> None:
+        super().__init__()
+        self.tower = tower
+        self.trimmed = trimmed
+
+    def forward(self, log_mel: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+        """(batch, bins, frames), frames 3000 unless trimmed; `valid` (batch,) → (batch, frames / 2, width)."""
+        heard = valid if self.trimmed else None
+        hidden = strided_front(self.tower, log_mel, heard)
+        mask = attention_bias(hidden, None if heard is None else (heard + 1) // _FRAMES_PER_ROW)
+        return self.encode(self.tower, hidden, mask)
+
+    def encode(self, tower: Any, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """(batch, rows, width) behind the convolutions → the same shape, behind the last norm; each family's own."""
+        raise NotImplementedError
 
 
 class StackingProjector(nn.Module):
