@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from prunella.device_runtime.base.characters import has_half_characters
 from prunella.device_runtime.base.errors import BundleError
 from prunella.device_runtime.manifest import (
     SCHEMA_VERSION,
@@ -105,7 +106,7 @@ def _check_keys(body: dict[str, Any]) -> None:
 
 def _check_text(value: Any, path: str) -> None:
     """Half of a character would be an error wherever it is used, of msgspec too."""
-    if isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value):
+    if isinstance(value, str) and has_half_characters(value):
         raise msgspec.ValidationError(f"Expected text, not half of a character - at `{path}`")
     if isinstance(value, dict):
         for key, inner in value.items():

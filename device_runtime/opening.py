@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from prunella.device_runtime.base.characters import has_half_characters
 from prunella.device_runtime.base.cores import check_threads
 from prunella.device_runtime.base.errors import BundleError, EngineError, UsageError
 from prunella.device_runtime.bundle import Bundle, BundleManifest, open_bundle
@@ -15,6 +16,7 @@ from prunella.device_runtime.sound.speech_gate import open_speech_gate
 from prunella.device_runtime.transcriber import Transcriber
 from prunella.device_runtime.transcript import DecodeOptions
 
+_SHOWN = 40  # characters of a vocabulary that an error repeats
 ENGINES = ("onnx", "gguf", "mtmd")  # mtmd: a bundle's GGUF files through llama.cpp alone, slower
 
 
@@ -70,6 +72,8 @@ def open_transcriber(
 
 def _told(manifest: BundleManifest, tokenizer: Tokenizer, vocabulary: str) -> BundleManifest:
     """The manifest whose prompt has this vocabulary in its slot: engines prefill it once, with what is around it."""
+    if has_half_characters(vocabulary):
+        raise UsageError(f"the vocabulary {vocabulary[:_SHOWN]!a} is not UTF-8: write it as that")
     controls = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
     meant = next((control for control in controls if control in vocabulary), None)
     if meant is not None:

@@ -15,6 +15,7 @@ from typing import TextIO
 import numpy as np
 import numpy.typing as npt
 
+from prunella.device_runtime.base.characters import has_half_characters
 from prunella.device_runtime.base.errors import AudioError, ManifestError, UsageError
 from prunella.device_runtime.base.suggestions import did_you_mean, path_hint
 from prunella.device_runtime.sound.audio import load_audio
@@ -282,7 +283,7 @@ def _parse(line: str, folder: Path) -> Utterance:
     if not isinstance(language, str):
         raise ValueError(f'language {language!r} is no code such as "de"')
     for key, value in (("text", text), ("source", source), ("speaker", speaker), ("language", language)):
-        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        if isinstance(value, str) and has_half_characters(value):
             raise ValueError(f"{key} holds half of a character (a surrogate): write it in UTF-8")
     return Utterance(
         id=name if offset is None else f"{name}@{offset:g}+{duration:g}",

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from prunella.device_runtime.base.characters import has_half_characters
 from prunella.device_runtime.base.errors import PrunellaError, UsageError
 from prunella.healing.option_fields import option
 
@@ -203,6 +204,10 @@ class HealingPlan:
         _check(
             not self.alphabet or self.stage == "ctc-head",
             "--alphabet is for --stage ctc-head: name that",
+        )
+        _check(
+            not has_half_characters(self.alphabet),
+            f"the alphabet {self.alphabet!a} is not UTF-8: write it as that",
         )
         _check(
             0 <= self.augmentation.speed < 0.5,

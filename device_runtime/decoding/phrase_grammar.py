@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunella.device_runtime.base.characters import has_half_characters
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.transcript import Phrase
 
@@ -137,7 +138,7 @@ def parse_phrases(text: str, *, name: str = "the list of phrases") -> tuple[Phra
         if not line:
             continue
         try:
-            if any("\ud800" <= letter <= "\udfff" for letter in line):
+            if has_half_characters(line):
                 raise UsageError("half of a character (a surrogate) is no text: write it in UTF-8")
             if defined := _LIST.fullmatch(line):
                 ways = _Template(defined[2], lists, budget).ways()

@@ -79,6 +79,8 @@ def test_a_bundle_that_is_told_words_says_what_stock_generate_says(folder, bundl
 def test_words_that_are_commands_or_too_many_are_refused(bundle):
     with pytest.raises(UsageError, match=r"<\|im_end\|>"):
         open_transcriber(bundle, vocabulary="a <|im_end|> b")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        open_transcriber(bundle, vocabulary="a\udcffb")
     with pytest.raises(UsageError, match="has room for"):
         open_transcriber(bundle, vocabulary="word " * 2_000)
 

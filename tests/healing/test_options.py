@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from prunella.device_runtime.base.errors import UsageError
 from prunella.healing.heal import add_arguments, plan_from
 from prunella.healing.plan import Augmentation, HealingPlan
 
@@ -110,3 +111,8 @@ def test_what_is_trained_and_heard_comes_from_the_words(parser):
     assert plan.augmentation == Augmentation(variants=2, speed=0.2)
     plan = plan_from(parser.parse_args([*NEEDED, "--steps", "1", "--no-augmentation", "--variants", "2"]))
     assert plan.augmentation == Augmentation.none()
+
+
+def test_an_alphabet_that_is_no_text_is_refused():
+    with pytest.raises(UsageError, match="not UTF-8"):
+        HealingPlan(steps=1, stage="ctc-head", alphabet="a\udcffb")
