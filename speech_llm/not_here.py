@@ -14,71 +14,22 @@ _EVERY_STEP = (
 )
 _NO_LLM = "writes without an LLM decoder (an encoder-decoder, CTC or transducer): there is nothing in it that prunella prunes"
 _NO_TRANSCRIPT = "makes sound or vectors of it, and no transcript"
+# fmt: off
 REASONS = {
     _EVERY_STEP: ("voxtral_realtime", "kyutai_speech_to_text", "moshi"),
     _NO_LLM: (
-        *(
-            "whisper",
-            "canary",
-            "cohere_asr",
-            "speech_to_text",
-            "speech-encoder-decoder",
-            "mctct",
-            "lasr_ctc",
-            "lasr_encoder",
-        ),
-        *(
-            "moonshine",
-            "moonshine_streaming",
-            "parakeet_ctc",
-            "parakeet_tdt",
-            "parakeet_encoder",
-            "granite_speech5",
-        ),
-        *(
-            "granite_speech5_encoder",
-            "nemotron_asr_streaming",
-            "nemotron_asr_streaming_encoder",
-            "nemotron3_5_asr",
-        ),
-        *(
-            "wav2vec2",
-            "wav2vec2-bert",
-            "wav2vec2-conformer",
-            "hubert",
-            "wavlm",
-            "data2vec-audio",
-            "sew",
-            "sew-d",
-        ),
-        *("unispeech", "unispeech-sat", "seamless_m4t", "seamless_m4t_v2", "speecht5"),
+        "whisper", "canary", "cohere_asr", "speech_to_text", "speech-encoder-decoder", "mctct", "lasr_ctc", "lasr_encoder",
+        "moonshine", "moonshine_streaming", "parakeet_ctc", "parakeet_tdt", "parakeet_encoder", "granite_speech5",
+        "granite_speech5_encoder", "nemotron_asr_streaming", "nemotron_asr_streaming_encoder", "nemotron3_5_asr",
+        "wav2vec2", "wav2vec2-bert", "wav2vec2-conformer", "hubert", "wavlm", "data2vec-audio", "sew", "sew-d",
+        "unispeech", "unispeech-sat", "seamless_m4t", "seamless_m4t_v2", "speecht5",
     ),
     _NO_TRANSCRIPT: (
-        *(
-            "csm",
-            "dia",
-            "bark",
-            "higgs_audio_v2",
-            "vibevoice",
-            "musicgen",
-            "musicgen_melody",
-            "pocket_tts",
-            "vits",
-            "clap",
-        ),
-        *(
-            "gradium_phonon_tts",
-            "fastspeech2_conformer",
-            "encodec",
-            "mimi",
-            "dac",
-            "univnet",
-            "xcodec",
-            "clvp",
-            "pe_audio",
-        ),
+        "csm", "dia", "bark", "higgs_audio_v2", "vibevoice", "musicgen", "musicgen_melody", "pocket_tts", "vits", "clap",
+        "gradium_phonon_tts", "fastspeech2_conformer", "encodec", "mimi", "dac", "univnet", "xcodec", "clvp", "pe_audio",
     ),
 }
+# fmt: on
 _ALIGNER = "Qwen3ASRForTokenClassification"
 
 
@@ -99,11 +50,10 @@ def why_not(config: dict[str, Any]) -> str | None:
     heard = next(_audio_keys(config, ""), None)
     if heard is None:
         return None
-    from prunella.speech_llm.families import FAMILIES
+    from prunella.speech_llm.families import FAMILIES, family_named
 
     here = ", ".join(family.model_type for family in FAMILIES.values() if family.layout == "stock")
-    known = next((family for family in FAMILIES.values() if family.model_type == kind), None)
-    if known is not None:
+    if (known := family_named(kind)) is not None:
         said = ", ".join(map(str, names)) or "none"
         return f"a speech model of the kind '{kind}' whose config.json names the class {said}: prunella takes {known.architecture}"
     return (
