@@ -14,10 +14,10 @@ from prunella.speech_llm.families.family import AudioGeometry, Family, language_
 from prunella.speech_llm.whisper_layers import attention_bias, run_layers, strided_front
 
 _FRAMES_PER_TOKEN = 4  # features': the second convolution has stride 2, the mean is of two
-_INSTRUCTION = "Transcribe the speech."
+INSTRUCTION = "Transcribe the speech."
 _USUAL_PROMPT = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
-    f"Audio 1: <|audio_bos|>{PLACEHOLDER}<|audio_eos|>\n{_INSTRUCTION}<|im_end|>\n<|im_start|>assistant\n"
+    f"Audio 1: <|audio_bos|>{PLACEHOLDER}<|audio_eos|>\n{INSTRUCTION}<|im_end|>\n<|im_start|>assistant\n"
 )
 
 
@@ -74,7 +74,7 @@ FAMILY = Family(
     since="5.0",
     geometry=pooled_geometry,
     audio_half=pooled_audio_half,
-    prompt=chat_prompt([AUDIO, says(_INSTRUCTION)], _USUAL_PROMPT),
+    prompt=chat_prompt([AUDIO, says(INSTRUCTION)], _USUAL_PROMPT),
     as_causal_lm=language_model,
     true_length=True,
     mmproj="qwen2a",
