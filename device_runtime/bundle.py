@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunella.device_runtime.base.errors import BundleError
-from prunella.device_runtime.base.files import bring_back, sha256
+from prunella.device_runtime.base.files import bring_back
 from prunella.device_runtime.base.model_names import EMBEDDED
 from prunella.device_runtime.base.suggestions import path_hint
+from prunella.device_runtime.base.verified_files import first_that_differs
 
 # What a manifest is made of belongs to what a bundle is: others find it here.
 from prunella.device_runtime.manifest import HOP_LENGTH as HOP_LENGTH
@@ -59,12 +60,13 @@ class Bundle:
         return sum(entry.bytes for entry in self.manifest.files.values())
 
 
-def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
+def open_bundle(path: str | Path, *, verify: bool = True, remembered: bool = False) -> Bundle:
     """Read and check a bundle.
 
     Args:
         path: the bundle's directory.
         verify: also hash every file (about 0.5 s for 500 MB); sizes are always checked.
+        remembered: not those that were hashed before and have not been touched since (`base/verified_files.py`).
 
     Raises:
         BundleError: missing or corrupt, with the file's name and the remedy.
@@ -107,9 +109,12 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
             raise BundleError(
                 f"{file} has {size} bytes, expected {entry.bytes}: it was cut short or changed; copy it again"
             )
-        if verify and sha256(file) != entry.sha256:
+    if verify:
+        digests = {name: entry.sha256 for name, entry in manifest.files.items()}
+        corrupt = first_that_differs(path, digests, remembered=remembered)
+        if corrupt is not None:
             raise BundleError(
-                f"{file} is corrupt (its sha256 does not match): copy it again or export the bundle again"
+                f"{path / corrupt} is corrupt (its sha256 does not match): copy it again or export the bundle again"
             )
     _check_unlisted(path, manifest)
     return Bundle(path, manifest)

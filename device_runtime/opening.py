@@ -27,6 +27,7 @@ def open_transcriber(
     threads: int | None = None,
     options: DecodeOptions | None = None,
     vocabulary: str = "",
+    verify: bool = False,
 ) -> Transcriber:
     """Open and verify a bundle, and load one of its engines.
 
@@ -36,6 +37,7 @@ def open_transcriber(
         threads: of the engine; by default the bundle's, 0 for one per physical core.
         options: in place of the bundle's.
         vocabulary: words that are likely to be said, for models whose prompt has a place for them.
+        verify: hash every file, also those that an earlier opening hashed and that nobody has touched since.
 
     Raises:
         BundleError: missing or corrupt.
@@ -46,7 +48,7 @@ def open_transcriber(
     if engine is not None and engine not in ENGINES:
         raise UsageError(f"no engine '{engine}': choose one of {', '.join(ENGINES)}")
     check_threads(threads)
-    bundle = open_bundle(bundle_path)
+    bundle = open_bundle(bundle_path, remembered=not verify)
     manifest = bundle.manifest
     usable = [name for name in manifest.engines if name in ENGINES]
     usable += ["mtmd"] if "gguf" in usable else []

@@ -16,6 +16,9 @@ from prunella.device_runtime.opening import ENGINES, open_transcriber
 from prunella.device_runtime.transcriber import Transcriber
 
 STRICT_HELP = "stop where hardware that the bundle asks for cannot be used, instead of saying so"
+VERIFY_HELP = (
+    "hash every file of the bundle, also those that an earlier start hashed and that nobody has touched since"
+)
 BEAMS_HELP = (
     f"transcripts that are followed at once; 0: {PAYING_BEAMS} where the model has a CTC head and the engine can, else as the bundle says "
     "(default: 0)"
@@ -76,6 +79,7 @@ def add_runtime_options(
         "--engine", metavar="NAME", help=f"{' or '.join(ENGINES)} (default: the bundle's first)"
     )
     parser.add_argument("--strict", action="store_true", help=STRICT_HELP)
+    parser.add_argument("--verify", action="store_true", help=VERIFY_HELP)
 
 
 def open_from(args: argparse.Namespace, *, any_language: bool = False) -> Transcriber:
@@ -93,7 +97,11 @@ def open_from(args: argparse.Namespace, *, any_language: bool = False) -> Transc
     check_beams(args.beams)
     take_bundle(args)
     transcriber = open_transcriber(
-        args.bundle, engine=args.engine, threads=args.threads, vocabulary=args.vocabulary
+        args.bundle,
+        engine=args.engine,
+        threads=args.threads,
+        vocabulary=args.vocabulary,
+        verify=args.verify,
     )
     if args.strict:
         require_all(transcriber.engine)

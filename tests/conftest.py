@@ -54,6 +54,14 @@ def nothing_was_announced(monkeypatch) -> None:
     monkeypatch.setattr(providers, "announced", set())
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_remembered(monkeypatch) -> None:
+    """No start of a test remembers anything in the cache of whoever runs it, or from an earlier test."""
+    from prunella.device_runtime.base import private_cache
+
+    monkeypatch.setattr(private_cache, "private_folder", lambda: None)
+
+
 @pytest.fixture(scope="session")
 def reference():
     from prunella.speech_llm import load

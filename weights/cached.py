@@ -12,9 +12,9 @@ from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.model_names import EMBEDDED
 from prunella.weights.wheels import SMOLLM2_135M, WHISPER_TINY_EN
 
-# Converted models; what providers compiled, as target profiles name their folders; the list of fonts.
+# Converted models; what providers compiled, as target profiles name their folders; what starts remember; the list of fonts.
 _CONVERTED = re.compile(rf"({'|'.join(map(re.escape, EMBEDDED))})-[0-9a-f]{{12}}")
-_COMPILED = ("coreml", "tensorrt", "matplotlib")
+_COMPILED = ("coreml", "tensorrt", "start", "matplotlib")
 # Out of wheels, of whatever version; a wheel that was laid there by hand is its owner's.
 _FETCHED = tuple(source.package for source in (SMOLLM2_135M, WHISPER_TINY_EN))
 

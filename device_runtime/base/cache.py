@@ -12,7 +12,10 @@ from prunella.device_runtime.base.errors import UsageError
 
 
 def cache_folder() -> Path:
-    """Where fetched files live: `$PRUNELLA_CACHE`, else `$XDG_CACHE_HOME/prunella`, else where this system keeps caches.
+    """Where fetched files live: `$PRUNELLA_CACHE`, else a systemd service's own folder, else `$XDG_CACHE_HOME/prunella`, else
+    where this system keeps caches.
+
+    A service's: the first of its `CacheDirectory=`, else `cache` in the first of its `StateDirectory=` (systemd.exec(5)).
 
     Linux: `~/.cache/prunella`; macOS: `~/Library/Caches/prunella`; Windows: `%LOCALAPPDATA%\\prunella\\Cache`. Where an
     earlier prunella filled `~/.cache/prunella` on one of these, that stays in use.
@@ -24,6 +27,8 @@ def cache_folder() -> Path:
     try:
         if chosen:
             return Path(chosen).expanduser()
+        if (service := _of_the_service()) is not None:
+            return service
         if base := os.environ.get("XDG_CACHE_HOME"):
             return Path(base) / "prunella"
         earlier = Path.home() / ".cache" / "prunella"
@@ -33,6 +38,17 @@ def cache_folder() -> Path:
             f"{what} there is no such home: set PRUNELLA_CACHE to a folder's whole path"
         ) from error
     return earlier if earlier.is_dir() else user_cache_path("prunella", appauthor=False)
+
+
+def _of_the_service() -> Path | None:
+    """What systemd made for this service, which may have no home, or one that it cannot write."""
+    if not os.environ.get("INVOCATION_ID"):  # of systemd alone; the other two could be anybody's
+        return None
+    for name, below in (("CACHE_DIRECTORY", ""), ("STATE_DIRECTORY", "cache")):
+        first = os.environ.get(name, "").partition(":")[0]
+        if Path(first).is_absolute():
+            return Path(first) / below
+    return None
 
 
 def writable_cache(*below: str, mode: int = 0o777) -> Path:

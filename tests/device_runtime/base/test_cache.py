@@ -8,7 +8,7 @@ from prunella.device_runtime.base.errors import UsageError
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    for name in ("PRUNELLA_CACHE", "XDG_CACHE_HOME"):
+    for name in ("PRUNELLA_CACHE", "XDG_CACHE_HOME", "INVOCATION_ID", "CACHE_DIRECTORY", "STATE_DIRECTORY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
@@ -33,3 +33,15 @@ def test_an_unknown_home_is_said(home, monkeypatch):
     monkeypatch.setenv("PRUNELLA_CACHE", "~nobody-here/cache")
     with pytest.raises(UsageError, match="PRUNELLA_CACHE"):
         cache.cache_folder()
+
+
+def test_a_service_of_systemd_has_its_own(home, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "xdg"))
+    monkeypatch.setenv("STATE_DIRECTORY", f"{tmp_path / 'lib'}:{tmp_path / 'other'}")
+    assert cache.cache_folder() == home / "xdg" / "prunella"  # anybody may have set it
+    monkeypatch.setenv("INVOCATION_ID", "0123456789abcdef0123456789abcdef")
+    assert cache.cache_folder() == tmp_path / "lib" / "cache"
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path / "cache"))
+    assert cache.cache_folder() == tmp_path / "cache"
+    monkeypatch.setenv("PRUNELLA_CACHE", str(tmp_path / "chosen"))
+    assert cache.cache_folder() == tmp_path / "chosen"
