@@ -21,6 +21,7 @@ from prunella.pruning.blocks import Block, check_blocks
 from prunella.pruning.bridge import BridgeReport, Method, bridge_blocks
 from prunella.pruning.calibration import Calibration, speech_calibration, text_calibration
 from prunella.pruning.history import with_cut
+from prunella.pruning.prune_vocabulary import VocabularyReport
 from prunella.pruning.redundancy import RedundancyMap, load_maps
 from prunella.pruning.selection import STRATEGIES, Evidence, choose_blocks
 from prunella.pruning.surgery import check_reload, check_stock_reload, drop_layers
@@ -31,6 +32,7 @@ from prunella.speech_llm.decoder_view import decoder_view
 
 REPORT_NAME = "pruning.json"
 Model = TypeVar("Model", SpeechLLM, TextLLM)
+Report = TypeVar("Report", "PruneReport", VocabularyReport)
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def prune(
     return result, report
 
 
-def save_pruned(model: SpeechLLM | TextLLM, report: PruneReport, folder: str | Path) -> PruneReport:
+def save_pruned(model: SpeechLLM | TextLLM, report: Report, folder: str | Path) -> Report:
     """Save a pruned model, read its decoder back, compare the logits, and only then let `folder` appear.
 
     Raises:

@@ -78,7 +78,7 @@ def save_decoder(decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, f
         decoder.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     if decoder.name_or_path:
-        copy_side_files(Path(decoder.name_or_path), Path(folder))
+        copy_side_files(Path(decoder.name_or_path), Path(folder), tokenizer=tokenizer)
 
 
 def load_decoder(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

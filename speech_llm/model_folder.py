@@ -10,19 +10,27 @@ import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.quantize.free_memory import whole_memory
 from prunella.speech_llm.not_here import why_not
+from prunella.speech_llm.tokenizer_surgery import is_cut
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Other loaders want them: llama.cpp's converter the tokenizer as it was trained, speech LLMs their features. `outputs` knows all.
-SIDE_FILES = (
+_VOCABULARIES = (
     *("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json"),
+    "tekken.json",
+)
+SIDE_FILES = (
+    *_VOCABULARIES,
     *("special_tokens_map.json", "*preprocessor_config.json", "processor_config.json", "chat_template.*"),
-    *("additional_chat_templates/*.jinja", "tekken.json", "LICENSE*", "NOTICE*"),
+    *("additional_chat_templates/*.jinja", "LICENSE*", "NOTICE*"),
 )
 _LFS = b"version https://git-lfs.github.com/spec/"
 _POINTER_BYTES = 1_024  # the specification's limit
@@ -155,9 +163,13 @@ def full_disks_are_os_errors() -> Iterator[None]:
         raise OSError(errno.EIO, f"weights cannot be written ({error})") from error
 
 
-def copy_side_files(source: Path, folder: Path) -> None:
-    """Put the files of a model folder that are no weights beside what was written of the model, but for those written anew."""
-    for file in sorted({path for pattern in SIDE_FILES for path in source.glob(pattern)}):
+def copy_side_files(source: Path, folder: Path, *, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Put the files of a model folder that are no weights beside what was written of the model, but for those written anew.
+
+    Where the vocabulary was cut, that of before in other forms stays behind.
+    """
+    patterns = [name for name in SIDE_FILES if not (is_cut(tokenizer) and name in _VOCABULARIES)]
+    for file in sorted({path for pattern in patterns for path in source.glob(pattern)}):
         out = folder / file.relative_to(source)
         if file.is_file() and not out.exists():
             out.parent.mkdir(exist_ok=True)

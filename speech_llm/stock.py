@@ -125,7 +125,7 @@ def save_stock(model: SpeechLLM, folder: Path) -> None:
         model.tokenizer.save_pretrained(folder, save_jinja_files=template)
     if template:
         (folder / _TEMPLATE).unlink(missing_ok=True)
-    copy_side_files(model.stock.folder, folder)
+    copy_side_files(model.stock.folder, folder, tokenizer=model.tokenizer)
     model.config.facts.save(folder)
     if model.ctc_head is not None:
         tensors = {name: tensor.detach().contiguous() for name, tensor in model.ctc_head.state_dict().items()}
