@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from prunella.device_runtime.base.errors import EngineError, UsageError
 from prunella.healing.plan import HealingPlan
-from prunella.healing.quantization_aware import RoundedWeights
+from prunella.healing.quantization_aware import HEAD_BLOCK, RoundedWeights, rounded
 from prunella.pruning.blocks import Block
 from prunella.pruning.history import pruned_blocks
 from prunella.speech_llm.decoder_view import decoder_view
@@ -110,15 +110,21 @@ class TrainableDecoder:
         self.rounded: RoundedWeights | None = None
         if plan.rounding:
             self.rounded = RoundedWeights(self._roundable(), plan.rounding)
+            head: Any = decoder_view(decoder).head
+            exact = self._exact(head.weight)  # before `data` is asked for: it puts other data there
+            head.weight.data.copy_(rounded(exact.float(), HEAD_BLOCK))
 
     def _roundable(self) -> Iterator[tuple[nn.Parameter, torch.Tensor, Callable[[], torch.Tensor]]]:
         for module in self.tuned().values():
             weight = module.get_base_layer().weight
-            exact = self._originals.get(weight)
-            if exact is None:
-                exact = self._originals[weight] = weight.data
-                weight.data = weight.data.clone()
-            yield weight, exact, partial(module.get_delta_weight, _ADAPTER)
+            yield weight, self._exact(weight), partial(module.get_delta_weight, _ADAPTER)
+
+    def _exact(self, weight: nn.Parameter) -> torch.Tensor:
+        """What a frozen weight is before it is rounded; kept for `merge`."""
+        if weight not in self._originals:
+            self._originals[weight] = weight.data
+            weight.data = weight.data.clone()
+        return self._originals[weight]
 
     def merge(self) -> None:
         """Fold the LoRA into the original weights; the decoder is then what it was, with other numbers."""

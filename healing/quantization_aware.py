@@ -2,7 +2,8 @@
 
 The frozen weight W under a LoRA BA is replaced by Q(W + BA) - BA, with Q the rounding of `quantize.blockwise`. The layer
 then computes with Q(W + BA) exactly, while its gradients are those of BA (a straight-through estimate), at no cost in the
-forward and backward passes. Q is taken anew every few steps, as BA moves.
+forward and backward passes. Q is taken anew every few steps, as BA moves. The head has no LoRA and is rounded once, and a
+tied table of token embeddings with it.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
+from torch import nn
 
 # As `quantize.blockwise` searches its scales; tests hold the two against each other.
 FACTORS = (1.0, 0.94, 0.88, 0.82, 0.76, 1.06)
+# `quantize.recipes` stores the head in such blocks, whatever the layers have.
+HEAD_BLOCK = 32
 _HALF = 8
 _AT_ONCE = 1 << 16  # weights, so that all steps of the search stay in a core's cache
 
@@ -20,15 +24,12 @@ _AT_ONCE = 1 << 16  # weights, so that all steps of the search stay in a core's 
 def rounded(weight: torch.Tensor, block_size: int) -> torch.Tensor:
     """(outputs, inputs) float32 → the same, rounded to symmetric 4-bit integers with a scale for every `block_size` inputs.
 
-    Raises:
-        ValueError: inputs that are no multiple of the block size.
+    The last block of an output may have fewer inputs.
     """
     outputs, inputs = weight.shape
-    if inputs % block_size:
-        raise ValueError(f"{inputs} inputs are no multiple of {block_size}")
-    rows = weight.reshape(-1, block_size)
+    rows = nn.functional.pad(weight, (0, -inputs % block_size)).reshape(-1, block_size)
     parts = [_rounded_rows(part) for part in rows.split(max(1, _AT_ONCE // block_size))]
-    return torch.cat(parts).reshape(outputs, inputs)
+    return torch.cat(parts).reshape(outputs, -1)[:, :inputs]
 
 
 def _rounded_rows(rows: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,8 @@ from prunella.healing.heal import heal
 from prunella.healing.plan import Augmentation, HealingPlan
 from prunella.healing.quantization_aware import rounded
 from prunella.quantize.blockwise import quantize_blocks
+from prunella.quantize.recipes import RECIPES
+from prunella.speech_llm.decoder_view import decoder_view
 
 pytestmark = pytest.mark.slow
 
@@ -30,8 +32,27 @@ def test_the_rounding_is_that_of_the_recipes():
     integers = np.stack([packed & 15, packed >> 4], -1).reshape(24, 2, 32).astype(np.float32) - 8
     stored = (integers * scales[..., None]).reshape(24, 64)
     assert np.allclose(rounded(torch.from_numpy(weight), 32).numpy(), stored, atol=1e-6)
-    with pytest.raises(ValueError, match="multiple"):
-        rounded(torch.zeros(4, 40), 32)
+
+
+def test_a_last_block_that_is_not_full_is_filled_up_with_zeros():
+    weight = np.random.default_rng(1).normal(size=(6, 72)).astype(np.float32)
+    packed, scales = quantize_blocks(weight.T, 4, 32)
+    integers = np.stack([packed & 15, packed >> 4], -1).reshape(6, 3, 32).astype(np.float32) - 8
+    stored = (integers * scales[..., None]).reshape(6, 96)[:, :72]
+    assert np.allclose(rounded(torch.from_numpy(weight), 32).numpy(), stored, atol=1e-6)
+
+
+def test_the_head_is_trained_with_as_it_is_stored(make_model):
+    """It has no LoRA; tied embeddings are rounded with it, others stay."""
+    model = make_model()
+    view = decoder_view(model.decoder)
+    tied = view.head.weight is view.embeddings.weight
+    exact, table = view.head.weight.detach().clone(), view.embeddings.weight.detach().clone()
+    decoder = TrainableDecoder(model.decoder, range(len(model.layers)), PLAN, "fp32")
+    assert torch.equal(view.head.weight, rounded(exact, RECIPES["int4"].head.block_size))
+    assert tied != torch.equal(view.embeddings.weight, table)
+    decoder.merge()
+    assert torch.equal(decoder_view(model.decoder).head.weight, exact)
 
 
 def test_a_layer_computes_with_rounded_weights_and_merges_into_exact_ones(make_model):
