@@ -16,7 +16,7 @@ from prunella.benchmark.compare import Comparison, measure
 from prunella.benchmark.record import BenchRecord
 from prunella.device_runtime.base.common_options import add_speech, add_threads
 from prunella.device_runtime.base.cores import check_threads
-from prunella.device_runtime.decoding.beam_search import check_beams
+from prunella.device_runtime.decoding.limits import check_beams
 from prunella.device_runtime.options import BEAMS_HELP, LANGUAGE_HELP, STRICT_HELP
 from prunella.evaluation.bootstrap import Interval
 from prunella.evaluation.manifest import read_manifest

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunella.device_runtime.base.errors import BundleError
-from prunella.device_runtime.base.files import bring_back
 from prunella.device_runtime.base.model_names import EMBEDDED
+from prunella.device_runtime.base.readers import bring_back
 from prunella.device_runtime.base.suggestions import path_hint
 from prunella.device_runtime.base.verified_files import first_that_differs
 

@@ -1,20 +1,28 @@
-"""A bundle's folder to a `Transcriber`: the only module that knows which engines there are."""
+"""A bundle's folder to a `Transcriber`: the only module that knows which engines there are.
+
+Graphs are loaded by native code, for tenths of a second. What Python has to do beside that, imports among it, it does
+meanwhile: so little is imported up here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer
-
+from prunella.device_runtime.base.beside import beside
 from prunella.device_runtime.base.characters import has_half_characters
 from prunella.device_runtime.base.cores import check_threads
 from prunella.device_runtime.base.errors import BundleError, EngineError, UsageError
 from prunella.device_runtime.bundle import Bundle, BundleManifest, open_bundle
-from prunella.device_runtime.decoding.engine import Engine
-from prunella.device_runtime.sound.speech_gate import open_speech_gate
-from prunella.device_runtime.transcriber import Transcriber
 from prunella.device_runtime.transcript import DecodeOptions
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from prunella.device_runtime.decoding.engine import Engine
+    from prunella.device_runtime.transcriber import Transcriber
 
 _SHOWN = 40  # characters of a vocabulary that an error repeats
 ENGINES = ("onnx", "gguf", "mtmd")  # mtmd: a bundle's GGUF files through llama.cpp alone, slower
@@ -59,17 +67,28 @@ def open_transcriber(
             f"export the model for a target that uses {'gguf' if engine == 'mtmd' else engine or 'onnx'}"
         )
     tokenizer_file = bundle.file("tokenizer.json")
-    try:
-        tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    except Exception as error:  # tokenizers raises nothing more specific
-        raise BundleError(f"{tokenizer_file} cannot be read ({error}): export the bundle again") from error
+    tokenizer = None
     if vocabulary.strip():
+        tokenizer = _read_tokenizer(tokenizer_file)
         manifest = _told(manifest, tokenizer, " ".join(vocabulary.split()))
         bundle = replace(bundle, manifest=manifest)
-    chosen = _open_engine(bundle, engine or usable[0], threads)
-    return Transcriber(
-        chosen, tokenizer, manifest.audio, manifest.prompt, options or manifest.decode, open_speech_gate()
-    )
+    opened = _open_engine(bundle, engine or usable[0], threads)
+    from prunella.device_runtime.sound.speech_gate import open_speech_gate
+    from prunella.device_runtime.transcriber import Transcriber
+
+    tokenizer = tokenizer or _read_tokenizer(tokenizer_file)
+    gate = open_speech_gate()
+    return Transcriber(opened(), tokenizer, manifest.audio, manifest.prompt, options or manifest.decode, gate)
+
+
+def _read_tokenizer(file: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        read: Tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise BundleError(f"{file} cannot be read ({error}): export the bundle again") from error
+    return read
 
 
 def _told(manifest: BundleManifest, tokenizer: Tokenizer, vocabulary: str) -> BundleManifest:
@@ -92,12 +111,16 @@ def _told(manifest: BundleManifest, tokenizer: Tokenizer, vocabulary: str) -> Bu
     return replace(manifest, prompt=prompt)
 
 
-def _open_engine(bundle: Bundle, name: str, threads: int | None) -> Engine:
-    """Each brings in a library that is an extra."""
+def _open_engine(bundle: Bundle, name: str, threads: int | None) -> Callable[[], Engine]:
+    """→ what waits for the engine. Each brings in a library that is an extra."""
     if name == "onnx":
         from prunella.device_runtime.engines.onnx_engine import OnnxEngine
+        from prunella.device_runtime.engines.onnx_library import import_onnxruntime
 
-        return OnnxEngine.open(bundle, threads=threads)
+        import_onnxruntime()  # here: two threads that import take turns
+        return beside(lambda: OnnxEngine.open(bundle, threads=threads))
     from prunella.device_runtime.engines.gguf_engine import GgufEngine
 
-    return GgufEngine.open(bundle, threads=threads, audio_half="mtmd" if name == "mtmd" else "onnx")
+    # OpenMP's threads belong to the one that first used them.
+    engine = GgufEngine.open(bundle, threads=threads, audio_half="mtmd" if name == "mtmd" else "onnx")
+    return lambda: engine

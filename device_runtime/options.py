@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from prunella.device_runtime.base.common_options import add_threads
 from prunella.device_runtime.base.ready_bundle import ready_bundle
-from prunella.device_runtime.decoding.beam_search import check_beams
-from prunella.device_runtime.decoding.engine import PAYING_BEAMS
-from prunella.device_runtime.decoding.phrase_grammar import read_phrases
-from prunella.device_runtime.decoding.phrases import MIN_SCORE
-from prunella.device_runtime.engines.providers import require_all
+from prunella.device_runtime.decoding.limits import MIN_SCORE, PAYING_BEAMS, check_beams
 from prunella.device_runtime.opening import ENGINES, open_transcriber
-from prunella.device_runtime.transcriber import Transcriber
+
+if TYPE_CHECKING:
+    from prunella.device_runtime.transcriber import Transcriber
 
 STRICT_HELP = "stop where hardware that the bundle asks for cannot be used, instead of saying so"
 VERIFY_HELP = (
@@ -104,9 +103,13 @@ def open_from(args: argparse.Namespace, *, any_language: bool = False) -> Transc
         verify=args.verify,
     )
     if args.strict:
+        from prunella.device_runtime.engines.providers import require_all
+
         require_all(transcriber.engine)
     if args.language is not None and (transcriber.prompt.languages or not any_language):
         transcriber = transcriber.with_language(args.language)
     if args.phrases is None:
         return transcriber
+    from prunella.device_runtime.decoding.phrase_grammar import read_phrases
+
     return transcriber.with_phrases(read_phrases(args.phrases), min_score=args.min_score)

@@ -22,7 +22,7 @@ from prunella.device_runtime.base.cache import writable_cache
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.extras import explained
 from prunella.device_runtime.bundle import open_bundle
-from prunella.device_runtime.decoding.beam_search import check_beams
+from prunella.device_runtime.decoding.limits import check_beams
 from prunella.device_runtime.decoding.phrase_grammar import parse_phrases
 from prunella.device_runtime.live.decode_worker import Recognizer
 from prunella.device_runtime.options import (

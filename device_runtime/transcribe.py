@@ -11,20 +11,24 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prunella.device_runtime.base.errors import AudioError
 from prunella.device_runtime.base.ready_bundle import bundle_and_audio
 from prunella.device_runtime.base.standard_streams import piped
 from prunella.device_runtime.options import add_bundle, add_runtime_options, open_from
-from prunella.device_runtime.sound.audio import open_audio
-from prunella.device_runtime.transcriber import Transcriber
-from prunella.device_runtime.transcript import Transcript
+
+if TYPE_CHECKING:
+    from prunella.device_runtime.transcriber import Transcriber
+    from prunella.device_runtime.transcript import Transcript
 
 
 def transcribe_files(
     transcriber: Transcriber, paths: Iterable[str | Path]
 ) -> Iterator[tuple[str | Path, Transcript | AudioError]]:
     """Transcribe files one by one ("-": standard input), yielding each path with its transcript, or with why there is none."""
+    from prunella.device_runtime.sound.audio import open_audio  # after the bundle's graphs began to load
+
     for path in paths:
         source, name = (piped(), "standard input") if path == "-" else (path, None)
         try:

@@ -24,7 +24,8 @@ from prunella.device_runtime.decoding.beam_search import Beams, beams_to_follow
 from prunella.device_runtime.decoding.draft import LONGEST_BELIEVED, AudioDrafter, open_drafter
 from prunella.device_runtime.decoding.engine import BeamEngine, Engine
 from prunella.device_runtime.decoding.greedy import Greedy
-from prunella.device_runtime.decoding.phrases import MIN_SCORE, Phrases, PhraseTrie
+from prunella.device_runtime.decoding.limits import MIN_SCORE
+from prunella.device_runtime.decoding.phrases import Phrases, PhraseTrie
 from prunella.device_runtime.decoding.strategy import Decoding, Prefilled
 from prunella.device_runtime.decoding.text_style import style_text
 from prunella.device_runtime.sound.audio import Audio, check_samples, split_at_quiet_points

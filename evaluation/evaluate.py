@@ -17,7 +17,7 @@ import tqdm
 from prunella.device_runtime.base.common_options import add_speech, add_threads
 from prunella.device_runtime.base.cores import check_threads
 from prunella.device_runtime.base.errors import AudioError, UsageError
-from prunella.device_runtime.decoding.beam_search import check_beams
+from prunella.device_runtime.decoding.limits import check_beams
 from prunella.device_runtime.engines.providers import require_all
 from prunella.device_runtime.options import BEAMS_HELP, LANGUAGE_HELP, STRICT_HELP
 from prunella.evaluation.manifest import SpeechManifest, Utterance, read_manifest

@@ -23,7 +23,7 @@ from prunella.device_runtime.base.files import sha256
 from prunella.device_runtime.base.model_names import BASELINE as BASELINE
 from prunella.device_runtime.base.suggestions import path_hint
 from prunella.device_runtime.bundle import MANIFEST_NAME, open_bundle
-from prunella.device_runtime.decoding.beam_search import check_beams
+from prunella.device_runtime.decoding.limits import check_beams
 from prunella.device_runtime.transcript import Transcript
 from prunella.opener_registry import OPENERS, Opener, register_opener
 

@@ -6,8 +6,6 @@ import errno
 import os
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
 from prunella.device_runtime.base.errors import UsageError
 
 
@@ -37,7 +35,11 @@ def cache_folder() -> Path:
         raise UsageError(
             f"{what} there is no such home: set PRUNELLA_CACHE to a folder's whole path"
         ) from error
-    return earlier if earlier.is_dir() else user_cache_path("prunella", appauthor=False)
+    if earlier.is_dir():
+        return earlier
+    from platformdirs import user_cache_path  # asked once: from then on the folder is there, on Linux
+
+    return user_cache_path("prunella", appauthor=False)
 
 
 def _of_the_service() -> Path | None:

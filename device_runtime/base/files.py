@@ -18,14 +18,19 @@ from typing import Any
 
 from prunella.device_runtime.base.errors import OutputError, UsageError
 from prunella.device_runtime.base.exchange import exchange
-from prunella.device_runtime.base.outputs import HIDDEN, check_output, contents, output_path
+from prunella.device_runtime.base.outputs import check_output, contents, output_path
+
+# Writers read too: others find it here.
+from prunella.device_runtime.base.readers import ARRIVING, COMPLETE, HIDDEN
+from prunella.device_runtime.base.readers import bring_back as bring_back
+from prunella.device_runtime.base.readers import sha256 as sha256
 
 if sys.platform == "win32":
     fcntl = None
 else:
     import fcntl
 
-_COMPLETE, _ARRIVING, _REPLACED = f"{HIDDEN}complete", f"{HIDDEN}arriving", f"{HIDDEN}replaced"
+_REPLACED = f"{HIDDEN}replaced"
 _ABANDONED_SECONDS = 24 * 3_600
 _TRIES = 100
 _LONGEST = 200  # bytes of a name; the most that file systems take is 255
@@ -188,15 +193,14 @@ def remove_abandoned(folder: Path) -> bool:
     return not folder.exists()
 
 
-def bring_back(path: str | Path) -> None:
-    """Bring back what a process that was killed while it replaced `path` left half done. Every reader calls it first."""
-    path = Path(os.path.realpath(path))
+def finish_replacing(path: Path) -> None:
+    """What `bring_back` does of a real path that is missing or half filled."""
     with contextlib.suppress(OSError):  # read-only media: nothing was half done there by us
         if not path.exists():
             hidden = path.parent.glob(f"{glob.escape(f'.{_short(path.name)}.replaced-')}*")
             for old in sorted(hidden, key=lambda folder: folder.stat().st_mtime, reverse=True)[:1]:
                 old.rename(path)
-        elif any((path / name).is_dir() for name in (_COMPLETE, _ARRIVING)):
+        else:
             with hold(path) as held:
                 if held:
                     _finish_moving(path)
@@ -249,20 +253,20 @@ def _move_in(partial: Path, path: Path) -> None:
         if not held:
             raise OutputError(f"{path} is being written by another process: run it again")
         _finish_moving(path)
-        inner.rename(path / _COMPLETE)  # from here on it is the new one that will be there
+        inner.rename(path / COMPLETE)  # from here on it is the new one that will be there
         _finish_moving(path)
 
 
 def _finish_moving(path: Path) -> None:
-    if (path / _COMPLETE).is_dir():
+    if (path / COMPLETE).is_dir():
         (path / _REPLACED).mkdir(exist_ok=True)
         for entry in contents(path):
             entry.rename(path / _REPLACED / entry.name)
-        (path / _COMPLETE).rename(path / _ARRIVING)
-    if (path / _ARRIVING).is_dir():
-        for entry in sorted((path / _ARRIVING).iterdir()):
+        (path / COMPLETE).rename(path / ARRIVING)
+    if (path / ARRIVING).is_dir():
+        for entry in sorted((path / ARRIVING).iterdir()):
             entry.rename(path / entry.name)
-        (path / _ARRIVING).rmdir()
+        (path / ARRIVING).rmdir()
     shutil.rmtree(path / _REPLACED, ignore_errors=True)
 
 
@@ -307,15 +311,6 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON to `path`, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def sha256(path: str | Path) -> str:
-    """Hex sha256 of a file's content."""
-    with Path(path).open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

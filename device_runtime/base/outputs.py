@@ -13,8 +13,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.base.readers import HIDDEN
 
-HIDDEN = ".prunella-"  # begins the names of our own unfinished things inside a folder
 _SYSTEM = ("lost+found", ".DS_Store", "Thumbs.db", "desktop.ini")  # put there by nobody
 _BUNDLE = "bundle.json"
 _GRAPHS = ("audio_encoder.onnx", "embed_tokens.onnx", "decoder_model_merged.onnx")

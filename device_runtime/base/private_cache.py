@@ -13,7 +13,6 @@ from pathlib import Path
 
 from prunella.device_runtime.base.cache import writable_cache
 from prunella.device_runtime.base.errors import UsageError
-from prunella.device_runtime.base.files import whole_file
 
 FOLDER = "start"  # in the cache, and in what `weights/cached.py` clears
 _MOST_FILES = 64  # each some 100 kB; the oldest go
@@ -57,6 +56,8 @@ def write_private(name: str, content: bytes) -> None:
     folder = private_folder()
     if folder is None:
         return
+    from prunella.device_runtime.base.files import whole_file  # only where something is written
+
     with contextlib.suppress(OSError):
         with whole_file(folder / name, mode=0o600) as partial:
             partial.write_bytes(content)

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from prunella._version import __version__
-from prunella.device_runtime.base.files import sha256
 from prunella.device_runtime.base.private_cache import read_private, write_private
+from prunella.device_runtime.base.readers import sha256
 
 _THREADS = 2
 _MOST_BYTES = 1 << 20  # of a record

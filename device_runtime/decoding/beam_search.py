@@ -19,10 +19,11 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from prunella.device_runtime.base.arrays import Float32
-from prunella.device_runtime.base.errors import EngineError, UsageError
+from prunella.device_runtime.base.errors import EngineError
 from prunella.device_runtime.decoding.answer import AnswerReader
 from prunella.device_runtime.decoding.ctc_rescorer import CtcPrefixRescorer, TokenSpeller
-from prunella.device_runtime.decoding.engine import PAYING_BEAMS, BeamEngine, Engine
+from prunella.device_runtime.decoding.engine import BeamEngine, Engine
+from prunella.device_runtime.decoding.limits import PAYING_BEAMS, check_beams
 from prunella.device_runtime.decoding.repeat_stop import RepeatStop
 from prunella.device_runtime.decoding.strategy import Decoded, Prefilled
 from prunella.device_runtime.decoding.template_text import strip_template
@@ -30,18 +31,7 @@ from prunella.device_runtime.transcript import DecodeOptions, FinishReason
 
 # Nats for each letter where transcripts that go on are compared: who has spelled less of the audio has paid for less of it.
 PER_LETTER = 0.8
-MAX_BEAMS = 16  # on every engine: llama.cpp keeps no more caches
 CANDIDATES = 32  # of a transcript's most likely next tokens; the search chooses among them
-
-
-def check_beams(beams: int | None) -> None:
-    """Refuse a number of beams that no engine follows; None and 0 leave it to the system.
-
-    Raises:
-        UsageError: fewer than 0, or more than `MAX_BEAMS`.
-    """
-    if beams is not None and not 0 <= beams <= MAX_BEAMS:
-        raise UsageError(f"{beams} beams are not possible: give 1 to {MAX_BEAMS}, or 0 for as many as pay")
 
 
 def beams_to_follow(engine: Engine, asked: int, usual: int) -> int:

@@ -11,7 +11,6 @@ from prunella.device_runtime.base.errors import EngineError
 # Of engines: above the most by which a pass over several tokens has changed a gap (`research/reference_model/tie.py`).
 ROUNDED_NEAR_TIE = 1.0  # where activations are rounded to 8 bits
 GGUF_NEAR_TIE = 0.1
-PAYING_BEAMS = 4  # where a CTC head hears letters
 
 
 def check_rewind(count: int, appended: int) -> None:

@@ -18,11 +18,11 @@ from tokenizers import Tokenizer
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.decoding.engine import Engine
+from prunella.device_runtime.decoding.limits import MIN_SCORE
 from prunella.device_runtime.decoding.strategy import Decoded, Prefilled
 from prunella.device_runtime.decoding.text_style import style_text
 from prunella.device_runtime.transcript import Phrase, PhraseMatch
 
-MIN_SCORE = 0.15
 MAX_PASSES = 200
 MAX_TOKENS = 200  # of one phrase
 MAX_NODES = 200_000  # of a trie: tokens of all its phrases, beginnings that they share counted once

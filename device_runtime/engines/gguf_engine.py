@@ -17,7 +17,8 @@ from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import BundleError
 from prunella.device_runtime.base.extras import explained
 from prunella.device_runtime.bundle import Bundle, MmprojSpec
-from prunella.device_runtime.decoding.engine import GGUF_NEAR_TIE, PAYING_BEAMS, check_rewind
+from prunella.device_runtime.decoding.engine import GGUF_NEAR_TIE, check_rewind
+from prunella.device_runtime.decoding.limits import PAYING_BEAMS
 from prunella.device_runtime.engines.gguf_embeddings import open_token_embeddings
 from prunella.device_runtime.engines.likelihood import negative_log_likelihood
 from prunella.device_runtime.engines.llama_decoder import MAX_BRANCHES, LlamaDecoder

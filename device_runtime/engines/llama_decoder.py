@@ -13,7 +13,7 @@ import numpy as np
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import EngineError
 from prunella.device_runtime.bundle import OptionValue
-from prunella.device_runtime.decoding.beam_search import MAX_BEAMS
+from prunella.device_runtime.decoding.limits import MAX_BEAMS
 from prunella.device_runtime.engines.llama_library import last_error, llama_library
 from prunella.device_runtime.engines.provider_options import split_llama_options
 from prunella.device_runtime.engines.providers import missing_offload

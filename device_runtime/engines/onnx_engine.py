@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.base.beside import beside
 from prunella.device_runtime.base.cores import most_threads, physical_cores
 from prunella.device_runtime.base.errors import BundleError, EngineError
-from prunella.device_runtime.base.extras import explained
 from prunella.device_runtime.base.onnx_errors import run_errors
 from prunella.device_runtime.bundle import Bundle, Provider
 from prunella.device_runtime.decoding.engine import ROUNDED_NEAR_TIE, check_rewind
 from prunella.device_runtime.engines.likelihood import negative_log_likelihood
-from prunella.device_runtime.engines.onnx_audio_encoder import OnnxAudioEncoder
+from prunella.device_runtime.engines.onnx_library import import_onnxruntime
 from prunella.device_runtime.engines.providers import Missing, announce, for_decoder, open_session
+
+if TYPE_CHECKING:
+    from prunella.device_runtime.engines.onnx_audio_encoder import OnnxAudioEncoder
 
 EMBED_TOKENS = "onnx/embed_tokens.onnx"
 DECODER = "onnx/decoder_model_merged.onnx"
+_LARGE_GRAPH = 16_000_000  # bytes; without its weights one has some 100 kB
 _SCORE_CHUNK = 64  # positions of logits held at once while scoring
 
 
@@ -46,7 +52,7 @@ class OnnxEngine:
     """
 
     def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
-        self._runtime = _import_onnxruntime()
+        self._runtime = import_onnxruntime()
         manifest = bundle.manifest
         self.name = f"onnx-{manifest.recipe}"
         self.near_tie_margin = 0.0 if manifest.recipe == "fp32" else ROUNDED_NEAR_TIE
@@ -55,11 +61,26 @@ class OnnxEngine:
         self._audio = manifest.audio
         self._spec = manifest.decoder
         # Spinning between two operators pays for the decoder's many small ones alone.
-        self.encoder = OnnxAudioEncoder(bundle, threads=self.threads)
-        self._missing: list[Missing] = list(self.encoder.missing)
-        self._embedder = self._session(bundle.file(EMBED_TOKENS), (), threads=1, spin=False)
-        self._decoder = self._session(bundle.file(DECODER), for_decoder(manifest.providers), spin=True)
-        self.missing = announce(self._missing)
+        graph, decoders = bundle.file(DECODER), for_decoder(manifest.providers)
+        # A graph with its weights in it takes them twice while it is read: not beside another one.
+        alone = graph.stat().st_size > _LARGE_GRAPH
+        load = functools.partial(self._session, graph, decoders, threads=self.threads, spin=True)
+        decoder = load if alone else beside(load)
+        try:
+            # Its features are imported while the decoder loads.
+            from prunella.device_runtime.engines.onnx_audio_encoder import OnnxAudioEncoder
+
+            self.encoder: OnnxAudioEncoder = OnnxAudioEncoder(bundle, threads=self.threads)
+            self._embedder, of_embedder = self._session(bundle.file(EMBED_TOKENS), (), threads=1, spin=False)
+        except BaseException:
+            if not alone:
+                with contextlib.suppress(
+                    Exception
+                ):  # an error leaves no thread behind, and is not replaced by another
+                    decoder()
+            raise
+        self._decoder, of_decoder = decoder()
+        self.missing = announce((*self.encoder.missing, *of_embedder, *of_decoder))
         self._check_shapes(bundle.path)
 
         self._before = self._embed(manifest.prompt.before_ids)
@@ -305,21 +326,14 @@ class OnnxEngine:
             binding.bind_ortvalue_output(f"present.{name}", buffer)
 
     def _session(
-        self,
-        path: Path,
-        providers: tuple[Provider, ...],
-        *,
-        spin: bool,
-        threads: int | None = None,
-    ) -> Any:
+        self, path: Path, providers: tuple[Provider, ...], *, threads: int, spin: bool
+    ) -> tuple[Any, tuple[Missing, ...]]:
         options = self._runtime.SessionOptions()
-        options.intra_op_num_threads = threads or self.threads
+        options.intra_op_num_threads = threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
         options.add_session_config_entry("session.force_spinning_stop", "1")  # not between two runs
-        session, missing = open_session(self._runtime, path, options, providers)
-        self._missing += missing
-        return session
+        return open_session(self._runtime, path, options, providers)
 
     def _check_shapes(self, where: Path) -> None:
         """The manifest sizes the buffers that native code writes into: it must agree with the graph."""
@@ -337,11 +351,3 @@ class OnnxEngine:
                 f"{where}: the decoder's graph has (layers, hidden, kv heads, vocabulary) {found}, "
                 f"the manifest says {expected}: export the bundle again"
             )
-
-
-def _import_onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise explained(error, "the engine onnx") from error
-    return onnxruntime

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from prunella.device_runtime.decoding.limits import MIN_SCORE
 from prunella.device_runtime.decoding.phrase_grammar import NUMBERS, read_phrases
-from prunella.device_runtime.decoding.phrases import MIN_SCORE
 from prunella.device_runtime.listen import listen
 from prunella.device_runtime.live.events import LiveEvent
 from prunella.device_runtime.live.microphone import Microphone

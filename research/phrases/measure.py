@@ -17,8 +17,8 @@ import random
 import statistics
 import sys
 
+from prunella.device_runtime.decoding.limits import MIN_SCORE
 from prunella.device_runtime.decoding.phrase_grammar import parse_phrases
-from prunella.device_runtime.decoding.phrases import MIN_SCORE
 from prunella.device_runtime.decoding.text_style import style_text
 from prunella.device_runtime.opening import open_transcriber
 from prunella.device_runtime.sound.audio import load_audio

@@ -60,3 +60,91 @@ def test_what_every_caller_meets_is_found_at_the_top(name):
 def test_another_name_is_refused():
     with pytest.raises(ImportError, match="nothing_here"):
         from prunella.device_runtime import nothing_here  # noqa: F401
+
+
+# Libraries that may be imported: before a bundle's graphs begin to load, and until the first text.
+TO_BEGIN = {"numpy", "msgspec", "typing_extensions"}
+TO_TRANSCRIBE = {
+    *TO_BEGIN,
+    "tokenizers",
+    "soundfile",
+    "_soundfile",
+    "_soundfile_data",
+    "_cffi_backend",
+    "soxr",
+    "threadpoolctl",
+}
+# Of ours, those that are read before the graphs begin to load: whoever adds one here makes every start wait for it.
+OURS_TO_BEGIN = {
+    *("", "_version", "cli", "needs", "opener_registry", "openers", "device_runtime", "device_runtime.base"),
+    *(
+        f"device_runtime.base.{name}"
+        for name in (
+            *(
+                "argument_parser",
+                "arrays",
+                "beside",
+                "cache",
+                "characters",
+                "common_options",
+                "cores",
+                "errors",
+            ),
+            *(
+                "extras",
+                "languages",
+                "model_names",
+                "onnx_errors",
+                "private_cache",
+                "readers",
+                "ready_bundle",
+            ),
+            *("standard_streams", "suggestions", "verified_files"),
+        )
+    ),
+    *("device_runtime.bundle", "device_runtime.manifest", "device_runtime.manifest_reader"),
+    *(
+        "device_runtime.opening",
+        "device_runtime.options",
+        "device_runtime.transcribe",
+        "device_runtime.transcript",
+    ),
+    *("device_runtime.decoding", "device_runtime.decoding.engine", "device_runtime.decoding.limits"),
+    *(
+        f"device_runtime.engines{name}"
+        for name in ("", ".likelihood", ".onnx_engine", ".onnx_library", ".providers")
+    ),
+}
+
+
+def _loaded(code: str) -> tuple[set[str], set[str]]:
+    """The libraries, and the modules of ours, that are imported by it."""
+    names = json.loads(_run(f"{code}\nimport json, sys; print(json.dumps(sorted(sys.modules)))"))
+    tops = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names)
+    bare = set(
+        json.loads(_run("import json, sys; print(json.dumps(sorted(sys.modules)))"))
+    )  # what site brings
+    bare = {name.partition(".")[0] for name in bare}
+    ours = {
+        name.removeprefix("prunella").removeprefix(".")
+        for name in names
+        if name.partition(".")[0] == "prunella"
+    }
+    return tops - bare - {"prunella"}, ours
+
+
+def test_little_is_imported_before_the_graphs_begin_to_load():
+    libraries, ours = _loaded(
+        "import prunella.cli, prunella.device_runtime.transcribe, prunella.device_runtime.engines.onnx_engine"
+    )
+    assert libraries <= TO_BEGIN
+    assert ours <= OURS_TO_BEGIN
+
+
+def test_nothing_heavy_is_imported_to_transcribe():
+    libraries, _ = _loaded(
+        "import prunella.cli, prunella.device_runtime.transcribe, prunella.device_runtime.engines.onnx_engine\n"
+        "import prunella.device_runtime.transcriber, prunella.device_runtime.engines.onnx_audio_encoder\n"
+        "import prunella.device_runtime.sound.speech_gate, soundfile"
+    )
+    assert libraries <= TO_TRANSCRIBE

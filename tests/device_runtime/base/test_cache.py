@@ -15,12 +15,16 @@ def home(tmp_path, monkeypatch):
 
 
 def test_the_systems_own_place_is_taken(home, monkeypatch):
-    monkeypatch.setattr(cache, "user_cache_path", lambda name, appauthor: home / "Library" / "Caches" / name)
+    monkeypatch.setattr(
+        "platformdirs.user_cache_path", lambda name, appauthor: home / "Library" / "Caches" / name
+    )
     assert cache.cache_folder() == home / "Library" / "Caches" / "prunella"
 
 
 def test_a_cache_that_an_earlier_prunella_filled_stays_in_use(home, monkeypatch):
-    monkeypatch.setattr(cache, "user_cache_path", lambda name, appauthor: home / "Library" / "Caches" / name)
+    monkeypatch.setattr(
+        "platformdirs.user_cache_path", lambda name, appauthor: home / "Library" / "Caches" / name
+    )
     (home / ".cache" / "prunella").mkdir(parents=True)
     assert cache.cache_folder() == home / ".cache" / "prunella"
 

@@ -194,7 +194,7 @@ def test_a_full_disk_ends_no_start(cache, files, hashed, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(private_cache, "whole_file", full)
+    monkeypatch.setattr("prunella.device_runtime.base.files.whole_file", full)
     for _ in range(2):
         assert _differs(files) is None
     assert len(hashed) == 6
