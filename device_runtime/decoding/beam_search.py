@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Collection, Generator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -27,10 +28,13 @@ from prunella.device_runtime.decoding.limits import PAYING_BEAMS, check_beams
 from prunella.device_runtime.decoding.repeat_stop import RepeatStop
 from prunella.device_runtime.decoding.strategy import Decoded, Prefilled
 from prunella.device_runtime.decoding.template_text import strip_template
+from prunella.device_runtime.decoding.top_tokens import log_totals, top_tokens
 from prunella.device_runtime.transcript import DecodeOptions, FinishReason
 
 # Nats for each letter where transcripts that go on are compared: who has spelled less of the audio has paid for less of it.
 PER_LETTER = 0.8
+WIDTH = 8.0  # nats of `rank` behind the first within which transcripts are followed
+_SLACK = 1e-6  # nats: what rounds otherwise where it is reckoned from the other end
 CANDIDATES = 32  # of a transcript's most likely next tokens; the search chooses among them
 
 
@@ -79,6 +83,9 @@ class _Candidate(NamedTuple):
     reward: float
 
 
+_rank = attrgetter("rank")
+
+
 @dataclass
 class BeamSearch:
     """The best transcripts so far. A pure state machine: `advance` takes the decoder's logits and says what to run next.
@@ -88,12 +95,14 @@ class BeamSearch:
         end: tokens that end one.
         rescorer: the letters of the utterance; none: the decoder alone judges.
         weight: of their log-probability; the decoder's has 1.
+        width: nats of `Hypothesis.rank` within which of the best one others are followed.
     """
 
     beams: int
     end: Collection[int]
     rescorer: CtcPrefixRescorer | None = None
     weight: float = 0.0
+    width: float = math.inf
     alive: list[Hypothesis] = field(default_factory=lambda: [Hypothesis()])
     ended: Hypothesis | None = None
 
@@ -107,20 +116,22 @@ class BeamSearch:
             # What comes now is behind all that are followed.
             if len(going) == self.beams and candidate.rank <= going[-1][0].rank:
                 break
-            if self.ended is not None and candidate.score <= self.ended.score:
+            won = self.ended.score if self.ended is not None else -math.inf
+            if candidate.score <= won:
                 continue
             tokens = (*self.alive[candidate.parent].tokens, candidate.token)
-            score = candidate.decoder_score + self._heard(tokens)
-            if not score > -math.inf:
+            last = going[-1][0].rank - candidate.reward if len(going) == self.beams else -math.inf
+            score = candidate.decoder_score + self._heard(tokens, max(won, last) - candidate.decoder_score)
+            if not score > won:  # nor does it take the place of one that can still win
                 continue
             longer = Hypothesis(tokens, candidate.decoder_score, score, score + candidate.reward)
             if candidate.token not in self.end:
                 bisect.insort(going, (longer, candidate.parent), key=lambda pair: -pair[0].rank)
                 del going[self.beams :]
-            elif self.ended is None or score > self.ended.score:
+            else:
                 self.ended = longer
-        least = self.ended.score if self.ended is not None else -math.inf
-        going = [pair for pair in going if pair[0].score > least]
+        nearest = going[0][0].rank - self.width if going else 0.0
+        going = [pair for pair in going if pair[0].rank >= nearest]
         self.alive = [longer for longer, _ in going]
         if self.rescorer is not None:
             self.rescorer.prune(hypothesis.tokens for hypothesis in self.alive)
@@ -144,30 +155,34 @@ class BeamSearch:
     def _candidates(self, rows: Float32) -> list[_Candidate]:
         """Every candidate, first those that end, then the best first.
 
-        Letters cost time. A longer text's fit worse, so that its parent's say for which candidates they need not be compared.
+        Letters cost time. What a text's first new letter makes of it says for which candidates the others need not be heard.
         """
         found: list[_Candidate] = []
-        for parent, (hypothesis, row) in enumerate(zip(self.alive, rows, strict=True)):
-            count = min(CANDIDATES, len(row))
-            likely = np.argpartition(row, -count)[-count:]
-            top = float(row.max())
-            total = top + float(np.log(np.exp(row - top).sum(dtype=np.float64)))
+        for parent, (hypothesis, row, total) in enumerate(
+            zip(self.alive, rows, log_totals(rows), strict=True)
+        ):
             heard = self._heard(hypothesis.tokens)
-            for token in likely.tolist():
-                decoder = hypothesis.decoder_score + float(row[token]) - total
+            likely = top_tokens(row, CANDIDATES)
+            decoders = (hypothesis.decoder_score - total + row[likely].astype(np.float64)).tolist()
+            for token, decoder in zip(likely.tolist(), decoders, strict=True):
                 score, reward = decoder + heard, math.inf
                 if token not in self.end:
-                    letters = (
-                        self.rescorer.length(hypothesis.tokens, token) if self.rescorer is not None else 0
-                    )
-                    if letters is None:
-                        continue
-                    reward = PER_LETTER * letters
+                    letters, most = 0, 0.0
+                    if self.rescorer is not None:
+                        outlook = self.rescorer.outlook(hypothesis.tokens, token)
+                        if outlook is None:
+                            continue
+                        letters, most = outlook
+                    score, reward = decoder + self.weight * most, PER_LETTER * letters
                 found.append(_Candidate(score + reward, score, parent, token, decoder, reward))
-        return sorted(found, key=lambda candidate: -candidate.rank)
+        return sorted(found, key=_rank, reverse=True)
 
-    def _heard(self, tokens: tuple[int, ...]) -> float:
-        return self.weight * self.rescorer.score(tokens) if self.rescorer is not None else 0.0
+    def _heard(self, tokens: tuple[int, ...], least: float = -math.inf) -> float:
+        """What their letters are worth; minus infinity as soon as it is known to be less than `least`."""
+        if self.rescorer is None:
+            return 0.0
+        bound = (least - _SLACK) / self.weight if self.weight else -math.inf
+        return self.weight * self.rescorer.score(tokens, bound)
 
 
 class Beams:
@@ -202,7 +217,7 @@ class Beams:
         if utterance.ctc_log_probs is not None and options.ctc_weight > 0:
             opening = None if self._reader.plain else self._opening
             rescorer = CtcPrefixRescorer(utterance.ctc_log_probs, self._speller, end, opening)
-        search = BeamSearch(options.beams, end, rescorer, options.ctc_weight)
+        search = BeamSearch(options.beams, end, rescorer, options.ctc_weight, WIDTH)
         passes = shown = 0
         pieces, agreed = DecodeStream(skip_special_tokens=True), ""
         tokens, parents = search.advance(utterance.logits[None])

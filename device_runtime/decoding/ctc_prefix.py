@@ -4,38 +4,66 @@ A CTC head on the audio encoder (`speech_llm/ctc_head.py`) says for every frame 
 probability that the whole audio begins with some text, whatever follows, is what hybrid CTC/attention decoding weighs
 against the decoder's own (Watanabe et al. 2017, "Hybrid CTC/Attention Architecture for End-to-End Speech Recognition",
 section IV-B).
+
+A text ends somewhere in the audio, within some dozens of frames: those behind which it is less likely than `_LEAST` of the
+likeliest are left out, far below the precision of a float. Over so few, plain floats are faster than arrays are. A search
+asks for many letters behind a prefix and follows few of them, so a prefix finds its frames when it is first followed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
+from operator import mul
 
 import numpy as np
 import numpy.typing as npt
 
-Float64 = npt.NDArray[np.float64]
 BLANK = 0  # class of a frame that begins no letter; letter i of the alphabet is class i + 1
+_LEAST = math.exp(-100)
+_TINY, _HUGE = 1e-200, 1e200  # keeps long silences within a float's range
 
 
-@dataclass(frozen=True)
-class Prefix:
-    """The beginning of a text.
+@dataclass
+class _Frames:
+    """Where in the audio a text may end. All but `log_scale` are probabilities divided by its exponential.
 
     Attributes:
-        letter, blank: (frames + 1,) log-probabilities that the first t frames spell it, ending in its last letter or in blanks.
-        last: class of its last letter; BLANK where it is empty.
+        start: number of frames that the first of the likely places has before it.
+        spelled: that the frames before each of them spell the text.
+        blank: that they do and end in a blank.
+        reach: number of frames that the last place looked at has before it: the audio's, or those behind which nothing matters.
+        letter_there, blank_there: that the frames before it spell the text, ending in its last letter or in a blank.
+    """
+
+    start: int
+    spelled: list[float]
+    blank: list[float]
+    log_scale: float
+    reach: int
+    letter_there: float
+    blank_there: float
+
+
+@dataclass(eq=False)
+class Prefix:
+    """The beginning of a text. Made by a `PrefixScorer`.
+
+    Attributes:
+        letters: classes of its letters, in order.
         log_probability: of all texts that begin with it.
     """
 
-    letter: Float64
-    blank: Float64
-    last: int
+    letters: tuple[int, ...]
     log_probability: float
+    parent: Prefix | None = None  # until its frames are known
+    frames: _Frames | None = None
+    following: dict[int, float] = field(default_factory=dict)
+    longer: dict[int, Prefix] = field(default_factory=dict)
 
-    @property
-    def log_probability_whole(self) -> float:
-        """Log-probability of this text and nothing behind it."""
-        return float(np.logaddexp(self.letter[-1], self.blank[-1]))
+    def forget(self) -> None:
+        """Let go of the longer prefixes, which would fill the memory; they are found again when asked for."""
+        self.longer.clear()
 
 
 class PrefixScorer:
@@ -46,33 +74,101 @@ class PrefixScorer:
     """
 
     def __init__(self, log_probabilities: npt.NDArray[np.floating]) -> None:
-        frames, classes = log_probabilities.shape
-        # Class by class: a recurrence runs along the frames of one class.
-        self._each = np.ascontiguousarray(log_probabilities.T, np.float64)
-        self._sums = np.zeros((classes, frames + 1))
-        np.cumsum(self._each, axis=1, out=self._sums[:, 1:])
+        self._count = len(log_probabilities)
+        self._each: list[list[float]] = np.exp(log_probabilities.T.astype(np.float64)).tolist()
 
     def empty(self) -> Prefix:
         """What every text begins with."""
-        blank = self._sums[BLANK]
-        return Prefix(np.full_like(blank, -np.inf), blank, BLANK, 0.0)
+        spelled = [1.0]
+        for blank in self._each[BLANK]:
+            spelled.append(spelled[-1] * blank)
+            if spelled[-1] < _LEAST:
+                break
+        frames = _Frames(0, spelled, spelled, 0.0, len(spelled) - 1, 0.0, spelled[-1])
+        return Prefix((), 0.0, frames=frames)
+
+    def log_probability(self, prefix: Prefix, letter: int) -> float:
+        """Of all texts that begin with the prefix and one more letter, given as its class."""
+        found = prefix.following.get(letter)
+        if found is None:
+            frames, before = self._before(prefix, letter)
+            spoken = self._each[letter][frames.start : frames.start + len(before)]
+            total = sum(map(mul, before, spoken))
+            found = math.log(total) + frames.log_scale if total > 0 else -math.inf
+            prefix.following[letter] = found
+        return found
 
     def extend(self, prefix: Prefix, letter: int) -> Prefix:
         """The prefix and one more letter, given as its class."""
-        # A letter twice in a row needs a blank between: otherwise it is the same one, held.
-        before = prefix.blank if letter == prefix.last else np.logaddexp(prefix.letter, prefix.blank)
-        ends_in_letter = self._held(letter, before)
-        return Prefix(
-            letter=ends_in_letter,
-            blank=self._held(BLANK, ends_in_letter),
-            last=letter,
-            log_probability=float(np.logaddexp.reduce(before[:-1] + self._each[letter], initial=-np.inf)),
-        )
+        longer = prefix.longer.get(letter)
+        if longer is None:
+            longer = Prefix((*prefix.letters, letter), self.log_probability(prefix, letter), prefix)
+            prefix.longer[letter] = longer
+        return longer
 
-    def _held(self, kind: int, before: Float64) -> Float64:
-        """x(t) = p(t) * (x(t - 1) + before(t - 1)) in logarithms, as one running sum instead of a loop over frames."""
-        sums = self._sums[kind]
-        held: Float64 = np.full_like(sums, -np.inf)
-        np.logaddexp.accumulate(before[:-1] - sums[:-1], out=held[1:])
-        held[1:] += sums[1:]
-        return held
+    def log_probability_whole(self, prefix: Prefix) -> float:
+        """Log-probability of this text and nothing behind it."""
+        frames = self._frames(prefix)
+        letter, blank, scale = frames.letter_there, frames.blank_there, frames.log_scale
+        held = self._each[prefix.letters[-1]] if prefix.letters else self._each[BLANK]
+        blanks = self._each[BLANK]
+        for place in range(frames.reach, self._count):
+            blank = blanks[place] * (blank + letter)
+            letter *= held[place]
+            if blank + letter < _TINY:
+                letter, blank, scale = letter * _HUGE, blank * _HUGE, scale - math.log(_HUGE)
+        total = letter + blank
+        return math.log(total) + scale if total > 0 else -math.inf
+
+    def _before(self, prefix: Prefix, letter: int) -> tuple[_Frames, list[float]]:
+        """The places behind which a letter can begin: of the same letter again, those with a blank between."""
+        frames = self._frames(prefix)
+        held = prefix.letters[-1:] == (letter,)
+        return frames, frames.blank if held else frames.spelled
+
+    def _frames(self, prefix: Prefix) -> _Frames:
+        if prefix.frames is None:
+            assert prefix.parent is not None
+            prefix.frames = self._extended(prefix.parent, prefix.letters[-1])
+            prefix.parent = None
+        return prefix.frames
+
+    def _extended(self, prefix: Prefix, letter: int) -> _Frames:
+        """x(t) = p(t) * (x(t - 1) + before(t - 1)): of frames that end in the letter, then of those in a blank."""
+        frames, before = self._before(prefix, letter)
+        spoken, blanks = self._each[letter], self._each[BLANK]
+        place = frames.start
+        held = blank = 0.0
+        spelled, in_blanks = [], []
+        stop = place + len(before)
+        for ahead, now, none in zip(before, spoken[place:stop], blanks[place:stop], strict=False):
+            blank = none * (blank + held)
+            held = now * (held + ahead)
+            in_blanks.append(blank)
+            spelled.append(held + blank)
+        largest = max(spelled, default=0.0)
+        if largest == 0.0:
+            return _Frames(min(place, self._count), [], [], 0.0, self._count, 0.0, 0.0)
+        least = largest * _LEAST
+        reach = place + len(spelled)
+        while reach < self._count and held + blank >= least:
+            blank = blanks[reach] * (blank + held)
+            held *= spoken[reach]
+            in_blanks.append(blank)
+            spelled.append(held + blank)
+            reach += 1
+        first, last = 0, len(spelled)
+        while spelled[first] < least:
+            first += 1
+        while spelled[last - 1] < least:
+            last -= 1
+        factor = 1 / largest
+        return _Frames(
+            place + 1 + first,
+            [one * factor for one in spelled[first:last]],
+            [one * factor for one in in_blanks[first:last]],
+            frames.log_scale + math.log(largest),
+            reach,
+            held * factor,
+            blank * factor,
+        )

@@ -64,68 +64,83 @@ class CtcPrefixRescorer:
     ) -> None:
         self._scorer = PrefixScorer(log_probabilities)
         self._speller, self._end, self._opening = speller, frozenset(end), opening
-        self._known: dict[tuple[int, ...], Prefix] = {(): self._scorer.empty()}
-        self._spelled: dict[tuple[int, ...], tuple[int, ...] | None] = {(): ()}
+        # None: it has a letter that nobody can have heard.
+        self._known: dict[tuple[int, ...], Prefix | None] = {(): self._scorer.empty()}
         # Of each of them: -1 within what stands before a transcript, 1 behind it, 0 where there was nothing of the kind.
         self._states: dict[tuple[int, ...], int] = {(): 1 if opening is None else -1}
 
-    def score(self, tokens: tuple[int, ...]) -> float:
-        """Log-probability of the letters of these tokens, and of nothing behind them where an end token is the last."""
-        ended = bool(tokens) and tokens[-1] in self._end
-        letters = self._letters(tokens[:-1] if ended else tokens)
-        if letters is None:
-            return -math.inf
-        prefix = self._known[letters]
-        return prefix.log_probability_whole if ended else prefix.log_probability
+    def score(self, tokens: tuple[int, ...], least: float = -math.inf) -> float:
+        """Log-probability of the letters of these tokens, and of nothing behind them where an end token is the last.
 
-    def length(self, tokens: tuple[int, ...], token: int) -> int | None:
-        """How many letters a transcript has with one more token; None: they cannot be spelled.
+        `least`: as soon as it is known to be no more than this, the answer is minus infinity.
+        """
+        if tokens and tokens[-1] in self._end:
+            prefix = self._prefix(tokens[:-1])
+            return -math.inf if prefix is None else self._scorer.log_probability_whole(prefix)
+        prefix = self._prefix(tokens, least)
+        return -math.inf if prefix is None else prefix.log_probability
+
+    def outlook(self, tokens: tuple[int, ...], token: int) -> tuple[int, float] | None:
+        """How many letters a transcript has with one more token, and the most that its `score` can then be; None: they
+        cannot be spelled.
 
         What was said in place of what should stand before a transcript is no transcript: its letters are not rewarded.
         """
-        letters = self._letters(tokens)
+        prefix = self._prefix(tokens)
         state = self._states[tokens]
-        if state < 0:
-            state = self._state((*tokens, token))
-            unspelled = state == 0 and self._speller.spell(token, letters[-1] if letters else 0) is None
-            return None if unspelled else 0
-        more = self._speller.spell(token, letters[-1] if letters else 0)
-        if letters is None or more is None:
+        if prefix is None:
             return None
-        return len(letters) + len(more) if state else 0
+        more = self._speller.spell(token, prefix.letters[-1] if prefix.letters else 0)
+        if state < 0:
+            unspelled = more is None and self._state((*tokens, token)) == 0
+            return None if unspelled else (0, prefix.log_probability)
+        if more is None:
+            return None
+        most = self._scorer.log_probability(prefix, more[0]) if more else prefix.log_probability
+        return (len(prefix.letters) + len(more) if state else 0), most
 
     def prune(self, texts: Iterable[tuple[int, ...]]) -> None:
         """Forget what other texts are worth, which would fill the memory; it is found again when asked for."""
-        self._spelled = {tokens: self._letters(tokens) for tokens in ((), *texts)}
-        self._states = {tokens: self._states[tokens] for tokens in self._spelled}
+        kept = {tokens: self._prefix(tokens) for tokens in ((), *texts)}
+        self._states = {tokens: self._states[tokens] for tokens in kept}
+        # Texts of the same letters go on together.
+        same: dict[tuple[int, ...], Prefix] = {}
         self._known = {
-            letters: self._known[letters] for letters in self._spelled.values() if letters is not None
+            tokens: prefix and same.setdefault(prefix.letters, prefix) for tokens, prefix in kept.items()
         }
+        for prefix in same.values():
+            prefix.forget()
 
-    def _letters(self, tokens: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Their letters, whose prefix is known from then on. Transcripts and candidates share beginnings."""
-        if tokens not in self._spelled:
-            letters = self._letters(tokens[:-1])
-            state = self._states[tokens[:-1]]
-            if state >= 0:
-                letters = self._appended(letters, tokens[-1])
-            elif (state := self._state(tokens)) == 0:  # it was a transcript all along
-                for token in tokens:
-                    letters = self._appended(letters, token)
-            self._spelled[tokens], self._states[tokens] = letters, state
-        return self._spelled[tokens]
+    def _prefix(self, tokens: tuple[int, ...], least: float = -math.inf) -> Prefix | None:
+        """Of their letters, known from then on; None too where it is less likely than `least`, which is not remembered."""
+        if tokens in self._known:
+            return self._known[tokens]
+        prefix = self._prefix(tokens[:-1])
+        state, unlikely = self._states[tokens[:-1]], False
+        if state >= 0:
+            prefix, unlikely = self._appended(prefix, tokens[-1], least)
+        elif (state := self._state(tokens)) == 0:  # it was a transcript all along
+            for token in tokens:
+                prefix, _ = self._appended(prefix, token)
+        if not unlikely:
+            self._known[tokens], self._states[tokens] = prefix, state
+        return prefix
 
-    def _appended(self, letters: tuple[int, ...] | None, token: int) -> tuple[int, ...] | None:
-        """What is spelled with one more token."""
-        more = self._speller.spell(token, letters[-1] if letters else 0)
-        if letters is None or more is None:
-            return None
+    def _appended(
+        self, prefix: Prefix | None, token: int, least: float = -math.inf
+    ) -> tuple[Prefix | None, bool]:
+        """What is spelled with one more token, or None; and whether that is for being no likelier than `least`."""
+        if prefix is None:
+            return None, False
+        more = self._speller.spell(token, prefix.letters[-1] if prefix.letters else 0)
+        if more is None:
+            return None, False
         for letter in more:
-            longer = (*letters, letter)
-            if longer not in self._known:
-                self._known[longer] = self._scorer.extend(self._known[letters], letter)
-            letters = longer
-        return letters
+            # Each letter costs time, and a longer text is never likelier.
+            if prefix.log_probability <= least:
+                return None, True
+            prefix = self._scorer.extend(prefix, letter)
+        return prefix, False
 
     def _state(self, tokens: tuple[int, ...]) -> int:
         opening = self._opening(tokens) if self._opening is not None else 0

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.beside import beside
@@ -20,6 +18,7 @@ from prunella.device_runtime.base.onnx_errors import run_errors
 from prunella.device_runtime.bundle import Bundle, Provider
 from prunella.device_runtime.decoding.engine import ROUNDED_NEAR_TIE, check_rewind
 from prunella.device_runtime.engines.likelihood import negative_log_likelihood
+from prunella.device_runtime.engines.onnx_beams import BeamCaches, bind_caches
 from prunella.device_runtime.engines.onnx_library import import_onnxruntime
 from prunella.device_runtime.engines.providers import Missing, announce, for_decoder, open_session
 
@@ -30,18 +29,6 @@ EMBED_TOKENS = "onnx/embed_tokens.onnx"
 DECODER = "onnx/decoder_model_merged.onnx"
 _LARGE_GRAPH = 16_000_000  # bytes; without its weights one has some 100 kB
 _SCORE_CHUNK = 64  # positions of logits held at once while scoring
-
-
-@dataclass
-class _Beams:
-    """Caches of several transcripts of one utterance; their first `shared` positions, prompt and audio, are the same."""
-
-    utterance: int
-    shared: int
-    position: int
-    rows: int
-    capacity: int = 0
-    caches: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
 
 class OnnxEngine:
@@ -89,7 +76,9 @@ class OnnxEngine:
         self._start = 0  # of them by prompt and audio
         self._prefix_filled = False
         self._utterance = 0  # how many were started
-        self._beams: _Beams | None = None
+        self._beams = BeamCaches(self._spec.num_layers, self._spec.num_kv_heads, self._spec.head_dim)
+        self._branched = -1  # utterance that the beams are of
+        self._beam_logits = np.empty((0, 1, self._spec.vocab_size), np.float32)
         self._logits = np.empty((1, 1, self._spec.vocab_size), np.float32)
         seconds = self._audio.max_seconds
         audio_tokens = self._audio.longest_tokens(seconds)
@@ -166,49 +155,36 @@ class OnnxEngine:
         Raises:
             EngineError: the context is full.
         """
-        if self._beams is None or self._beams.utterance != self._utterance:
-            self._beams = _Beams(self._utterance, self._position, self._position, 1)
         beams, count = self._beams, len(tokens)
+        if self._branched != self._utterance:
+            self._branched = self._utterance
+            beams.begin(self._position)
         end = beams.position + 1
-        if not beams.caches or count > beams.rows or end > beams.capacity:
-            self._room_for_beams(beams, max(count, beams.rows), end)
-        chosen = np.asarray(parents)
-        if not np.array_equal(chosen, np.arange(count)):
-            for cache in beams.caches:
-                # What they share, prompt and audio, stays where it is.
-                cache[:count, :, beams.shared : beams.position] = cache[
-                    chosen, :, beams.shared : beams.position
-                ]
+        if end > beams.capacity:
+            self._check_context(end)
+        beams.make_room(
+            count, min(max(self.capacity, 2 * end), self._spec.max_context) if end > beams.capacity else end
+        )
+        rows = beams.place(parents, self._cache)
+        if len(self._beam_logits) < count:
+            self._beam_logits = np.empty((count, 1, self._spec.vocab_size), np.float32)
+        logits = self._beam_logits[:count]
+        chosen = np.empty(count, np.int64)
+        chosen[rows] = tokens
         inputs = {
-            "inputs_embeds": np.ascontiguousarray(self._embed(tuple(tokens))[:, None]),
+            "inputs_embeds": np.ascontiguousarray(self._embed(tuple(chosen.tolist()))[:, None]),
             "attention_mask": np.ones((count, end), np.int64),
             "num_logits_to_keep": np.array(1, np.int64),
         }
-        logits = np.empty((count, 1, self._spec.vocab_size), np.float32)
-        binding = self._decoder.io_binding()
+        binding = beams.bound(count, self._runtime, self._decoder)
         for name, array in inputs.items():
             binding.bind_cpu_input(name, array)
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        # The first rows of a buffer are a buffer: fewer transcripts go on than there is room for.
-        kept = [cache[:count] for cache in beams.caches]
-        self._bind_cache(binding, kept)
         with run_errors("the decoder"):
             self._decoder.run_with_iobinding(binding)
         beams.position = end
-        return logits[:, 0]
-
-    def _room_for_beams(self, beams: _Beams, rows: int, positions: int) -> None:
-        """Buffers for so many transcripts: what the utterance has so far, in each row."""
-        self._check_context(positions)
-        before = beams.caches or self._cache
-        filled = beams.position
-        beams.rows, beams.capacity = rows, min(max(self.capacity, 2 * positions), self._spec.max_context)
-        shape = (rows, self._spec.num_kv_heads, beams.capacity, self._spec.head_dim)
-        caches = [np.zeros(shape, np.float32) for _ in before]
-        for old, new in zip(before, caches, strict=True):
-            new[: len(old), :, :filled] = old[:, :, :filled]
-            new[len(old) :, :, :filled] = old[:1, :, :filled]
-        beams.caches = caches
+        said: Float32 = logits[:, 0]
+        return said if np.array_equal(rows, np.arange(count)) else said[rows]
 
     def rewind(self, count: int) -> None:
         """See `Engine.rewind`: what lies behind the new end is overwritten by what comes next.
@@ -315,15 +291,7 @@ class OnnxEngine:
                 "smaller max_context"
             ) from error
         self._binding = self._decoder.io_binding()
-        self._bind_cache(self._binding, self._cache)
-
-    def _bind_cache(self, binding: Any, arrays: list[npt.NDArray[np.float32]]) -> None:
-        """Past and present of every layer in the same memory."""
-        for index, array in enumerate(arrays):
-            name = f"{index // 2}.{'value' if index % 2 else 'key'}"
-            buffer = self._runtime.OrtValue.ortvalue_from_numpy(array)
-            binding.bind_ortvalue_input(f"past_key_values.{name}", buffer)
-            binding.bind_ortvalue_output(f"present.{name}", buffer)
+        bind_caches(self._runtime, self._binding, self._cache)
 
     def _session(
         self, path: Path, providers: tuple[Provider, ...], *, threads: int, spin: bool

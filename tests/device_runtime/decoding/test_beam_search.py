@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def test_enough_beams_find_the_best_of_all_texts(seed: int, with_letters: bool) 
 
 
 @given(st.integers(0, 10_000), st.integers(1, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_candidates_that_are_passed_over_could_not_have_won(seed: int, beams: int) -> None:
     table = log_softmax(2 * np.random.default_rng(seed).standard_normal((7, 5)))
     rescorer, plain = (CtcPrefixRescorer(table, SPELLER, (END,)) for _ in range(2))
@@ -103,14 +104,53 @@ def test_candidates_that_are_passed_over_could_not_have_won(seed: int, beams: in
         ended |= {text: score for text, score in longer.items() if text[-1] == END}
         best_ended = max(ended.values())
         ranks = {
-            text: score + PER_LETTER * plain.length(text[:-1], text[-1])
+            text: score + PER_LETTER * plain.outlook(text[:-1], text[-1])[0]
             for text, score in longer.items()
             if text[-1] != END
         }
         going = sorted(ranks, key=lambda text: -ranks[text])
-        alive = [text for text in going[:beams] if longer[text] > best_ended]
+        alive = [text for text in going if longer[text] > best_ended][:beams]
         assert [hypothesis.tokens for hypothesis in search.alive] == alive
     assert search.best.score == pytest.approx(max(ended.values()), abs=1e-4)
+
+
+class Whole(CtcPrefixRescorer):
+    """Hears every candidate to its end."""
+
+    def score(self, tokens: tuple[int, ...], least: float = -math.inf) -> float:
+        return super().score(tokens)
+
+    def outlook(self, tokens: tuple[int, ...], token: int) -> tuple[int, float] | None:
+        found = super().outlook(tokens, token)
+        return None if found is None else (found[0], super().score(tokens))
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4), st.sampled_from([math.inf, 7.0, 2.0]))
+@settings(max_examples=40, deadline=None)
+def test_candidates_that_are_given_up_change_nothing(seed: int, beams: int, width: float) -> None:
+    """Words of several letters over many frames: most are given up within."""
+    random = np.random.default_rng(seed)
+    words = {token: "".join(random.choice([*" abc"], 5)) for token in range(1, 60)}
+    speller = TokenSpeller(" abc", lambda token: words[token])
+    table = log_softmax(4 * random.standard_normal((40, 5)))
+    found = []
+    for kind in (CtcPrefixRescorer, Whole):
+        search = BeamSearch(beams, (END,), kind(table, speller, (END,)), 0.3, width)
+        followed = []
+        for step in range(6):
+            rows = 3 * np.random.default_rng([seed, step]).standard_normal((len(search.alive), 60))
+            if not search.advance(rows.astype(np.float32))[0]:
+                break
+            followed.append([(one.tokens, one.score, one.rank) for one in search.alive])
+        found.append((followed, search.ended))
+    assert found[0] == found[1]
+
+
+def test_what_is_far_behind_is_not_followed() -> None:
+    row = np.full((1, 60), -30.0, np.float32)
+    row[0, [3, 4, 5]] = 0.0, -2.0, -9.0
+    assert BeamSearch(4, (END,), width=7.0).advance(row)[0] == [3, 4]
+    assert BeamSearch(4, (END,)).advance(row)[0][:3] == [3, 4, 5]
 
 
 def test_one_beam_is_greedy() -> None:
