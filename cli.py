@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Sequence
 
 from prunella._version import __version__
+from prunella.device_runtime.base import environment
 from prunella.device_runtime.base.argument_parser import ArgumentParser
 from prunella.device_runtime.base.errors import PrunellaError
 from prunella.device_runtime.base.extras import explained, require
@@ -52,6 +53,15 @@ VERBS: dict[str, tuple[str, str]] = {
     "eval": ("prunella.evaluation.evaluate", "word error rates of a bundle or a model"),
     "bench": ("prunella.benchmark.bench", "speed and memory of a bundle or a model"),
     "targets": ("prunella.targets.targets", "list and show the target profiles"),
+    "pack": (
+        "prunella.deployment.pack",
+        "a bundle as an archive that installs on a device without a network",
+    ),
+    "deploy": (
+        "prunella.deployment.deploy",
+        "an archive to devices over ssh, and back where it does not work",
+    ),
+    "doctor": ("prunella.deployment.doctor", "what this device lacks, and a remedy for each"),
     "models": ("prunella.models", "list the embedded models, fetch their parts, clear the cache of them"),
     "completion": ("prunella.completion", "what bash, zsh or fish completes, as a script for it"),
 }
@@ -129,7 +139,7 @@ def _run_verb(verb: str, rest: Sequence[str], *, is_program: bool) -> int:
         module = importlib.import_module(module_name)
         if "prunella.speech_llm" in sys.modules:
             importlib.import_module("prunella.speech_llm.process").tune()
-        return int(module.run(verb_parser(verb).parse_args(rest)) or 0)
+        return int(module.run(_arguments(verb, rest)) or 0)
     except PrunellaError as error:
         if error.__cause__ is not None:
             _show_traceback(error, traced)
@@ -157,6 +167,25 @@ def _run_verb(verb: str, rest: Sequence[str], *, is_program: bool) -> int:
         return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+
+
+def _arguments(verb: str, rest: Sequence[str]) -> argparse.Namespace:
+    """Of the command line; of verbs that run as services, of the environment too."""
+    parser = verb_parser(verb)
+    args: argparse.Namespace = parser.parse_args(rest)
+    if verb not in environment.VERBS:
+        return args
+    for line in environment.unknown_variables(parser.arguments):
+        print(f"prunella: {line}", file=sys.stderr)  # noqa: T201
+    words, positionals = environment.words_of_environment(parser.arguments)
+    if words:
+        args = parser.parse_args([*words, *rest])
+    for name, value in positionals.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    bundle = [args.bundle] if args.bundle is not None else []
+    require(needed_modules(verb, [*words, *rest, *bundle]), f"`prunella {verb}`")
+    return args
 
 
 def _usage() -> str:

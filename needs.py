@@ -158,5 +158,6 @@ _VERBS: dict[str, Callable[[Sequence[str]], tuple[str, ...]]] = {
     "serve": _serve,
     "eval": _eval,
     "bench": _systems,
+    "pack": lambda words: ("cyclonedx", "packaging"),
     "models": lambda words: _MODEL if "fetch" in words else (),
 }

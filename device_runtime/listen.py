@@ -24,6 +24,7 @@ from types import FrameType
 from typing import Protocol
 
 from prunella.device_runtime.base.errors import AudioError, UsageError
+from prunella.device_runtime.base.service_manager import READY, Watchdog, notify
 from prunella.device_runtime.base.standard_streams import piped
 from prunella.device_runtime.live.audio_block import AudioBlock
 from prunella.device_runtime.live.decode_worker import Recognizer
@@ -65,9 +66,11 @@ def listen(
     Returns:
         Why words may be missing, where there were none at all, in words.
     """
+    watchdog = Watchdog()
     with LiveSession(recognizer, on_event, partials=partials, options=options) as session:
         for block in source:
             session.feed(block.samples, dropped=block.dropped, captured=block.captured)
+            watchdog.alive()  # a microphone that delivers nothing any more gives no sign
     return session.warnings
 
 
@@ -149,6 +152,7 @@ def run(args: argparse.Namespace) -> int:
     transcriber.warm_up()
     printer = Printer(as_json=args.json)
     with _open_source(args) as source, _stopped_by_signals(source):
+        notify(READY)
         warnings = listen(transcriber, source, printer, options, partials=transcriber.with_options(beams=1))
         if isinstance(source, PcmStream) and not printer.texts:
             warnings += _taken_for(source)

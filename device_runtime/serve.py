@@ -21,6 +21,7 @@ from typing import Any
 from prunella.device_runtime.base.cache import writable_cache
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.extras import explained
+from prunella.device_runtime.base.service_manager import READY, STOPPING, Watchdog, notify
 from prunella.device_runtime.bundle import open_bundle
 from prunella.device_runtime.decoding.limits import check_beams
 from prunella.device_runtime.decoding.phrase_grammar import parse_phrases
@@ -81,16 +82,20 @@ async def serve(
             first, *others = urls(listener, host, "https" if tls else "http")
             also = f" (also {', '.join(others[:3])})" if others else ""
             _tell(f"{service.model} at {first}{also}; Ctrl-C ends it")
+            notify(READY, f"STATUS={service.model} at {first}")
             await server.serve(sockets=[listener])
     finally:
+        notify(STOPPING)
         sweeper.cancel()
         listener.close()
 
 
 async def _sweep(connections: Connections) -> None:
+    watchdog = Watchdog()
     while True:
         await asyncio.sleep(1)
         connections.sweep()
+        watchdog.alive()  # from the loop that answers: one that hangs gives no sign
 
 
 @contextlib.asynccontextmanager

@@ -79,6 +79,8 @@ class TargetProfile:
     llama: Mapping[str, OptionValue] = field(default_factory=dict)  # llama.cpp's settings, by its own names
     threads: int = 0  # 0: one per physical core
     max_context: int = 2_048  # positions of the decoder
+    python: str = "3.11"  # that its system has: `prunella pack` chooses wheels for it
+    glibc: str = "2.28"  # likewise; on macOS without meaning
     install: tuple[
         str, ...
     ] = ()  # command lines for the device; `{prunella[cpu]}`: see install_lines.fill_in

@@ -25,6 +25,7 @@ WORDS = {
     "serve": ["BUNDLE"],
     "eval": ["SYSTEM", "--speech", "S"],
     "bench": ["SYSTEM", "--speech", "S"],
+    "pack": ["BUNDLE", "--target", "x86-cpu"],
 }
 
 
@@ -43,7 +44,7 @@ def verbs_with(option):
 @pytest.mark.parametrize("name", ["-o", "--out", "--output"])
 def test_every_verb_that_writes_a_folder_is_told_where_alike(name):
     writers = verbs_with("--out")
-    assert writers == ["analyze", "prune", "heal", "synth", "export", "quantize", "build"]
+    assert writers == ["analyze", "prune", "heal", "synth", "export", "quantize", "build", "pack"]
     for verb in writers:
         assert parser(verb).parse_args([*WORDS[verb], name, "there"]).out == "there"
 

@@ -29,6 +29,8 @@ LIBRARIES: dict[str, tuple[str, str]] = {
     "websockets": ("websockets", "serve"),
     "wyoming": ("wyoming", "serve"),
     "cryptography": ("cryptography", "serve"),
+    "cyclonedx": ("cyclonedx-python-lib", "deploy"),
+    "packaging": ("packaging", "deploy"),
     "torch": ("torch", "build"),
     "transformers": ("transformers", "build"),
     "onnx": ("onnx", "build"),
@@ -55,7 +57,7 @@ _EVERYWHERE = (
     "platformdirs",
     "shtab",
 )
-_WITHIN = {"build": ("cpu", "eval")}  # extras that another one brings
+_WITHIN = {"build": ("cpu", "eval", "deploy")}  # extras that another one brings
 _NEWER_PYTHON = ("build", "datasets")  # these libraries need 3.11
 _SHOWN = 4
 _NOTES = {
