@@ -64,7 +64,7 @@ done
 [ -n "$python" ] || fail "Python $version is not here (python3 is $(python3 -V 2>&1)): install it, or pack with --python for the one that is"
 
 if [ "$action" != install ]; then
-    exec "$python" "$here/lib/installer.py" "$action" --prefix "$prefix" $purge "$@"
+    exec "$python" -sB "$here/lib/installer.py" "$action" --prefix "$prefix" $purge "$@"
 fi
 
 # Nothing of the archive but this script runs before this. What is installed is what was signed.
@@ -88,4 +88,4 @@ listed=$(wc -l <SHA256SUMS)
 there=$(find . -type f ! -name SHA256SUMS ! -name SHA256SUMS.sig | wc -l)
 [ "$listed" -eq "$there" ] || fail "the archive holds $there files, and SHA256SUMS lists $listed: unpack it again, into an empty folder"
 
-exec "$python" "$here/lib/installer.py" install --source "$here" --prefix "$prefix" "$@"
+exec "$python" -sB "$here/lib/installer.py" install --source "$here" --prefix "$prefix" "$@"

@@ -82,6 +82,7 @@ def test_what_holds_only_on_the_device_is_found_missing(tmp_path):
         assert sorted(found) == sorted(missing)
 
 
+@pytest.mark.slow
 def test_the_bill_of_materials_holds_to_its_schema(packed, unpacked):
     from cyclonedx.schema import SchemaVersion
     from cyclonedx.validation.json import JsonStrictValidator
@@ -95,6 +96,7 @@ def test_the_bill_of_materials_holds_to_its_schema(packed, unpacked):
     assert "timestamp" not in body["metadata"]
 
 
+@pytest.mark.native
 def test_scripts_are_clean(unpacked):
     shellcheck = shutil.which("shellcheck")
     assert shellcheck, "apt install shellcheck"
