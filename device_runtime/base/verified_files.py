@@ -54,7 +54,8 @@ def first_that_differs(folder: Path, expected: Mapping[str, str], *, remembered:
             if name not in unknown
             or (max(modified, changed) < began - _SETTLED_NS and _state(folder / name) == now[name])
         ]
-        _remember(folder, {name: wanted[name] for name in settled})
+        if settled:
+            _remember(folder, {name: wanted[name] for name in settled})
     return None
 
 

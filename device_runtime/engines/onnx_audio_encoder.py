@@ -7,7 +7,7 @@ import numpy as np
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.onnx_errors import run_errors
 from prunella.device_runtime.bundle import Bundle
-from prunella.device_runtime.engines.providers import open_session
+from prunella.device_runtime.engines.kept_graphs import open_graph
 from prunella.device_runtime.sound.features import features
 
 AUDIO_ENCODER = "onnx/audio_encoder.onnx"
@@ -35,8 +35,8 @@ class OnnxAudioEncoder:
         # A plan for each length saves no time, and takes as much memory again as soon as a length comes twice.
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.session, self.missing = open_session(
-            onnxruntime, bundle.file(AUDIO_ENCODER), options, bundle.manifest.providers
+        self.session, self.missing = open_graph(
+            onnxruntime, bundle, AUDIO_ENCODER, options, bundle.manifest.providers
         )
         self._outputs = [output.name for output in self.session.get_outputs()]
         self._audio = bundle.manifest.audio

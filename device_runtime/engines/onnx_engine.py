@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +16,11 @@ from prunella.device_runtime.base.errors import BundleError, EngineError
 from prunella.device_runtime.base.onnx_errors import run_errors
 from prunella.device_runtime.bundle import Bundle, Provider
 from prunella.device_runtime.decoding.engine import ROUNDED_NEAR_TIE, check_rewind
+from prunella.device_runtime.engines.kept_graphs import open_graph
 from prunella.device_runtime.engines.likelihood import negative_log_likelihood
 from prunella.device_runtime.engines.onnx_beams import BeamCaches, bind_caches
 from prunella.device_runtime.engines.onnx_library import import_onnxruntime
-from prunella.device_runtime.engines.providers import Missing, announce, for_decoder, open_session
+from prunella.device_runtime.engines.providers import Missing, announce, for_decoder
 
 if TYPE_CHECKING:
     from prunella.device_runtime.engines.onnx_audio_encoder import OnnxAudioEncoder
@@ -48,24 +48,22 @@ class OnnxEngine:
         self._audio = manifest.audio
         self._spec = manifest.decoder
         # Spinning between two operators pays for the decoder's many small ones alone.
-        graph, decoders = bundle.file(DECODER), for_decoder(manifest.providers)
+        load = functools.partial(
+            self._session,
+            bundle,
+            DECODER,
+            for_decoder(manifest.providers),
+            threads=self.threads,
+            spin=True,
+        )
         # A graph with its weights in it takes them twice while it is read: not beside another one.
-        alone = graph.stat().st_size > _LARGE_GRAPH
-        load = functools.partial(self._session, graph, decoders, threads=self.threads, spin=True)
+        alone = bundle.file(DECODER).stat().st_size > _LARGE_GRAPH
         decoder = load if alone else beside(load)
-        try:
-            # Its features are imported while the decoder loads.
-            from prunella.device_runtime.engines.onnx_audio_encoder import OnnxAudioEncoder
+        # Its features are imported while the decoder loads.
+        from prunella.device_runtime.engines.onnx_audio_encoder import OnnxAudioEncoder
 
-            self.encoder: OnnxAudioEncoder = OnnxAudioEncoder(bundle, threads=self.threads)
-            self._embedder, of_embedder = self._session(bundle.file(EMBED_TOKENS), (), threads=1, spin=False)
-        except BaseException:
-            if not alone:
-                with contextlib.suppress(
-                    Exception
-                ):  # an error leaves no thread behind, and is not replaced by another
-                    decoder()
-            raise
+        self.encoder: OnnxAudioEncoder = OnnxAudioEncoder(bundle, threads=self.threads)
+        self._embedder, of_embedder = self._session(bundle, EMBED_TOKENS, threads=1, spin=False)
         self._decoder, of_decoder = decoder()
         self.missing = announce((*self.encoder.missing, *of_embedder, *of_decoder))
         self._check_shapes(bundle.path)
@@ -294,14 +292,20 @@ class OnnxEngine:
         bind_caches(self._runtime, self._binding, self._cache)
 
     def _session(
-        self, path: Path, providers: tuple[Provider, ...], *, threads: int, spin: bool
+        self,
+        bundle: Bundle,
+        name: str,
+        providers: tuple[Provider, ...] = (),
+        *,
+        threads: int,
+        spin: bool,
     ) -> tuple[Any, tuple[Missing, ...]]:
         options = self._runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
         options.add_session_config_entry("session.force_spinning_stop", "1")  # not between two runs
-        return open_session(self._runtime, path, options, providers)
+        return open_graph(self._runtime, bundle, name, options, providers)
 
     def _check_shapes(self, where: Path) -> None:
         """The manifest sizes the buffers that native code writes into: it must agree with the graph."""

@@ -112,7 +112,7 @@ OURS_TO_BEGIN = {
     *("device_runtime.decoding", "device_runtime.decoding.engine", "device_runtime.decoding.limits"),
     *(
         f"device_runtime.engines{name}"
-        for name in ("", ".likelihood", ".onnx_engine", ".onnx_library", ".providers")
+        for name in ("", ".kept_graphs", ".likelihood", ".onnx_engine", ".onnx_library", ".providers")
     ),
 }
 
