@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from prunella._version import __version__
 from prunella.device_runtime.base import environment
 from prunella.device_runtime.base.argument_parser import ArgumentParser
+from prunella.device_runtime.base.blas import start_alone
 from prunella.device_runtime.base.errors import PrunellaError
 from prunella.device_runtime.base.extras import explained, require
 from prunella.device_runtime.base.standard_streams import prepare_streams, silence
@@ -68,6 +69,7 @@ VERBS: dict[str, tuple[str, str]] = {
 
 TRACEBACK = "PRUNELLA_TRACEBACK"
 _TRACEBACK_HELP = "also where an error of the system or of a library came from"
+_ON_DEVICE = ("transcribe", "listen", "serve")  # their products are small, and their starts waited for
 _TRAINING = ("heal", "build")  # they may train, for which malloc is chosen before anything is imported
 
 
@@ -134,6 +136,8 @@ def _run_verb(verb: str, rest: Sequence[str], *, is_program: bool) -> int:
     traced = _wants_traceback(rest)
     try:
         require(needed_modules(verb, rest), f"`prunella {verb}`")
+        if is_program and verb in _ON_DEVICE:
+            start_alone()
         if is_program and verb in _TRAINING:
             importlib.import_module("prunella.healing.allocator").restart_with_tcmalloc()
         module = importlib.import_module(module_name)
