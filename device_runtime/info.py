@@ -164,6 +164,9 @@ def _provenance(provenance: Mapping[str, Any], name: str) -> Iterator[tuple[str,
     if _mappings(cuts):
         del rest["pruning"]
         yield from (("pruning", _cut(cut)) for cut in cuts)
+    if _mappings(fewer := rest.get("vocabulary")):
+        del rest["vocabulary"]
+        yield from (("pruning", _tokens(cut)) for cut in fewer)
     if _mappings(sittings):
         del rest["healing"]
         yield "healing", _sittings(sittings)
@@ -184,6 +187,16 @@ def _cut(cut: Mapping[str, Any]) -> str:
         f"chosen as {cut.get('strategy', '?')}",
         *([f"loss {', '.join(losses)}"] if losses else []),
     ]
+    return "; ".join(told)
+
+
+def _tokens(cut: Mapping[str, Any]) -> str:
+    told = [f"{cut.get('tokens_after', '?')} of {cut.get('tokens_before', '?')} tokens left"]
+    told.append(f"kept by {cut.get('kept_by', '?')}")
+    speech = cut.get("speech")
+    if isinstance(speech, Mapping):
+        before, after = (100 * _number(speech.get(f"wer_{when}")) for when in ("before", "after"))
+        told.append(f"WER {before:.1f} → {after:.1f} % on {speech.get('clips', '?')} clips")
     return "; ".join(told)
 
 

@@ -46,7 +46,8 @@ def with_cut(model: SpeechLLM, report: PruneReport) -> list[dict[str, Any]]:
         chosen = itertools.islice(left, max(places) + 1)
         return [str(one) for one in blocks_of(layer for place, layer in enumerate(chosen) if place in places)]
 
-    cut = asdict(report) | {"blocks": before_the_first(report.blocks)}
+    cut: dict[str, Any] = asdict(report) | {"blocks": before_the_first(report.blocks)}
+    cut.pop("vocabulary")  # which has a history of its own
     cut["bridges"] = [
         asdict(one) | {"block": " ".join(before_the_first([one.block]))} for one in report.bridges
     ]

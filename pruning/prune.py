@@ -1,4 +1,4 @@
-"""Cut decoder layers, bridge the gap, and save what is left as an ordinary checkpoint that was read back and compared.
+"""Cut decoder layers, bridge the gap, cut tokens, and save what is left as an ordinary checkpoint that was read back and compared.
 
 prunella prune reference --drop 3 --speech calibration.jsonl -o out/pruned
 """
@@ -10,18 +10,25 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prunella.device_runtime.base.common_options import add_output, add_speech, add_spoken_language
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.files import whole_directory, write_json
 from prunella.device_runtime.base.outputs import check_output, check_space
-from prunella.evaluation.manifest import read_manifest
+from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.pruning.blocks import Block, check_blocks
 from prunella.pruning.bridge import BridgeReport, Method, bridge_blocks
 from prunella.pruning.calibration import Calibration, speech_calibration, text_calibration
 from prunella.pruning.history import with_cut
-from prunella.pruning.prune_vocabulary import VocabularyReport
+from prunella.pruning.prune_vocabulary import (
+    VocabularyReport,
+    add_vocabulary_arguments,
+    check_has_tokenizer,
+    cuts_vocabulary,
+    prune_vocabulary_asked,
+    render_vocabulary,
+)
 from prunella.pruning.redundancy import RedundancyMap, load_maps
 from prunella.pruning.selection import STRATEGIES, Evidence, choose_blocks
 from prunella.pruning.surgery import check_reload, check_stock_reload, drop_layers
@@ -51,6 +58,7 @@ class PruneReport:
     loss_pruned: float | None = None
     bridges: tuple[BridgeReport, ...] = ()
     max_logit_difference: float | None = None
+    vocabulary: VocabularyReport | None = None
 
     @property
     def recovered(self) -> float | None:
@@ -90,7 +98,7 @@ def prune(
     decoder = model.decoder
     merged = check_blocks(blocks, len(decoder_view(decoder)))
     pruned = drop_layers(decoder, merged)
-    losses: dict[str, float] = {}
+    losses: dict[str, Any] = {}
     reports: list[BridgeReport] = []
     if calibration is not None:
         losses["loss_full"] = cross_entropy(decoder, calibration.held_out)
@@ -160,7 +168,7 @@ def layers_to_drop(num_layers: int, *, drop: int | None = None, keep: float | No
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `prunella prune`."""
     parser.add_argument("model", help="'reference', a checkpoint folder, or a Hugging Face id")
-    amount = parser.add_mutually_exclusive_group(required=True)
+    amount = parser.add_mutually_exclusive_group()
     amount.add_argument("--drop", type=int, metavar="N", help="number of layers to cut")
     amount.add_argument(
         "--keep", type=float, metavar="SHARE", help="share of the layers to keep, such as 0.7"
@@ -184,13 +192,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bridge-method", default="refit", choices=[one.value for one in Method], help="what the bridge fits"
     )
+    add_vocabulary_arguments(parser)
     add_output(parser, "folder of the pruned checkpoint")
 
 
 def run(args: argparse.Namespace) -> int:
     """`prunella prune`."""
-    check_output(args.out, inputs=[args.model, args.speech, args.text, args.map])
+    cuts_layers = any(one is not None for one in (args.drop, args.keep, args.block))
+    cuts_tokens = cuts_vocabulary(args)
+    if not cuts_layers and not cuts_tokens:
+        raise UsageError(
+            "nothing to cut: give --drop, --keep or --block for layers, --keep-vocabulary for tokens"
+        )
+    check_output(
+        args.out, inputs=[args.model, args.speech, args.text, args.map, *(args.keep_vocabulary or ())]
+    )
+    if cuts_tokens:
+        check_has_tokenizer(args.model)
     model = load_any(args.model)
+    manifest = _manifest(model, args)
+    if cuts_layers:
+        model, report = _prune_layers(model, manifest, args)
+    else:
+        check_space(args.out, saved_bytes(model.decoder))
+        count = len(decoder_view(model.decoder))
+        report = PruneReport("none", (), count, count)
+    if cuts_tokens:  # behind the layers, which are chosen by all that the model could say
+        model, tokens = prune_vocabulary_asked(model, args, manifest)  # type: ignore[type-var]
+        report = replace(report, vocabulary=tokens)
+    report = save_pruned(model, report, args.out)
+    sys.stdout.write(render_report(report) + f"\nsaved     {args.out}\n")
+    return 0
+
+
+def _prune_layers(
+    model: SpeechLLM | TextLLM, manifest: SpeechManifest | None, args: argparse.Namespace
+) -> tuple[SpeechLLM | TextLLM, PruneReport]:
     count = len(decoder_view(model.decoder))
     blocks = tuple(Block.parse(text) for text in args.block or ())
     size = (
@@ -199,15 +236,14 @@ def run(args: argparse.Namespace) -> int:
         else layers_to_drop(count, drop=args.drop, keep=args.keep)
     )
     check_space(args.out, saved_bytes(model.decoder) * (count - size) / count)
-    calibration = _calibration(model, args)
+    calibration = _calibration(model, manifest, args)
     strategy = "block" if blocks else args.strategy
     if not blocks:
         evidence = Evidence(model.decoder, _map(args.map) if args.map else None, calibration)
         blocks = choose_blocks(evidence, size, strategy)
     elif calibration is None and not args.no_bridge:
         raise UsageError("the bridge needs calibration data: give --speech MANIFEST (or --no-bridge)")
-    pruned: SpeechLLM | TextLLM
-    pruned, report = prune(  # type: ignore[type-var]
+    return prune(  # type: ignore[type-var]
         model,
         blocks,
         calibration=calibration,
@@ -215,16 +251,15 @@ def run(args: argparse.Namespace) -> int:
         method=Method(args.bridge_method),
         strategy=strategy,
     )
-    report = save_pruned(pruned, report, args.out)
-    sys.stdout.write(render_report(report) + f"\nsaved     {args.out}\n")
-    return 0
 
 
 def render_report(report: PruneReport) -> str:
     """The report as a few lines for a terminal."""
-    lines = [
-        f"cut       {' '.join(report.blocks)} ({report.strategy}): {report.layers_before} → {report.layers_after} layers"
-    ]
+    lines = []
+    if report.blocks:
+        lines.append(
+            f"cut       {' '.join(report.blocks)} ({report.strategy}): {report.layers_before} → {report.layers_after} layers"
+        )
     if report.loss_full is not None:
         lines.append(
             f"loss      full {report.loss_full:.3f}, cut {report.loss_cut:.3f}, now {report.loss_pruned:.3f} nats a token (held out)"
@@ -238,15 +273,25 @@ def render_report(report: PruneReport) -> str:
         lines.append(f"bridge    {one.block} {what}")
     if report.recovered is not None and report.bridges:
         lines.append(f"recovered {100 * report.recovered:.0f} % of what the cut cost")
+    if report.vocabulary is not None:
+        lines += render_vocabulary(report.vocabulary)
     return "\n".join(lines)
 
 
-def _calibration(model: SpeechLLM | TextLLM, args: argparse.Namespace) -> Calibration | None:
-    if args.speech and isinstance(model, SpeechLLM):
-        manifest = read_manifest(args.speech).sample(args.clips)
-        return speech_calibration(model, manifest.in_language(model.known_language(args.language)))
-    if args.speech:
+def _manifest(model: SpeechLLM | TextLLM, args: argparse.Namespace) -> SpeechManifest | None:
+    if not args.speech:
+        return None
+    if isinstance(model, TextLLM):
         raise UsageError(f"'{args.model}' is a text LLM: calibrate it with --text FILE")
+    manifest = read_manifest(args.speech).sample(args.clips)
+    return manifest.in_language(model.known_language(args.language))
+
+
+def _calibration(
+    model: SpeechLLM | TextLLM, manifest: SpeechManifest | None, args: argparse.Namespace
+) -> Calibration | None:
+    if manifest is not None and isinstance(model, SpeechLLM):
+        return speech_calibration(model, manifest)
     return text_calibration(model, Path(args.text)) if args.text else None
 
 

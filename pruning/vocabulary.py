@@ -110,11 +110,13 @@ def count_tokens(model: SpeechLLM | TextLLM, texts: Sequence[str]) -> Counter[in
 
 
 def _own_tokens(model: SpeechLLM | TextLLM) -> set[int]:
-    """What the model cannot do without, whatever is said: the prompt, tokens that its configuration names, silence."""
+    """What the model cannot do without, whatever is said: the prompt, tokens that its configuration names, silence, the frame of an answer."""
     if isinstance(model, TextLLM):
         return config_ids(model)
-    silence = model.tokenizer(model.answer(""), add_special_tokens=False)["input_ids"]
-    return config_ids(model) | set(silence)
+    silence, frame = model.tokenizer([model.answer(""), model.answer("a")], add_special_tokens=False)[
+        "input_ids"
+    ]
+    return config_ids(model) | {*silence, *frame}
 
 
 def _most_used(parts: TokenizerParts, floor: set[int], counts: Counter[int], most: int) -> set[int]:

@@ -9,6 +9,18 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from prunella.device_runtime.base.errors import CheckpointError
 
 TEKKEN = "tekken.json"
+_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    TEKKEN,
+)  # one of which has the vocabulary
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds one, in whatever form."""
+    return any((folder / name).is_file() for name in _FILES)
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

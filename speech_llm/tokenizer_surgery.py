@@ -76,11 +76,6 @@ class TokenizerParts:
             self.body["decoder"], "ByteLevel"
         )
 
-    @property
-    def size(self) -> int:
-        """Number of ids, holes not counted."""
-        return len(self.names.keys() | self.added.keys())
-
     def indispensable(self) -> set[int]:
         """Added tokens, the unknown one, and the pieces that spell every text: bytes where it knows them, else characters."""
         singles = (

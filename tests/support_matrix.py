@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "build" / "support_matrix.json"
 STEPS = (
-    *("recognise", "analyze", "cut", "bridge", "heal", "CTC head", "stock reload"),
+    *("recognise", "analyze", "cut", "vocabulary", "bridge", "heal", "CTC head", "stock reload"),
     *("ONNX gate", "GGUF decoder", "mmproj", "transcribe", "language", "verify"),
 )
 _KNOWN = {path.stem for path in (ROOT / "speech_llm" / "families").glob("*.py")}

@@ -96,11 +96,13 @@ def test_info_says_what_is_inside(write_bundle, capsys):
     assert "CTC head over ' abc', weighed 0.2" in capsys.readouterr().out
     cuts = [{"blocks": ["2:4"], "layers_after": 4}, {"blocks": ["1:2", "4:5"], "loss_full": None}]
     sittings = [{"stage": "transcript", "steps": 100, "minutes": 30.0}] * 40 + [{"stage": "average"}]
-    history = {"name": "two-engines", "pruning": cuts, "healing": sittings}
+    fewer = [{"tokens_before": 9, "tokens_after": 7, "kept_by": "texts"}]
+    history = {"name": "two-engines", "pruning": cuts, "healing": sittings, "vocabulary": fewer}
     assert cli.main(["info", str(write_bundle("cut", provenance=history))]) == 0
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     assert ["pruning", "layers 2:4 taken out, 4 of ? left; chosen as ?"] in lines
     assert ["pruning", "layers 1:2 4:5 taken out, ? of ? left; chosen as ?"] in lines
+    assert ["pruning", "7 of 9 tokens left; kept by texts"] in lines
     assert ["healing", "40 x transcript, average; 4,000 steps, 20.0 h; `--json` tells all of them"] in lines
     assert cli.main(["info", str(folder), "--json"]) == 0
     values = json.loads(capsys.readouterr().out)

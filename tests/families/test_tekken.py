@@ -13,6 +13,7 @@ from tiny_families import tiny_stock, write_tiny
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.pruning.blocks import Block
 from prunella.pruning.prune import prune, save_pruned
+from prunella.pruning.prune_vocabulary import prune_vocabulary
 from prunella.speech_llm import load
 from prunella.speech_llm.folder_tokenizer import read_tokenizer
 from prunella.speech_llm.model_folder import float_bytes
@@ -104,6 +105,20 @@ def test_a_cut_model_keeps_both_files_and_the_same_tokens(folder, tmp_path):
     text = "hello é 世界"
     assert again.tokenizer(text)["input_ids"] == model.tokenizer(text)["input_ids"]
     assert again.tokenizer.eos_token_id == 2
+
+
+def test_a_cut_vocabulary_leaves_mistrals_file_behind(folder, tmp_path):
+    """It has the tokens of before; what transformers made of it is cut and saved as `tokenizer.json`."""
+    model = load(folder)
+    cut, report = prune_vocabulary(model, ["hello world"])
+    save_pruned(cut, report, tmp_path / "cut")
+    assert not (tmp_path / "cut" / "tekken.json").exists()
+    again = load(tmp_path / "cut")
+    assert again.prompt == cut.prompt and again.view.vocab_size == len(again.tokenizer) < len(model.tokenizer)
+    for text in ("hello world", " Grüße, 世界 🙂\n\t", "é e\u0301"):
+        assert again.tokenizer.decode(again.tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+    names = again.tokenizer.convert_ids_to_tokens(again.tokenizer("hello world")["input_ids"])
+    assert names == model.tokenizer.convert_ids_to_tokens(model.tokenizer("hello world")["input_ids"])
 
 
 def test_where_both_files_are_the_common_one_is_read(tmp_path):

@@ -1,5 +1,7 @@
 """Cuts of the vocabulary: what texts are spelled with before and behind them, and what the smaller model says."""
 
+import json
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -8,12 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import tiny_speech_llm
 from tiny_tokenizers import BYTE_LEVEL, KINDS, TEXT
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
-from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.base.errors import CheckpointError, ManifestError, UsageError
 from prunella.pruning.blocks import Block
 from prunella.pruning.prune import prune, save_pruned
 from prunella.pruning.prune_vocabulary import prune_vocabulary
-from prunella.pruning.vocabulary import choose_tokens
+from prunella.pruning.spelling import spelling
+from prunella.pruning.vocabulary import choose_tokens, read_texts
 from prunella.speech_llm import load
 from prunella.speech_llm.config import Prompt
 from prunella.speech_llm.tokenizer_surgery import TokenizerParts, cut_tokenizer
@@ -81,6 +86,7 @@ def speech_llm():
     )  # fmt: skip
 
 
+@pytest.mark.step("vocabulary", family="ultravox")
 @torch.inference_mode()
 def test_a_speech_llm_is_cut_saved_and_read_back(speech_llm, tmp_path):
     choice = choose_tokens(speech_llm, SAID)
@@ -125,3 +131,50 @@ def test_lossless_keeps_what_the_style_can_write(speech_llm):
         said = encoded(speech_llm.tokenizer, speech_llm.said(text))
         assert set(said) <= set(kept)
     assert "Ġlights" in names and "Turn" not in names and "://" not in names
+
+
+def test_lossless_keeps_what_a_cased_model_reaches(speech_llm):
+    """No text is encoded to a token whose own merges lead elsewhere; rows without a token say nothing."""
+    speech_llm.config = replace(speech_llm.config, text_style="as-is")
+    kept = choose_tokens(speech_llm, (), lossless=True).kept
+    assert len(kept) == len(speech_llm.tokenizer) < speech_llm.view.vocab_size
+    cut, _ = prune_vocabulary(speech_llm, (), lossless=True)
+    assert cut.view.vocab_size == len(kept)
+
+
+def test_tokens_that_no_text_is_encoded_to():
+    core = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "c": 2, "ab": 3, "bc": 4, "abc": 5, "cb": 6},
+                                merges=[("b", "c"), ("a", "b"), ("ab", "c")]))  # fmt: skip
+    parts = TokenizerParts(PreTrainedTokenizerFast(tokenizer_object=core))
+    # "abc" is a + bc, which no merge joins; "cb" has no merge at all.
+    assert {parts.names[token] for token in parts.unreachable()} == {"abc", "cb"}
+    assert core.encode("abc").tokens == ["a", "bc"]
+
+
+def test_kinds_that_cannot_be_cut_are_refused_in_words():
+    for core, word in (
+        (Tokenizer(models.WordLevel({"a": 0}, unk_token="a")), "a WordLevel tokenizer cannot be cut"),
+        (Tokenizer(models.WordPiece({"a": 0}, unk_token="a")), "a WordPiece tokenizer cannot be cut"),
+        (Tokenizer(models.BPE({"a": 0}, [], end_of_word_suffix="</w>")), "by a prefix or suffix"),
+    ):
+        with pytest.raises(CheckpointError, match=word):
+            TokenizerParts(PreTrainedTokenizerFast(tokenizer_object=core))
+
+
+def test_spelling_counts_words_in_more_pieces():
+    tokenizer, cut, _ = cut_kind("gpt2")
+    same = spelling(tokenizer, cut, SAID)
+    assert same.in_more_pieces == 0 and same.tokens_before == same.tokens_after
+    more = spelling(tokenizer, cut, [*SAID, "interesting nation"])
+    assert 0 < more.in_more_pieces < 1 and more.tokens_after > more.tokens_before
+
+
+def test_texts_are_lines_or_transcripts(tmp_path):
+    (tmp_path / "plain.txt").write_text("one line\n\nanother\n")
+    rows = [{"audio_filepath": "gone.wav", "duration": 1, "text": "what is said"}]
+    (tmp_path / "speech.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_texts([tmp_path / "plain.txt", tmp_path / "speech.jsonl"])
+    assert found == ["one line", "another", "what is said"]
+    (tmp_path / "other.jsonl").write_text('{"words": 1}\n')
+    with pytest.raises(ManifestError, match=r"other\.jsonl:1: not a JSON object"):
+        read_texts([tmp_path / "other.jsonl"])
