@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from prunella.device_runtime.base.errors import UsageError
 from prunella.evaluation.manifest import SpeechManifest
-from prunella.pruning.spelling import SpeechCost, Spelling, held_out, said_texts, speech_cost, spelling
+from prunella.pruning.spelling import SpeechCost, Spelling, said_texts, speech_cost, spelling
 from prunella.pruning.vocabulary import choose_tokens, read_texts
 from prunella.pruning.vocabulary_surgery import cut_vocabulary
 from prunella.speech_llm import SpeechLLM, TextLLM
@@ -68,7 +68,7 @@ def prune_vocabulary(
         texts: that it is to spell as before.
         keep_tokens: at most so many tokens.
         lossless: keep all that its style can write.
-        speech: clips to measure the cost on, of a speech LLM; those that `held_out` chooses are transcribed by both models.
+        speech: to measure the cost on, of a speech LLM, see `speech_cost`.
 
     Returns:
         The smaller model, a speech LLM with an entry added to `provenance["vocabulary"]`, and what was done.
@@ -92,7 +92,7 @@ def prune_vocabulary(
     if isinstance(model, TextLLM) or isinstance(cut, TextLLM):
         return cut, report
     if speech is not None:
-        report = replace(report, speech=speech_cost(model, cut, held_out(speech)))
+        report = replace(report, speech=speech_cost(model, cut, speech))
     known: dict[str, Any] = model.config.provenance
     name = known.get("name") or known.get("base_model") or model.config.family
     cut.config = model.config.with_provenance(

@@ -22,9 +22,9 @@ class Spelling:
     """Of texts, by the vocabulary before the cut and behind it.
 
     Attributes:
-        words: running words, a space at each side.
+        words: running words, each with the space before it.
         in_more_pieces: share of them that take more tokens than before.
-        distinct: different words.
+        distinct: different words; one that begins a text is another.
         distinct_in_more_pieces: share of these.
         tokens_before: of the whole texts.
         tokens_after: likewise.
@@ -40,11 +40,11 @@ class Spelling:
 
 @dataclass(frozen=True)
 class SpeechCost:
-    """On clips that nothing was chosen by.
+    """On transcribed speech that nothing was chosen by.
 
     Attributes:
-        clips: how many.
-        spelling: of what is said in them.
+        clips: that were transcribed by both models and scored, see `held_out`.
+        spelling: of what is said in the whole manifest.
         loss_before: cross-entropy in nats a word, which does not depend on how many tokens a word takes.
         loss_after: likewise.
         wer_before: share of the words that are wrong.
@@ -74,8 +74,11 @@ def spelling(
     before: PreTrainedTokenizerBase, after: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> Spelling:
     """Compare two tokenizers on texts."""
-    words = Counter(word for text in texts for word in text.split())
-    pieces = [_counts(one, [f" {word}" for word in words]) for one in (before, after)]
+    # The first word of a text has no space before it.
+    words = Counter(
+        word for text in texts for word in " ".join(text.split()).replace(" ", "\n ").splitlines()
+    )
+    pieces = [_counts(one, list(words)) for one in (before, after)]
     more = {word for word, old, new in zip(words, *pieces, strict=True) if new > old}
     running = sum(words.values())
     return Spelling(
@@ -95,7 +98,7 @@ def held_out(manifest: SpeechManifest) -> SpeechManifest:
 
 
 def speech_cost(before: SpeechLLM, after: SpeechLLM, manifest: SpeechManifest) -> SpeechCost:
-    """Transcribe and score the clips with both models.
+    """Spell a manifest's texts by both models' vocabularies, transcribe and score the clips that `held_out` chooses.
 
     Raises:
         UsageError: no clip of the manifest can be used.
@@ -103,13 +106,13 @@ def speech_cost(before: SpeechLLM, after: SpeechLLM, manifest: SpeechManifest) -
     if not manifest.utterances:
         raise UsageError(f"{manifest.path} has no clip to measure the smaller vocabulary on")
     reports = [
-        evaluate(model_transcriber(model), manifest, name=name, progress=True)
+        evaluate(model_transcriber(model), held_out(manifest), name=name, progress=True)
         for name, model in (("before", before), ("after", after))
     ]
     difference = compare_reports(*reports).overall
-    texts = said_texts(before, [record.reference for record in reports[0].records])
+    texts = said_texts(before, [utterance.text for utterance in manifest.utterances])
     spelled = spelling(before.tokenizer, after.tokenizer, texts)
-    seconds = reports[0].overall.audio_seconds
+    seconds = manifest.seconds
     return SpeechCost(
         clips=difference.clips,
         spelling=spelled,
