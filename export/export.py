@@ -32,9 +32,10 @@ from prunella.export.onnx_gate import gate_onnx
 from prunella.export.stock_gate import gate_stock
 from prunella.needs import recipe_modules
 from prunella.pruning.calibration import speech_batches
-from prunella.quantize.bundle_recipe import BundleRecipe, find_bundle_recipe
+from prunella.quantize.bundle_recipe import BundleRecipe, find_bundle_recipe, in_blocks
 from prunella.quantize.bundle_writer import TOKENIZER_NAME, requantize, seal_bundle
 from prunella.quantize.gguf_recipes import SUPER_BLOCK, default_gguf_recipe
+from prunella.quantize.quantize import add_block_size
 from prunella.speech_llm.checkpoint import save_decoder, saved_bytes
 from prunella.speech_llm.load import load
 from prunella.speech_llm.model import SpeechLLM
@@ -52,6 +53,7 @@ def export(
     recipe: str | None = None,
     provenance: dict[str, Any] | None = None,
     importance: SpeechManifest | None = None,
+    block_size: int | None = None,
 ) -> Bundle:
     """Export a model for a target, whole or not at all.
 
@@ -62,9 +64,10 @@ def export(
         recipe: how the weights are stored; the target's own when None.
         provenance: facts added to those of the model's config.
         importance: transcribed speech; what it excites is stored more exactly in GGUF files.
+        block_size: inputs that share a scale in 4-bit layers on ONNX Runtime, see `bundle_recipe.in_blocks`.
 
     Raises:
-        TargetError, UsageError: unknown target, a recipe that it does not take, or an output that may not be replaced.
+        TargetError, UsageError: unknown target, a recipe or blocks that it does not take, or an output that may not be replaced.
         CheckpointError: the model cannot be loaded, or its decoder's family cannot be exported.
         EngineError: a library that the recipe needs is not installed, or cannot be loaded.
     """
@@ -77,6 +80,7 @@ def export(
     speech_llm = model if isinstance(model, SpeechLLM) else load(model)
     chosen = find_bundle_recipe(recipe or default_recipe(speech_llm.decoder.config, profile))
     _check_recipe(profile, chosen.name)
+    in_blocks(chosen, block_size, speech_llm.config.provenance)
     if chosen.is_float:
         return export_float(
             speech_llm, profile, out, provenance=provenance, recipe=chosen.name, importance=importance
@@ -90,7 +94,7 @@ def export(
             recipe=float_recipe(chosen.engines),
             importance=importance,
         )
-        return requantize(bundle, chosen.name, out)
+        return requantize(bundle, chosen.name, out, block_size=block_size)
 
 
 def export_float(
@@ -248,6 +252,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MANIFEST",
         help="transcribed speech for an importance matrix: GGUF files of few bits lose less",
     )
+    add_block_size(parser)
     add_output(parser, "folder of the bundle")
 
 
@@ -255,7 +260,14 @@ def run(args: argparse.Namespace) -> None:
     """Entry of `prunella export`."""
     check_output(args.out, inputs=[args.model, args.importance])
     importance = read_manifest(args.importance) if args.importance else None
-    bundle = export(args.model, args.target, args.out, recipe=args.recipe, importance=importance)
+    bundle = export(
+        args.model,
+        args.target,
+        args.out,
+        recipe=args.recipe,
+        importance=importance,
+        block_size=args.block_size,
+    )
     megabytes = bundle.total_bytes / 1e6
     fit = fit_bundle(load_target(args.target), bundle)
     if not fit.fits:

@@ -37,7 +37,7 @@ def _rounded_rows(rows: torch.Tensor) -> torch.Tensor:
     best, least = torch.zeros_like(rows), torch.full_like(largest, torch.inf)
     for factor in FACTORS:
         for sign in (1, -1):
-            scale = largest * (-sign * factor / _HALF)
+            scale = (largest * (-sign * factor / _HALF)).half().float()
             scale = torch.where(scale == 0, 1.0, scale)
             near = (rows / scale).round_().clamp_(-_HALF, _HALF - 1).mul_(scale)
             error = (near - rows).square_().sum(1, keepdim=True)

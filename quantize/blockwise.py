@@ -18,7 +18,7 @@ def quantize_blocks(
 
     Returns:
         packed: (outputs, blocks, block_size * bits / 8) uint8, offset by 2**(bits - 1), the lower nibble first.
-        scales: (outputs, blocks) float32, of either sign; the last block is filled up with zeros.
+        scales: (outputs, blocks) float32, of either sign, each a value that float16 has; the last block is filled up with zeros.
 
     Raises:
         ValueError: other than 4 or 8 bits.
@@ -51,7 +51,8 @@ def _nearest(
     best = np.zeros(rows.shape, np.float32)
     least = np.full(len(rows), np.inf, np.float32)
     for factor in _FACTORS_4_BIT if bits == 4 else (1.0,):
-        scale = largest * np.float32(-factor / half)
+        with np.errstate(over="ignore"):
+            scale = (largest * np.float32(-factor / half)).astype(np.float16).astype(np.float32)
         scale[scale == 0] = 1
         integers = np.clip(np.rint(rows / scale), -half, half - 1)
         error = np.square(integers * scale - rows).sum(axis=1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.suggestions import did_you_mean
 from prunella.quantize.gguf_recipes import GGUF_RECIPES, GgufRecipe
-from prunella.quantize.recipes import RECIPES, Recipe
+from prunella.quantize.recipes import BLOCK_SIZES, RECIPES, Recipe
 
 
 @dataclass(frozen=True)
@@ -53,3 +55,30 @@ def find_bundle_recipe(name: str) -> BundleRecipe:
             raise UsageError(f"'{name}' names two recipes for {engine}: give one for each engine")
         found[engine] = recipe
     return BundleRecipe(**found)  # type: ignore[arg-type]
+
+
+def in_blocks(recipe: BundleRecipe, block_size: int | None, provenance: Mapping[str, Any]) -> BundleRecipe:
+    """The recipe with the blocks that its 4-bit layers are stored in.
+
+    Args:
+        recipe: of a bundle.
+        block_size: inputs that share a scale; None: what the model was last trained for (`heal --rounding`), where the recipe is
+            `int4`, else the recipe's own.
+        provenance: of the bundle.
+
+    Raises:
+        UsageError: a size that ONNX Runtime has no kernel for, or a recipe without 4-bit layers.
+    """
+    onnx = recipe.onnx
+    if block_size is None:
+        stages = provenance.get("healing")
+        trained = [stage.get("rounding") for stage in stages or () if isinstance(stage, dict)]
+        block_size = next((size for size in reversed(trained) if size), None)
+        if onnx is None or onnx.name != "int4" or block_size not in BLOCK_SIZES:
+            return recipe
+    if block_size not in BLOCK_SIZES:
+        known = ", ".join(map(str, BLOCK_SIZES))
+        raise UsageError(f"no blocks of {block_size}: ONNX Runtime multiplies in blocks of {known}")
+    if onnx is None or onnx.in_blocks(block_size) == onnx.in_blocks(2 * block_size):
+        raise UsageError(f"{recipe.name} has no 4-bit layers on ONNX Runtime: leave out --block-size")
+    return replace(recipe, onnx=onnx.in_blocks(block_size))

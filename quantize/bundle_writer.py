@@ -13,25 +13,27 @@ from prunella.device_runtime.base.outputs import check_output
 from prunella.device_runtime.bundle import MANIFEST_NAME, Bundle, BundleManifest, FileEntry, open_bundle
 from prunella.device_runtime.engines.gguf_engine import DECODER_PATTERN, MMPROJ_PATTERN, one_file
 from prunella.device_runtime.engines.llama_library import llama_library
-from prunella.quantize.bundle_recipe import BundleRecipe, find_bundle_recipe
+from prunella.quantize.bundle_recipe import BundleRecipe, find_bundle_recipe, in_blocks
 from prunella.quantize.gguf_recipes import GgufRecipe
 from prunella.quantize.onnx_drift import measure_drift
 from prunella.quantize.onnx_graphs import quantize_audio_encoder, quantize_graphs
 from prunella.quantize.onnx_weights import check_weights
 from prunella.quantize.part_precision import with_precision
+from prunella.quantize.recipes import FLOAT, INT4_BITS, INT8_PROJECTOR
 
 TOKENIZER_NAME = "tokenizer.json"
 
 
-def requantize(bundle: Bundle, recipe: str, out: str | Path) -> Bundle:
+def requantize(bundle: Bundle, recipe: str, out: str | Path, *, block_size: int | None = None) -> Bundle:
     """Write a float bundle again as another recipe says, whole or not at all.
 
     The new bundle has the engines that the recipe is for: `int4` drops a bundle's GGUF files, `int4+Q4_0` keeps both.
-    Parts for which the bundle's target asks for a precision of its own have that one.
+    Parts for which the bundle's target asks for a precision of its own have that one; `block_size` as in
+    `bundle_recipe.in_blocks`.
 
     Raises:
         BundleError: the bundle is not float: nothing could be gained from it; or it has no files for the engine.
-        UsageError: no such recipe, or an output that may not be replaced.
+        UsageError: no such recipe, blocks that it cannot have, or an output that may not be replaced.
         ExportError: the quantised graphs say something else than their rounding explains (`onnx_drift`),
             or hold other weights (`onnx_weights`).
     """
@@ -51,14 +53,18 @@ def requantize(bundle: Bundle, recipe: str, out: str | Path) -> Bundle:
             )
     if chosen.gguf is not None:
         llama_library()  # tried now, not after the ONNX half
-    chosen = with_precision(chosen, manifest.precision)
+    chosen = in_blocks(with_precision(chosen, manifest.precision), block_size, manifest.provenance)
     with whole_directory(out) as partial:
         if chosen.onnx is not None:
             quantize_graphs(bundle.path / "onnx", chosen.onnx, partial / "onnx")
         elif chosen.gguf is not None:
-            quantize_audio_encoder(bundle.path / "onnx", chosen.gguf.audio_encoder, partial / "onnx")
+            layers = chosen.gguf.audio_encoder
+            projector = FLOAT if layers == FLOAT else INT8_PROJECTOR
+            quantize_audio_encoder(bundle.path / "onnx", layers, projector, partial / "onnx")
         check_weights(bundle.path / "onnx", partial / "onnx")
         facts = manifest.provenance
+        if chosen.onnx is not None and chosen.onnx.decoder.bits == INT4_BITS:
+            facts = facts | {"block_size": chosen.onnx.decoder.block_size}
         if chosen.gguf is not None:
             facts = facts | {"gguf": quantize_gguf(bundle, chosen.gguf, partial / "gguf")}
         shutil.copyfile(bundle.file(TOKENIZER_NAME), partial / TOKENIZER_NAME)

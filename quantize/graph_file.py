@@ -1,16 +1,19 @@
-"""Graph files: one `.onnx`, or an `.onnx` with its weights beside it (`.onnx_data`)."""
+"""Graph files: an `.onnx` with its weights beside it (`.onnx_data`), from where ONNX Runtime maps them into memory.
+
+Weights inside the `.onnx` are copied as they are parsed, and processes that run the same bundle cannot share them.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import onnx
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx.external_data_helper import ExternalDataInfo, set_external_data, uses_external_data
 
 from prunella.device_runtime.base.errors import BundleError
 
-# Protobuf ends at 2 GiB; the margin is for the graph itself.
-_LARGEST_FILE = 1_900_000_000
+_SMALLEST = 1_024  # bytes of a tensor that is worth a place in the file of weights
+_ALIGNMENT = 64  # bytes: a cache line
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
@@ -51,13 +54,22 @@ def read_weights(tensor: onnx.TensorProto, folder: Path) -> onnx.TensorProto:
 
 
 def save_graph(model: onnx.ModelProto, path: Path) -> Path:
-    """Write `path`, and `path` + "_data" when the weights do not fit into one file. Returns `path`."""
+    """Write `path`, and `path` + "_data" with the weights; in `model` they are then known by their place in that file.
+
+    Tensors that are in a file of this folder already stay where they are.
+
+    Returns:
+        `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    if size < _LARGEST_FILE:
-        onnx.save(model, str(path))
-    else:
-        onnx.save(
-            model, str(path), save_as_external_data=True, location=f"{path.name}_data", size_threshold=1024
-        )
+    large = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) >= _SMALLEST]
+    if large:
+        name = f"{path.name}_data"
+        with (path.parent / name).open("wb") as file:
+            for tensor in large:
+                file.write(bytes(-file.tell() % _ALIGNMENT))
+                offset, length = file.tell(), file.write(tensor.raw_data)
+                set_external_data(tensor, name, offset, length)
+                tensor.ClearField("raw_data")
+    onnx.save(model, str(path))
     return path

@@ -18,8 +18,10 @@ from prunella.quantize.onnx_passes import (
     HEAD,
     quantize_embeddings,
     quantize_matmuls,
+    store_half,
 )
 from prunella.quantize.recipes import Recipe, WeightFormat
+from prunella.quantize.tied_embeddings import look_up_in_head, tied_factor
 
 GRAPHS = ("audio_encoder.onnx", "embed_tokens.onnx", "decoder_model_merged.onnx")
 # Which part of a `Recipe` a matrix of the decoder is, by its node's name: the first that matches.
@@ -32,6 +34,7 @@ _DECODER_PARTS: tuple[tuple[Callable[[str], bool], str], ...] = (
 # Of any family's audio half: matrices of what is there many times, which has a number. Convolutions, what joins them to the
 # layers, and the projector are there once.
 _ENCODER_LAYERS = re.compile(r"audio_encoder\.(.*\.)?\d+\.|ctc_head\.")
+_PROJECTOR = "projector."
 
 
 def quantize_graphs(source: Path, recipe: Recipe, out: Path) -> None:
@@ -47,24 +50,35 @@ def quantize_graphs(source: Path, recipe: Recipe, out: Path) -> None:
         if not (source / name).is_file():
             raise BundleError(f"{source} holds no {name}: export the model again with `--recipe fp32`")
     out.mkdir(parents=True, exist_ok=True)
-    for name in GRAPHS:
-        if _is_float(recipe, name):
-            for file in sorted(source.glob(f"{name}*")):
-                shutil.copyfile(file, out / file.name)
-            continue
-        model = load_graph(source / name)
-        if name.startswith("decoder"):
-            for _, part in _DECODER_PARTS:
-                quantize_matmuls(model, getattr(recipe, part), partial(_is_part, part))
-        elif name.startswith("audio_encoder"):
-            _quantize_layers(model, recipe.audio_encoder)
-        else:
-            quantize_embeddings(model, recipe.embed_tokens)
-        save_graph(model, out / name)
+    audio_encoder, embed_tokens, decoder = GRAPHS
+    lookup = None
+    if _is_float(recipe, decoder):
+        _copy(source, decoder, out)
+    else:
+        model = load_graph(source / decoder)
+        embeddings = load_graph(source / embed_tokens)
+        factor = tied_factor(model, embeddings) if recipe.tied else None
+        for _, part in _DECODER_PARTS:
+            quantize_matmuls(model, getattr(recipe, part), partial(_is_part, part))
+        save_graph(model, out / decoder)
+        if factor is not None:
+            lookup = look_up_in_head(model, embeddings, factor)
+    if lookup is not None:
+        save_graph(lookup, out / embed_tokens)
+    elif _is_float(recipe, embed_tokens):
+        _copy(source, embed_tokens, out)
+    else:
+        model = load_graph(source / embed_tokens)
+        quantize_embeddings(model, recipe.embed_tokens)
+        save_graph(model, out / embed_tokens)
+    if _is_float(recipe, audio_encoder):
+        _copy(source, audio_encoder, out)
+    else:
+        quantize_audio_encoder(source, recipe.audio_encoder, recipe.projector, out)
 
 
-def quantize_audio_encoder(source: Path, weights: WeightFormat, out: Path) -> None:
-    """The first of the graphs alone, for bundles whose decoder is not ONNX.
+def quantize_audio_encoder(source: Path, layers: WeightFormat, projector: WeightFormat, out: Path) -> None:
+    """The first of the graphs: matrices of the encoder's layers and of the projector, other constants as float16.
 
     Raises:
         BundleError: it is missing.
@@ -75,8 +89,16 @@ def quantize_audio_encoder(source: Path, weights: WeightFormat, out: Path) -> No
         raise BundleError(f"{source} holds no {name}: export the model again")
     out.mkdir(parents=True, exist_ok=True)
     model = load_graph(source / name)
-    _quantize_layers(model, weights)
+    _quantize_layers(model, layers)
+    quantize_matmuls(model, projector, lambda node: node.name.startswith(_PROJECTOR))
+    if layers.method != "float":
+        store_half(model)
     save_graph(model, out / name)
+
+
+def _copy(source: Path, name: str, out: Path) -> None:
+    for file in sorted(source.glob(f"{name}*")):
+        shutil.copyfile(file, out / file.name)
 
 
 def _quantize_layers(model: onnx.ModelProto, weights: WeightFormat) -> None:
@@ -95,7 +117,7 @@ def _is_part(part: str, node: onnx.NodeProto) -> bool:
 def _is_float(recipe: Recipe, name: str) -> bool:
     formats = {
         "decoder_model_merged.onnx": [getattr(recipe, part) for _, part in _DECODER_PARTS],
-        "audio_encoder.onnx": [recipe.audio_encoder],
+        "audio_encoder.onnx": [recipe.audio_encoder, recipe.projector],
         "embed_tokens.onnx": [recipe.embed_tokens],
     }[name]
     return all(format_.method == "float" for format_ in formats)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +15,8 @@ from prunella.quantize.recipes import WeightFormat
 HEAD = "/lm_head/MatMul"
 ATTENTION = "/attn/"  # part of the names of its projections
 DOWN_PROJECTION = "/mlp/down_proj/MatMul"
+HALF = "_float16"  # behind the name of a constant that is stored so
+_FEWEST_HALVES = 4_096  # numbers that a node more is worth
 _LARGEST_INT8 = 127
 # Kernels for AVX2 and for AVX-512 without VNNI add pairs of products in 16 bits: 2 * 255 * 63 still fits.
 _LARGEST_PRODUCT_FACTOR = 63
@@ -65,6 +68,37 @@ def quantize_embeddings(model: onnx.ModelProto, format_: WeightFormat) -> None:
     _drop_unused(model)
 
 
+def store_half(model: onnx.ModelProto) -> None:
+    """Store the graph's larger float32 constants as float16, in place; ONNX Runtime makes them float32 as it loads them."""
+    for tensor in [*model.graph.initializer]:
+        if tensor.data_type != TensorProto.FLOAT or math.prod(tensor.dims) < _FEWEST_HALVES:
+            continue
+        users = [node for node in model.graph.node if tensor.name in node.input]
+        values = numpy_helper.to_array(tensor)
+        model.graph.initializer.remove(tensor)
+        if all(node.op_type == "Slice" for node in users):
+            # Rows of a table of positions: it stays in the mapped file, and what is cut out of it becomes float32.
+            model.graph.initializer.append(
+                numpy_helper.from_array(values.astype(np.float16), tensor.name + HALF)
+            )
+            for node in users:
+                node.input[0], cut = tensor.name + HALF, node.output[0]
+                node.output[0] = cut + HALF
+                cast = helper.make_node("Cast", [cut + HALF], [cut], f"{cut}/Cast", to=TensorProto.FLOAT)
+                model.graph.node.insert([*model.graph.node].index(node) + 1, cast)
+        else:
+            _add_half(model, tensor.name, values)
+
+
+def _add_half(model: onnx.ModelProto, name: str, values: np.ndarray) -> None:
+    """A float32 constant of this name, kept as float16."""
+    stored = f"{name}{HALF}"
+    model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float16), stored))
+    model.graph.node.insert(
+        0, helper.make_node("Cast", [stored], [name], f"{name}/Cast", to=TensorProto.FLOAT)
+    )
+
+
 def _blockwise(model: onnx.ModelProto, format_: WeightFormat, names: set[str]) -> None:
     """MatMul → com.microsoft MatMulNBits, symmetric: a zero point decodes wrongly on AVX2 (onnxruntime #29853)."""
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -80,9 +114,8 @@ def _blockwise(model: onnx.ModelProto, format_: WeightFormat, names: set[str]) -
             packed, steps = quantize_blocks(
                 numpy_helper.to_array(weights[name]), format_.bits, format_.block_size
             )
-            model.graph.initializer.extend(
-                [numpy_helper.from_array(packed, integers), numpy_helper.from_array(steps, scales)]
-            )
+            model.graph.initializer.append(numpy_helper.from_array(packed, integers))
+            _add_half(model, scales, steps)
         replaced[node.name] = [
             helper.make_node(
                 "MatMulNBits",

@@ -31,7 +31,10 @@ def with_precision(recipe: BundleRecipe, precision: Mapping[str, str]) -> Bundle
         formats[part] = _FORMATS[part][value]
     onnx, gguf = recipe.onnx, recipe.gguf
     if onnx is not None and onnx.name != "fp32":
-        onnx = replace(onnx, **formats)  # type: ignore[arg-type]
+        # A projector runs where the encoder does.
+        projector = FLOAT if formats.get("audio_encoder") == FLOAT else onnx.projector
+        apart = "embed_tokens" in formats
+        onnx = replace(onnx, **formats, projector=projector, tied=onnx.tied and not apart)  # type: ignore[arg-type]
     if gguf is not None and not gguf.is_float and "audio_encoder" in formats:
         gguf = replace(gguf, audio_encoder=formats["audio_encoder"])
     return BundleRecipe(onnx, gguf)

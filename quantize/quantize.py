@@ -18,12 +18,24 @@ from prunella.device_runtime.bundle import Bundle, open_bundle
 from prunella.evaluation.manifest import read_manifest
 from prunella.quantize.bundle_writer import requantize
 from prunella.quantize.gguf_recipes import GGUF_RECIPES
-from prunella.quantize.recipes import RECIPES
+from prunella.quantize.recipes import BLOCK_SIZES, RECIPES
 
 
-def quantize(bundle: str | Path, recipe: str, out: str | Path) -> Bundle:
-    """Verify the float bundle at `bundle` and write it as `recipe` to `out`. Errors as those of `requantize`."""
-    return requantize(open_bundle(bundle), recipe, out)
+def quantize(bundle: str | Path, recipe: str, out: str | Path, *, block_size: int | None = None) -> Bundle:
+    """Verify the float bundle at `bundle` and write it as `recipe` to `out`. Arguments and errors as those of `requantize`."""
+    return requantize(open_bundle(bundle), recipe, out, block_size=block_size)
+
+
+def add_block_size(parser: argparse.ArgumentParser) -> None:
+    """`--block-size`, for verbs that write 4-bit layers."""
+    sizes = ", ".join(map(str, BLOCK_SIZES))
+    parser.add_argument(
+        "--block-size",
+        type=int,
+        metavar="N",
+        help=f"inputs that share a scale in 4-bit layers on ONNX Runtime: {sizes} (default: what the model was healed for "
+        "with --rounding, else the recipe's)",
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the smallest recipe that keeps the WER, found by trying; resumable",
     )
+    add_block_size(parser)
     add_output(parser, "folder of the new bundle")
     auto = parser.add_argument_group("with --auto")
     add_speech(auto, "transcribed clips to decide on", required=False)
@@ -61,7 +74,11 @@ def run(args: argparse.Namespace) -> None:
     """Entry of `prunella quantize`."""
     check_threads(args.threads)
     check_output(args.out, inputs=[args.bundle, args.speech])
-    bundle = _auto(args) if args.auto else quantize(args.bundle, args.recipe, args.out)
+    if args.auto and args.block_size is not None:
+        raise UsageError("--auto tries the recipes as they are: leave out --block-size")
+    bundle = (
+        _auto(args) if args.auto else quantize(args.bundle, args.recipe, args.out, block_size=args.block_size)
+    )
     sys.stderr.write(f"{bundle.manifest.recipe}: {bundle.total_bytes / 1e6:.1f} MB\n")
     sys.stdout.write(f"{bundle.path}\n")
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.base.heap import return_large_blocks
 from prunella.device_runtime.base.onnx_errors import run_errors
 from prunella.device_runtime.bundle import Bundle
 from prunella.device_runtime.engines.kept_graphs import open_graph
+from prunella.device_runtime.engines.onnx_library import shrinking
 from prunella.device_runtime.sound.features import features
 
 AUDIO_ENCODER = "onnx/audio_encoder.onnx"
@@ -29,6 +31,7 @@ class OnnxAudioEncoder:
     def __init__(self, bundle: Bundle, *, threads: int) -> None:
         import onnxruntime
 
+        return_large_blocks()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -38,6 +41,8 @@ class OnnxAudioEncoder:
         self.session, self.missing = open_graph(
             onnxruntime, bundle, AUDIO_ENCODER, options, bundle.manifest.providers
         )
+        # What a long clip took is not kept while the decoder needs its own.
+        self._run_options = shrinking(onnxruntime)
         self._outputs = [output.name for output in self.session.get_outputs()]
         self._audio = bundle.manifest.audio
         self.ctc_log_probs: Float32 | None = None
@@ -50,7 +55,7 @@ class OnnxAudioEncoder:
         if self._audio.features.valid != "all":
             inputs["valid_frames"] = np.array([valid], np.int64)
         with run_errors("the audio encoder"):
-            found = dict(zip(self._outputs, self.session.run(None, inputs), strict=True))
+            found = dict(zip(self._outputs, self.session.run(None, inputs, self._run_options), strict=True))
         rows: Float32 = found["audio_embeddings"][0]
         letters = found.get("ctc_log_probabilities")
         # Of padded audio the graph gives all rows, and how many are the audio's.

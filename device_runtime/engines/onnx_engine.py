@@ -19,7 +19,7 @@ from prunella.device_runtime.decoding.engine import ROUNDED_NEAR_TIE, check_rewi
 from prunella.device_runtime.engines.kept_graphs import open_graph
 from prunella.device_runtime.engines.likelihood import negative_log_likelihood
 from prunella.device_runtime.engines.onnx_beams import BeamCaches, bind_caches
-from prunella.device_runtime.engines.onnx_library import import_onnxruntime
+from prunella.device_runtime.engines.onnx_library import import_onnxruntime, shrinking
 from prunella.device_runtime.engines.providers import Missing, announce, for_decoder
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ class OnnxEngine:
         self.missing = announce((*self.encoder.missing, *of_embedder, *of_decoder))
         self._check_shapes(bundle.path)
 
+        # Audio takes many times the memory of a token.
+        self._shrinking = shrinking(self._runtime)
         self._before = self._embed(manifest.prompt.before_ids)
         self._after = self._embed(manifest.prompt.after_ids)
         self._position = 0  # positions of the cache that are filled
@@ -243,7 +245,9 @@ class OnnxEngine:
         logits = self._logits if keep == 1 else np.empty((1, keep, self._spec.vocab_size), np.float32)
         self._binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         with run_errors("the decoder"):
-            self._decoder.run_with_iobinding(self._binding)
+            self._decoder.run_with_iobinding(
+                self._binding, self._shrinking if keep < len(embeddings) else None
+            )
         self._position = end
         return logits
 

@@ -6,6 +6,7 @@ import re
 
 import onnx
 import pytest
+import torch
 from tiny_families import FAMILY_NAMES, write_tiny
 from torch import nn
 
@@ -15,7 +16,7 @@ from prunella.quantize import onnx_graphs
 from prunella.quantize.bundle_writer import requantize
 from prunella.quantize.graph_file import load_graph
 from prunella.quantize.onnx_weights import check_weights
-from prunella.quantize.recipes import INT8_ROWS, RECIPES
+from prunella.quantize.recipes import INT8_PROJECTOR, INT8_ROWS, RECIPES
 from prunella.speech_llm import load
 from prunella.targets.profile import load_target
 
@@ -44,6 +45,9 @@ def matrices(path) -> dict[str, tuple[str, int]]:
     """Node → (method, bits) of every product with a constant matrix."""
     graph = onnx.load(str(path), load_external_data=False).graph
     constants = {tensor.name for tensor in graph.initializer}
+    constants |= {
+        node.output[0] for node in graph.node if node.op_type == "Cast" and node.input[0] in constants
+    }
     found = {}
     for node in graph.node:
         if node.op_type in STORED and node.input[1] in constants:
@@ -74,7 +78,12 @@ def test_the_right_matrices_are_stored_in_integers(recipe, family, tmp_path):
     bundle = requantize(source, recipe, tmp_path / recipe)
     layers, others = linears(model)
     assert len(layers) >= 12 and others
-    expected = dict.fromkeys(layers, ("channelwise", 8)) | dict.fromkeys(others, ("float", 32))
+    expected = dict.fromkeys(layers, ("channelwise", 8)) | {
+        name: ("blockwise", RECIPES[recipe].projector.bits)
+        if name.startswith("projector.")
+        else ("float", 32)
+        for name in others
+    }
     assert matrices(bundle.file("onnx/audio_encoder.onnx")) == expected
     decoder = matrices(bundle.file("onnx/decoder_model_merged.onnx"))
     parts = {
@@ -87,7 +96,11 @@ def test_the_right_matrices_are_stored_in_integers(recipe, family, tmp_path):
     counts = [list(parts.values()).count(kind) for kind in KINDS]
     assert counts[1:] == [6, 12, 1] and counts[0] in (12, 24)  # query, key and value are one matrix or three
     table = onnx.load(str(bundle.file("onnx/embed_tokens.onnx")), load_external_data=False).graph
-    assert {tensor.name.rpartition("_")[2] for tensor in table.initializer} == {"int8", "scale"}
+    head, factor = model.view.head.weight, model.view.lookup_scale
+    tied = torch.equal(head * factor, model.view.embeddings.weight * factor)
+    kinds = [node.op_type for node in table.node]
+    assert kinds[0] == ("GatherBlockQuantized" if tied else "Gather")
+    assert ("Mul" in kinds) == (not tied or factor != 1)
     drift = bundle.manifest.provenance["onnx_drift"]
     assert 0 < drift["embeddings"] < 0.2 and 0 < drift["logits"] < RECIPES[recipe].drift
 
@@ -95,7 +108,7 @@ def test_the_right_matrices_are_stored_in_integers(recipe, family, tmp_path):
 def test_a_layer_that_lost_a_matrix_is_seen(family, tmp_path):
     _, source = family
     out = tmp_path / "onnx"
-    onnx_graphs.quantize_audio_encoder(source.path / "onnx", INT8_ROWS, out)
+    onnx_graphs.quantize_audio_encoder(source.path / "onnx", INT8_ROWS, INT8_PROJECTOR, out)
     check_weights(source.path / "onnx", out)
     graph = load_graph(out / "audio_encoder.onnx")
     scales = next(tensor for tensor in graph.graph.initializer if tensor.name.endswith("_scale"))

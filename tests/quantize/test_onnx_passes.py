@@ -7,8 +7,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from prunella.device_runtime.base.errors import UsageError
 from prunella.quantize.blockwise import quantize_blocks
-from prunella.quantize.bundle_recipe import find_bundle_recipe
-from prunella.quantize.onnx_passes import quantize_embeddings, quantize_matmuls
+from prunella.quantize.bundle_recipe import find_bundle_recipe, in_blocks
+from prunella.quantize.onnx_passes import quantize_embeddings, quantize_matmuls, store_half
 from prunella.quantize.recipes import RECIPES, WeightFormat
 
 
@@ -64,14 +64,16 @@ def test_a_product_stays_close(two_products, format_, largest_error, rows):
 def test_only_what_was_chosen_changes(two_products):
     model, _ = two_products
     assert quantize_matmuls(model, RECIPES["int4"].decoder, lambda node: node.name == "/lm_head/MatMul") == 1
-    assert [node.op_type for node in model.graph.node] == ["MatMul", "MatMulNBits"]
+    assert [node.op_type for node in model.graph.node] == ["Cast", "MatMul", "MatMulNBits"]
     assert quantize_matmuls(model, WeightFormat("float"), lambda node: True) == 0
 
 
 def test_int4_is_symmetric_level_4_in_blocks_of_32(two_products):
     model, _ = two_products
     quantize_matmuls(model, RECIPES["int4"].decoder, lambda node: True)
-    for node in model.graph.node:
+    products = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
+    assert len(products) == 2
+    for node in products:
         attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         assert len(node.input) == 3  # no zero points
         assert (attributes["bits"], attributes["block_size"], attributes["accuracy_level"]) == (4, 32, 4)
@@ -138,6 +140,42 @@ def test_embeddings_per_row():
     found = run(model, input_ids=np.arange(50)[None])[0]
     steps = np.abs(table).max(axis=1, keepdims=True) / 127
     assert (np.abs(found - table) <= steps * 0.501).all()
+
+
+def test_halves_are_what_float16_says_of_them(weight):
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, "n", 160])
+    model = make_model(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], "m")], [x], [numpy_helper.from_array(weight, "w")], 96
+    )
+    store_half(model)
+    (stored,) = model.graph.initializer
+    assert (stored.name, stored.data_type) == ("w_float16", TensorProto.FLOAT16)
+    inputs = np.eye(160, dtype=np.float32)[None]
+    assert np.array_equal(run(model, x=inputs)[0], weight.astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "block_size", "rounding", "expected"),
+    [
+        ("int4", None, None, 32),
+        ("int4", None, 128, 128),
+        ("int4", 64, 128, 64),
+        ("int4-mixed", None, 128, 16),
+        ("int4-mixed", 32, None, 32),
+    ],
+)
+def test_blocks_are_those_that_the_model_was_healed_for(recipe, block_size, rounding, expected):
+    stages = [{"stage": "transcript", "rounding": 32}, {"rounding": rounding}, {"stage": "average", "of": {}}]
+    facts = {"healing": stages} if rounding else {}
+    chosen = in_blocks(find_bundle_recipe(recipe), block_size, facts).onnx
+    assert chosen.decoder.block_size == expected
+    assert chosen.head == RECIPES[recipe].head
+
+
+@pytest.mark.parametrize(("recipe", "block_size"), [("int4", 48), ("int4", 0), ("int8", 64), ("Q4_0", 64)])
+def test_blocks_that_cannot_be(recipe, block_size):
+    with pytest.raises(UsageError, match=f"no blocks of {block_size}|leave out --block-size"):
+        in_blocks(find_bundle_recipe(recipe), block_size, {})
 
 
 def test_recipes_are_found_by_name():

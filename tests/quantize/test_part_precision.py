@@ -17,6 +17,9 @@ def test_only_the_named_parts_change():
     assert changed.onnx.embed_tokens == recipe.onnx.embed_tokens
     assert changed.gguf.audio_encoder.method == "float"
     assert changed.gguf.mmproj == recipe.gguf.mmproj
+    assert changed.onnx.projector.method == "float"  # which runs where the encoder does
+    assert changed.onnx.tied
+    assert not with_precision(recipe, {"embed_tokens": "float"}).onnx.tied
     assert with_precision(recipe, {}) == recipe
 
 
