@@ -46,7 +46,9 @@ def open_graph(
     """
     graph = bundle.file(name)
     files = [[key, one.sha256] for key, one in sorted(bundle.manifest.files.items()) if key.startswith(name)]
-    apart = len(files) > 1 and graph.stat().st_size <= _MOST_BYTES  # its weights are not in it
+    # Files that nobody has hashed could be anything: those of a bundle that is being made.
+    known = all(digest for _, digest in files)
+    apart = known and len(files) > 1 and graph.stat().st_size <= _MOST_BYTES  # its weights are not in it
     if apart and all(provider.name == CPU for provider in providers):
         key = json.dumps([files, __version__, runtime.__version__, _processor()])
         session = _open_kept(runtime, graph, settings, f"{hashlib.sha256(key.encode()).hexdigest()}.onnx")

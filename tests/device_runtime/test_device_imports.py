@@ -79,7 +79,7 @@ _OURS_TO_BEGIN = """
 _version cli needs opener_registry openers
 device_runtime: bundle manifest manifest_reader opening options transcribe transcript
 device_runtime.base: argument_parser arrays beside blas cache characters common_options cores environment errors extras
-    languages model_names onnx_errors private_cache readers ready_bundle standard_streams suggestions verified_files
+    heap languages model_names onnx_errors private_cache readers ready_bundle standard_streams suggestions verified_files
 device_runtime.decoding: engine limits
 device_runtime.engines: kept_graphs likelihood onnx_beams onnx_engine onnx_library providers
 """

@@ -123,6 +123,17 @@ def test_a_later_start_loads_what_was_kept_and_says_the_same(cache, bundle):
         assert _kept(cache)[0].stat().st_mode & 0o777 == 0o600
 
 
+def test_files_that_nobody_hashed_are_never_taken_for_others(cache, bundle):
+    """As a bundle's own gate opens them, before it is sealed: one model's graph would stand for the next one's."""
+    for seed in (0, 1):
+        sealed = bundle(seed)
+        files = {name: FileEntry("", 0) for name in sealed.manifest.files}
+        expected, _ = _run(sealed)
+        found, from_cache = _run(replace(sealed, manifest=replace(sealed.manifest, files=files)))
+        assert not from_cache and np.allclose(found, expected, atol=1e-5)
+    assert len(_kept(cache)) == 2
+
+
 def test_the_weights_stay_where_they_are(cache, bundle):
     made = bundle()
     _run(made)
