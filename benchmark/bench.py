@@ -17,7 +17,7 @@ from prunella.benchmark.record import BenchRecord
 from prunella.device_runtime.base.common_options import add_speech, add_threads
 from prunella.device_runtime.base.cores import check_threads
 from prunella.device_runtime.decoding.limits import check_beams
-from prunella.device_runtime.options import BEAMS_HELP, LANGUAGE_HELP, STRICT_HELP
+from prunella.device_runtime.options import BEAMS_HELP, LANGUAGE_HELP, STRICT_HELP, add_effort
 from prunella.evaluation.bootstrap import Interval
 from prunella.evaluation.manifest import read_manifest
 from prunella.evaluation.systems import BASELINE
@@ -43,6 +43,7 @@ def render_comparison(comparison: Comparison, *, markdown: bool = False) -> str:
         f"{c.get('cpu', 'unknown CPU')}, {c.get('cpu_threads', '?')} threads, load {c.get('load_average', '?')}, "
         f"governor {c.get('governor', 'unknown')}, {c.get('temperature_celsius', '?')} °C; Python {c.get('python')}, {versions}"
         + (f"; --beams {c['beams']}" if "beams" in c else "")
+        + (f"; --effort {c['effort']}" if "effort" in c else "")
     )
     return "\n".join(lines)
 
@@ -87,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--beams", type=int, metavar="N", help=f"{BEAMS_HELP.partition(' (default')[0]} (default: greedy)"
     )
+    add_effort(parser)
     parser.add_argument("--language", metavar="L", help=LANGUAGE_HELP)
     parser.add_argument("--strict", action="store_true", help=STRICT_HELP)
     parser.add_argument("--no-guards", action="store_true", help="no repeat stop and no silence gate")
@@ -116,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
             threads=args.threads,
             beams=args.beams,
             language=args.language,
+            effort=args.effort,
             strict=args.strict,
             tick=bar.update,
         )

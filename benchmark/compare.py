@@ -16,6 +16,7 @@ from prunella.benchmark.conditions import conditions
 from prunella.benchmark.record import BenchRecord, ClipTiming, bench_record, median_timings
 from prunella.device_runtime.base.errors import EngineError, ManifestError, PrunellaError, UsageError
 from prunella.device_runtime.engines.providers import Missing, announce
+from prunella.device_runtime.transcript import Effort
 from prunella.evaluation.bootstrap import Interval, ratio_interval
 from prunella.evaluation.manifest import SpeechManifest, Utterance
 
@@ -57,6 +58,7 @@ def measure(
     threads: int | None = None,
     beams: int | None = None,
     language: str | None = None,
+    effort: Effort | None = None,
     strict: bool = False,
     tick: Callable[[], object] | None = None,
 ) -> Comparison:
@@ -74,6 +76,7 @@ def measure(
         beams: transcripts that every system follows at once where it can, 0 for as many as pay; by default each one's own
             choice, which is greedy where the bundle says nothing else.
         language: that is spoken, by its code or English name, of systems that take one.
+        effort: of systems with a CTC head, "fast", "balanced" or "exact"; by default each one's own.
         strict: refuse a system that runs on less than its bundle asks for.
         tick: called after every transcription (`len(systems) * len(manifest) * repeat` times), for a progress bar.
 
@@ -89,12 +92,20 @@ def measure(
     before = conditions()  # now, before the measurement itself adds to the load
     if beams is not None:
         before["beams"] = beams
+    if effort is not None:
+        before["effort"] = effort
     timings: list[list[ClipTiming]] = [[] for _ in systems]
     with contextlib.ExitStack() as stack:
         children = [
             stack.enter_context(
                 MeasuredProcess(
-                    system, guards=guards, threads=threads, beams=beams, language=language, strict=strict
+                    system,
+                    guards=guards,
+                    threads=threads,
+                    beams=beams,
+                    language=language,
+                    effort=effort,
+                    strict=strict,
                 )
             )
             for system in systems
@@ -135,6 +146,7 @@ class MeasuredProcess:
         threads: int | None = None,
         beams: int | None = None,
         language: str | None = None,
+        effort: Effort | None = None,
         strict: bool = False,
     ) -> None:
         """Start the child and wait until the system is loaded: `load_seconds` after the start of the process.
@@ -149,6 +161,7 @@ class MeasuredProcess:
         command += [] if threads is None else ["--threads", str(threads)]
         command += [] if beams is None else ["--beams", str(beams)]
         command += [] if language is None else ["--language", language]
+        command += [] if effort is None else ["--effort", effort]
         began = time.perf_counter()
         self._child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"

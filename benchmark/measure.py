@@ -21,6 +21,7 @@ from prunella.benchmark.conditions import peak_memory_bytes
 from prunella.device_runtime.base.errors import PrunellaError
 from prunella.device_runtime.engines.providers import require_all, unannounced
 from prunella.device_runtime.sound.audio import load_audio
+from prunella.device_runtime.transcript import Effort
 from prunella.evaluation.systems import OpenedSystem, open_system
 
 _SAMPLING_RATE = 16_000
@@ -35,6 +36,7 @@ def serve(
     threads: int | None = None,
     beams: int | None = None,
     language: str | None = None,
+    effort: Effort | None = None,
     strict: bool = False,
 ) -> None:
     """Answer every line of `paths` (a path as JSON string) with one JSON line, until its end.
@@ -44,7 +46,9 @@ def serve(
     """
     try:
         with unannounced():  # who reads the results says it, once for all systems
-            opened = open_system(system, guards=guards, threads=threads, beams=beams, language=language)
+            opened = open_system(
+                system, guards=guards, threads=threads, beams=beams, language=language, effort=effort
+            )
         engine = getattr(opened.system, "engine", None)
         if strict:
             require_all(engine)
@@ -90,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--beams", type=int)
     parser.add_argument("--language")
+    parser.add_argument("--effort")
     parser.add_argument("--strict", action="store_true")
     args = parser.parse_args(argv)
     # Native libraries print to file descriptor 1: they get stderr, the results keep the real stdout.
@@ -103,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             threads=args.threads,
             beams=args.beams,
             language=args.language,
+            effort=args.effort,
             strict=args.strict,
         )
     return 0

@@ -16,7 +16,8 @@ from prunella.device_runtime.base.characters import has_half_characters
 from prunella.device_runtime.base.cores import check_threads
 from prunella.device_runtime.base.errors import BundleError, EngineError, UsageError
 from prunella.device_runtime.bundle import Bundle, BundleManifest, open_bundle
-from prunella.device_runtime.transcript import DecodeOptions
+from prunella.device_runtime.decoding.limits import check_effort
+from prunella.device_runtime.transcript import DecodeOptions, Effort
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -36,6 +37,7 @@ def open_transcriber(
     options: DecodeOptions | None = None,
     vocabulary: str = "",
     verify: bool = False,
+    effort: Effort | None = None,
 ) -> Transcriber:
     """Open and verify a bundle, and load one of its engines.
 
@@ -46,16 +48,18 @@ def open_transcriber(
         options: in place of the bundle's.
         vocabulary: words that are likely to be said, for models whose prompt has a place for them.
         verify: hash every file, also those that an earlier opening hashed and that nobody has touched since.
+        effort: "fast", "balanced" or "exact", see `Transcriber.with_options`; by default the bundle's.
 
     Raises:
         BundleError: missing or corrupt.
-        EngineError: the bundle has no such engine, or it cannot run here.
-        UsageError: no engine of this name exists, a number of threads out of range, or a vocabulary that the model does not
-            take or has no room for.
+        EngineError: the bundle has no such engine, it cannot run here, or hears no letters, which the effort needs.
+        UsageError: no engine or effort of this name exists, a number of threads out of range, or a vocabulary or an effort that
+            the model does not take or has no room for.
     """
     if engine is not None and engine not in ENGINES:
         raise UsageError(f"no engine '{engine}': choose one of {', '.join(ENGINES)}")
     check_threads(threads)
+    check_effort(effort)
     bundle = open_bundle(bundle_path, remembered=not verify)
     manifest = bundle.manifest
     usable = [name for name in manifest.engines if name in ENGINES]
@@ -78,7 +82,10 @@ def open_transcriber(
 
     tokenizer = tokenizer or _read_tokenizer(tokenizer_file)
     gate = open_speech_gate()
-    return Transcriber(opened(), tokenizer, manifest.audio, manifest.prompt, options or manifest.decode, gate)
+    ready = Transcriber(
+        opened(), tokenizer, manifest.audio, manifest.prompt, options or manifest.decode, gate
+    )
+    return ready.with_options(effort=effort)
 
 
 def _read_tokenizer(file: Path) -> Tokenizer:

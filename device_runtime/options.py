@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from prunella.device_runtime.base.common_options import add_threads
 from prunella.device_runtime.base.ready_bundle import ready_bundle
-from prunella.device_runtime.decoding.limits import MIN_SCORE, PAYING_BEAMS, check_beams
+from prunella.device_runtime.decoding.limits import EFFORTS, MIN_SCORE, PAYING_BEAMS, check_beams
 from prunella.device_runtime.opening import ENGINES, open_transcriber
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ LIVE_BEAMS_HELP = (
     "transcripts that are followed at once for final texts, 0 for as many as pay; 1 is greedy: more words are wrong, but on a slow "
     "device they come sooner (default: 0)"
 )
+EFFORT_HELP = (
+    "how much of the decoder runs where a CTC head has spelled the speech: fast takes its text where every letter is sure, balanced where "
+    "the decoder agrees; with --phrases always exact (default: the bundle's, exact)"
+)
 LANGUAGE_HELP = (
     "that is spoken, by its code or English name, where the model takes one (default: the model finds out)"
 )
@@ -35,6 +39,11 @@ BUNDLE_HELP = "a directory made by `prunella export` or `prunella build` (defaul
 def add_bundle(parser: argparse.ArgumentParser) -> None:
     """`BUNDLE`, which may be left out: `open_from` then opens the installed one."""
     parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help=BUNDLE_HELP)
+
+
+def add_effort(parser: argparse.ArgumentParser) -> None:
+    """`--effort`."""
+    parser.add_argument("--effort", choices=EFFORTS, help=EFFORT_HELP)
 
 
 def take_bundle(args: argparse.Namespace) -> None:
@@ -73,6 +82,7 @@ def add_runtime_options(
         help="refuse a phrase that scores lower, 0 to 1 (default: %(default)s)",
     )
     parser.add_argument("--beams", type=int, default=0, metavar="N", help=beams_help)
+    add_effort(parser)
     add_threads(parser)
     parser.add_argument(
         "--engine", metavar="NAME", help=f"{' or '.join(ENGINES)} (default: the bundle's first)"
@@ -101,6 +111,7 @@ def open_from(args: argparse.Namespace, *, any_language: bool = False) -> Transc
         threads=args.threads,
         vocabulary=args.vocabulary,
         verify=args.verify,
+        effort=args.effort,
     )
     if args.strict:
         from prunella.device_runtime.engines.providers import require_all

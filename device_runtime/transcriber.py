@@ -22,9 +22,10 @@ from prunella.device_runtime.decoding.answer import (
 )
 from prunella.device_runtime.decoding.beam_search import Beams, beams_to_follow
 from prunella.device_runtime.decoding.draft import LONGEST_BELIEVED, AudioDrafter, open_drafter
+from prunella.device_runtime.decoding.effort import Letters, Shortcut, check_shortcut
 from prunella.device_runtime.decoding.engine import BeamEngine, Engine
 from prunella.device_runtime.decoding.greedy import Greedy
-from prunella.device_runtime.decoding.limits import MIN_SCORE
+from prunella.device_runtime.decoding.limits import MIN_SCORE, check_effort
 from prunella.device_runtime.decoding.phrases import Phrases, PhraseTrie
 from prunella.device_runtime.decoding.strategy import Decoding, Prefilled
 from prunella.device_runtime.decoding.text_style import style_text
@@ -39,6 +40,7 @@ from prunella.device_runtime.sound.speech_gate import (
 from prunella.device_runtime.sound.utterances import cut_in_pauses
 from prunella.device_runtime.transcript import (
     DecodeOptions,
+    Effort,
     Phrase,
     Segment,
     Timings,
@@ -80,7 +82,12 @@ class Transcriber:
         object.__setattr__(self, "_decoding", self._choose_decoding())
 
     def with_options(
-        self, options: DecodeOptions | None = None, *, beams: int | None = None, guards: bool | None = None
+        self,
+        options: DecodeOptions | None = None,
+        *,
+        beams: int | None = None,
+        guards: bool | None = None,
+        effort: Effort | None = None,
     ) -> Transcriber:
         """A transcriber over the same engine with other options; itself, where they are the same.
 
@@ -89,16 +96,23 @@ class Transcriber:
             beams: transcripts that are followed at once: 1 is greedy; 0 as many as pay, where the model has a CTC head and
                 the engine can, or as the bundle says.
             guards: the repeat stop, and the gate for silence and noise.
+            effort: how much of the decoder runs where a CTC head is sure, see `decoding/effort.py`; phrases are always
+                searched as "exact".
 
         Raises:
-            UsageError: fewer beams than 0, or more than any engine follows.
-            EngineError: the engine cannot follow so many.
+            UsageError: fewer beams than 0, or more than any engine follows; no such effort, or the model writes what letters
+                do not say.
+            EngineError: the engine cannot follow so many, or hears no letters.
         """
         chosen = options or self.options
         if guards is not None:
             chosen = replace(chosen, guards=guards)
         if beams is not None:
             chosen = replace(chosen, beams=beams_to_follow(self.engine, beams, chosen.beams))
+        if effort is not None:
+            check_effort(effort)
+            check_shortcut(self.engine, self.prompt, effort)
+            chosen = replace(chosen, effort=effort)
         if chosen == self.options:
             return self
         return replace(self, options=chosen, drafter=self.drafter if options is None else None)
@@ -257,9 +271,12 @@ class Transcriber:
         reader = AnswerReader.of(self.prompt)
         if self.phrases is not None:
             return Phrases(engine, self.phrases)
+        decoding: Decoding = Greedy(engine, tokenizer, end, options, self.drafter, reader)
         if options.beams > 1 and isinstance(engine, BeamEngine):
-            return Beams(engine, tokenizer, end, self.audio.ctc_alphabet, options, reader)
-        return Greedy(engine, tokenizer, end, options, self.drafter, reader)
+            decoding = Beams(engine, tokenizer, end, self.audio.ctc_alphabet, options, reader)
+        if options.effort == "exact" or not getattr(engine, "has_ctc_head", False):
+            return decoding
+        return Shortcut(engine, Letters(self.audio.ctc_alphabet, tokenizer), end, options, decoding)
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -315,12 +332,17 @@ class Transcriber:
             return silent_segment(t0, t1, time.perf_counter() - began)
         embeddings = self.engine.encode(samples)
         encoded = time.perf_counter()
-        prompt = self._asked()
-        logits = self.engine.start(embeddings, *self._opened(prompt))
-        prefilled = time.perf_counter()
+        prompt, decoding, letters = self._asked(), self._decoding, self.engine.ctc_log_probs
         cap = self.options.token_cap(self.audio.heard_seconds(len(samples))) + self._around(prompt)
-        utterance = Prefilled(embeddings, logits, self.engine.ctc_log_probs, cap, draft)
-        decoded = yield from self._decoding.decode(utterance)
+        decoded = decoding.sure(letters, cap) if isinstance(decoding, Shortcut) else None
+        prefilled = time.perf_counter()
+        if decoded is None:
+            logits = self.engine.start(embeddings, *self._opened(prompt))
+            prefilled = time.perf_counter()
+            utterance = Prefilled(embeddings, logits, letters, cap, draft)
+            decoded = yield from decoding.decode(utterance)
+        else:
+            yield decoded.text
         ended = time.perf_counter()
         timings = Timings(
             audio=len(samples) / rate,

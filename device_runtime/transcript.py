@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 FinishReason = Literal["eos", "length", "repeat", "silence", "phrase", "no-phrase"]
+Effort = Literal["fast", "balanced", "exact"]
+_Nats = Annotated[float, Meta(ge=0, le=1_000)]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,14 @@ class DecodeOptions:
     beams: Annotated[int, Meta(ge=1, le=16)] = 1
     # Of what a CTC head hears beside the decoder, where there is a head and several beams.
     ctc_weight: Annotated[float, Meta(ge=0)] = 0.2
+    # How much of the decoder runs where a CTC head is sure (decoding/effort.py): below "exact", letters are the answer where
+    # no frame's entropy is above the first number, and are kept while they are at most the second less likely than the
+    # decoder's own choice. Nats; these are careful, a model's own are chosen by research/effort/choose.py.
+    effort: Effort = "exact"
+    balanced_entropy: _Nats = 0.0
+    balanced_margin: _Nats = 0.5
+    fast_entropy: _Nats = 0.1
+    fast_margin: _Nats = 1.0
     # Verify several guessed tokens in one pass (device_runtime/decoding/draft.py).
     draft: bool = True
     # Cosine of audio and its nearest token at which that is never, and nearly always, what was said.
@@ -39,6 +49,13 @@ class DecodeOptions:
     draft_sure: float = 0.75
     # Token that audio without a token of its own is nearest to; -1: none.
     draft_blank: Annotated[int, Meta(ge=-1, lt=2**26)] = -1
+
+    @property
+    def shortcut(self) -> tuple[float, float]:
+        """Entropy and margin of the effort; of "exact", with which nothing is shortened, zeros."""
+        if self.effort == "fast":
+            return self.fast_entropy, self.fast_margin
+        return (self.balanced_entropy, self.balanced_margin) if self.effort == "balanced" else (0.0, 0.0)
 
     def token_cap(self, seconds: float) -> int:
         """Most tokens that `seconds` of audio may become."""

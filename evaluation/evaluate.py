@@ -19,7 +19,7 @@ from prunella.device_runtime.base.cores import check_threads
 from prunella.device_runtime.base.errors import AudioError, UsageError
 from prunella.device_runtime.decoding.limits import check_beams
 from prunella.device_runtime.engines.providers import require_all
-from prunella.device_runtime.options import BEAMS_HELP, LANGUAGE_HELP, STRICT_HELP
+from prunella.device_runtime.options import BEAMS_HELP, LANGUAGE_HELP, STRICT_HELP, add_effort
 from prunella.evaluation.manifest import SpeechManifest, Utterance, read_manifest
 from prunella.evaluation.marked import marked
 from prunella.evaluation.records import ClipRecord, RecordsFile, check_records, clip_record
@@ -146,6 +146,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also the first N transcripts (default: all) under what was said, wrong words marked",
     )
     parser.add_argument("--beams", type=int, default=0, metavar="N", help=BEAMS_HELP)
+    add_effort(parser)
     parser.add_argument("--no-guards", action="store_true", help="no repeat stop and no silence gate")
     parser.add_argument("--no-score", action="store_true", help="no cross-entropy of the reference texts")
     parser.add_argument("--language", metavar="L", help=LANGUAGE_HELP)
@@ -202,7 +203,12 @@ def run(args: argparse.Namespace) -> int:
 def _evaluate_named(name: str, manifest: SpeechManifest, args: argparse.Namespace) -> EvaluationReport:
     # Opened here so that the first system's memory is free before the second one is loaded.
     opened = open_system(
-        name, guards=not args.no_guards, threads=args.threads, beams=args.beams, language=args.language
+        name,
+        guards=not args.no_guards,
+        threads=args.threads,
+        beams=args.beams,
+        language=args.language,
+        effort=args.effort,
     )
     if args.strict:
         require_all(getattr(opened.system, "engine", None))

@@ -23,8 +23,8 @@ from prunella.device_runtime.base.files import sha256
 from prunella.device_runtime.base.model_names import BASELINE as BASELINE
 from prunella.device_runtime.base.suggestions import path_hint
 from prunella.device_runtime.bundle import MANIFEST_NAME, open_bundle
-from prunella.device_runtime.decoding.limits import check_beams
-from prunella.device_runtime.transcript import Transcript
+from prunella.device_runtime.decoding.limits import check_beams, check_effort
+from prunella.device_runtime.transcript import Effort, Transcript
 from prunella.opener_registry import OPENERS, Opener, register_opener
 
 TRIMMED = "trimmed"
@@ -61,6 +61,7 @@ def open_system(
     threads: int | None = None,
     beams: int | None = None,
     language: str | None = None,
+    effort: Effort | None = None,
 ) -> OpenedSystem:
     """Open a system by name.
 
@@ -72,6 +73,7 @@ def open_system(
         threads: CPU threads, 0 for one per physical core; by default the system's own choice.
         beams: transcripts that bundles and models follow at once, 0 for as many as pay; by default their own choice.
         language: that is spoken, by its code or English name, of bundles and models that take one.
+        effort: "fast", "balanced" or "exact", of bundles and models with a CTC head; by default their own.
 
     Raises:
         UsageError: a path that does not exist, a number of beams or threads out of range, or a language that it does not take.
@@ -80,6 +82,7 @@ def open_system(
     """
     check_threads(threads)
     check_beams(beams)
+    check_effort(effort)
     name, engine = split_engine(name_or_path)
     kind = system_kind(name)
     how = {} if engine is None else {"trimmed": True} if kind == "model" else {"engine": engine}
@@ -92,13 +95,16 @@ def open_system(
             raise
         raise explained(error, f"'{name_or_path}' is a {kind}, which") from error
     if (with_options := getattr(system, "with_options", None)) is not None:
-        system = with_options(beams=beams, guards=None if guards else False)
+        asked = {} if effort is None else {"effort": effort}
+        system = with_options(beams=beams, guards=None if guards else False, **asked)
+    elif effort not in (None, "exact"):
+        raise UsageError(f"'{name_or_path}' has no CTC head: leave --effort out")
     if language is not None:
         if (with_language := getattr(system, "with_language", None)) is None:
             raise UsageError(f"'{name_or_path}' takes no language: leave --language out")
         system = with_language(language)
     folder = getattr(system, "path", None) if kind == "baseline" else Path(name)
-    fingerprint = _fingerprint(name, kind, engine, guards, beams, language)
+    fingerprint = _fingerprint(name, kind, engine, guards, beams, language, effort)
     return OpenedSystem(name_or_path, system, fingerprint, _disk_bytes(folder))
 
 
@@ -158,7 +164,13 @@ def _open_baseline(name: str, **options: Any) -> System:
 
 
 def _fingerprint(
-    name: str, kind: str, engine: str | None, guards: bool, beams: int | None, language: str | None
+    name: str,
+    kind: str,
+    engine: str | None,
+    guards: bool,
+    beams: int | None,
+    language: str | None,
+    effort: str | None,
 ) -> str:
     if kind == "bundle":
         content: Any = sha256(Path(name) / MANIFEST_NAME)
@@ -171,8 +183,9 @@ def _fingerprint(
         content = name
     # Another decoding code may hear another text in the same files.
     versions = {"prunella": __version__} | {library: _version(library) for library in _LIBRARIES[kind]}
-    # Records of before there were languages still count.
+    # Records of before there were languages and efforts still count.
     told = [] if language is None else [language]
+    told += [] if effort is None else [f"effort {effort}"]
     body = json.dumps([kind, engine, content, guards, beams, versions, *told])
     return hashlib.sha256(body.encode()).hexdigest()[:16]
 

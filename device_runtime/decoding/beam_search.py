@@ -217,11 +217,12 @@ class Beams:
         if utterance.ctc_log_probs is not None and options.ctc_weight > 0:
             opening = None if self._reader.plain else self._opening
             rescorer = CtcPrefixRescorer(utterance.ctc_log_probs, self._speller, end, opening)
-        search = BeamSearch(options.beams, end, rescorer, options.ctc_weight, WIDTH)
+        alive = [Hypothesis(utterance.begun)]
+        search = BeamSearch(options.beams, end, rescorer, options.ctc_weight, WIDTH, alive)
         passes = shown = 0
         pieces, agreed = DecodeStream(skip_special_tokens=True), ""
         tokens, parents = search.advance(utterance.logits[None])
-        while tokens and passes < utterance.max_tokens:
+        while tokens and passes < utterance.max_tokens - len(utterance.begun):
             passes += 1
             tokens, parents = search.advance(self._engine.step_beams(tokens, parents))
             fresh = [token for token in search.settled[shown:] if token not in end]

@@ -9,6 +9,7 @@ are rounded to 8 bits, a pass over several tokens rounds differently from a pass
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Generator, Iterator
 
 import numpy as np
@@ -131,8 +132,12 @@ class Greedy:
         # What is read off the audio begins behind what an answer says first; what was said before has that too.
         waits = not utterance.draft and not answer.opened
         draft = None if waits else self._draft(utterance)
+        if draft is not None:
+            for token in utterance.begun:
+                draft.accept(token)
         decoder = GreedyDecoder(self._engine, utterance.logits, draft)
-        for token in decoder.tokens(utterance.max_tokens):
+        left = utterance.max_tokens - len(utterance.begun)
+        for token in itertools.chain(utterance.begun, decoder.tokens(left)):
             if token in self._end:
                 reason = "eos"
                 break

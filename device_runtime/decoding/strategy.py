@@ -20,6 +20,7 @@ class Prefilled:
         ctc_log_probs: (frames, 1 + letters) float32 of a CTC head; None: there is no head.
         max_tokens: that its text may have.
         draft: tokens believed to be said.
+        begun: tokens of the text that the engine has taken in behind `start`; `logits` follow them.
     """
 
     embeddings: Float32
@@ -27,6 +28,7 @@ class Prefilled:
     ctc_log_probs: Float32 | None
     max_tokens: int
     draft: Sequence[int] = ()
+    begun: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A CTC head goes with the audio encoder into the graph, and the runner hears the same letters as PyTorch."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from prunella.device_runtime.bundle import open_bundle
 from prunella.device_runtime.engines.onnx_engine import OnnxEngine
 from prunella.device_runtime.opening import open_transcriber
+from prunella.device_runtime.transcript import Phrase
 from prunella.export.export import export_float
 from prunella.quantize.bundle_writer import requantize
 from prunella.speech_llm.checkpoint import load_checkpoint, save_checkpoint
@@ -87,3 +89,26 @@ def test_a_bundle_without_a_head_still_opens(float_bundle, noise) -> None:
     engine = OnnxEngine.open(open_bundle(float_bundle.path), threads=1)
     engine.encode(noise)
     assert engine.ctc_log_probs is None
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_an_effort_reads_letters_and_phrases_do_not(bundle, noise, beams) -> None:
+    opened = open_transcriber(bundle.path, threads=1, effort="exact").with_options(beams=beams, guards=False)
+    exact = replace(opened, prompt=replace(opened.prompt, text_style="lower"))
+    said = exact.transcribe(noise)
+    sure, none = (
+        exact.with_options(replace(exact.options, fast_entropy=entropy, fast_margin=0.0)).with_options(
+            effort="fast"
+        )
+        for entropy in (100.0, 0.0)
+    )
+    letters = sure.transcribe(noise)
+    assert letters.timings.prefill < said.timings.prefill
+    assert [segment.passes for segment in letters.segments] == [0]
+    assert letters.text and set(letters.text) <= set(ENGLISH)
+    assert exact.tokenizer.decode(list(letters.tokens)).strip() == letters.text
+    assert [(one.t0, one.t1, one.finish_reason) for one in letters.segments] == [(0.0, 1.3, "eos")]
+    if beams == 1:
+        assert none.transcribe(noise).tokens == said.tokens
+    phrases = [Phrase("go forward", "go forward")]
+    assert sure.with_phrases(phrases).transcribe(noise).finish_reason in ("phrase", "no-phrase")

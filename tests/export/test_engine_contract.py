@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
 from prunella.device_runtime.base.errors import EngineError
+from prunella.device_runtime.decoding.beam_search import Beams, BeamSearch, Hypothesis
+from prunella.device_runtime.decoding.effort import Shortcut, Spelled
+from prunella.device_runtime.decoding.greedy import Greedy
+from prunella.device_runtime.decoding.strategy import Decoded, Prefilled
 from prunella.device_runtime.engines.gguf_engine import GgufEngine
 from prunella.device_runtime.engines.onnx_engine import OnnxEngine
+from prunella.device_runtime.transcript import DecodeOptions
 from prunella.export.export import export_float
 from prunella.speech_llm.torch_engine import TorchEngine
 from prunella.targets.profile import TargetProfile
@@ -99,3 +106,75 @@ def test_a_full_context_and_a_token_that_is_none_are_errors_of_the_engine(device
     with pytest.raises(EngineError):
         device_engine.step(10**6)
     np.testing.assert_allclose(steps(device_engine, audio), alone, atol=1e-4)
+
+
+class Told:
+    """Letters that say what a test wants."""
+
+    def __init__(self, tokens, entropy=1.0):
+        self.read = lambda log_probabilities: Spelled("told", tuple(tokens), entropy)
+
+
+@pytest.fixture
+def decodings(engine, tiny_model):
+    """Ways of decoding noise: greedily, with 3 beams, and with letters ahead of either."""
+    tokenizer, end = tiny_model.tokenizer.backend_tokenizer, tiny_model.prompt.eos_ids
+    options = DecodeOptions(effort="fast", fast_margin=0.0, guards=False, draft=False, beams=3, ctc_weight=0)
+
+    def decode(audio, tokens=None, margin=0.0, beams=False):
+        inner = (
+            Beams(engine, tokenizer, end, "", options) if beams else Greedy(engine, tokenizer, end, options)
+        )
+        if tokens is not None:
+            inner = Shortcut(engine, Told(tokens), end, replace(options, fast_margin=margin), inner)
+        steps = inner.decode(Prefilled(audio, engine.start(audio), np.zeros((1, 2), np.float32), 12))
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                return done.value
+
+    return decode
+
+
+@pytest.mark.parametrize("right", [0, 1, 5])
+def test_letters_that_are_wrong_somewhere_change_no_greedy_text(right, engine, noise, decodings):
+    audio = engine.encode(noise)
+    exact = decodings(audio)
+    wrong = (exact.tokens[right] + 1) % 200
+    told = decodings(audio, (*exact.tokens[:right], wrong, *exact.tokens[right + 1 : 9]))
+    assert told.tokens == exact.tokens
+    assert decodings(audio).tokens == exact.tokens  # an utterance leaves nothing behind
+
+
+def test_letters_that_the_decoder_lets_pass_are_the_answer(engine, noise, decodings):
+    audio = engine.encode(noise)
+    told = decodings(audio, TOKENS, margin=1_000.0)
+    assert (told.tokens, told.text, told.passes) == (TOKENS, "told", 1)
+
+
+def test_beams_go_on_from_what_was_kept(engines, engine, noise, decodings, tiny_model):
+    audio = engine.encode(noise)
+    kept = decodings(audio).tokens[:3]
+    found = decodings(audio, (*kept, 17, 18), beams=True)
+    assert found.tokens[:3] == kept
+    # PyTorch, told that these were said, finds the same.
+    plain = engines["torch"]
+    search = BeamSearch(3, tiny_model.prompt.eos_ids, alive=[Hypothesis(kept)])
+    plain.start(plain.encode(noise))
+    tokens, parents = search.advance(plain.extend(kept)[-1:])
+    for _ in range(12 - len(kept)):
+        if tokens:
+            tokens, parents = search.advance(plain.step_beams(tokens, parents))
+    assert found.tokens == tuple(t for t in search.best.tokens if t not in tiny_model.prompt.eos_ids)[:12]
+
+
+def test_where_every_letter_is_sure_the_decoder_does_not_run(engine, tiny_model):
+    options = DecodeOptions(effort="fast", fast_entropy=0.5)
+    end = tiny_model.prompt.eos_ids
+    ahead = [Shortcut(engine, Told(TOKENS, entropy), end, options, None) for entropy in (0.4, 0.6)]
+    letters = np.zeros((1, 2), np.float32)
+    assert ahead[0].sure(letters, 12) == Decoded(TOKENS, "told", "eos", 0)
+    assert ahead[1].sure(letters, 12) is None
+    assert ahead[0].sure(letters, 4) is None  # more than a text may have
+    assert ahead[0].sure(None, 12) is None
