@@ -69,12 +69,14 @@ def activate(device: Device, services: Services, release: str) -> None:
     """
     old = device.link("current")
     # From here to the end nobody's leaving stops it: this is short, and ends in one of two good states.
+    if old != release:
+        device.mark_good(release, False)  # of an earlier time: it is to be proven now
     write(device.state / "switching.json", json.dumps({"from": old, "to": release}))
     device.switch("current", release)
     say(f"switched to {release}")
     try:
         prove(device, services, release, restart_first=True)
-    except InstallError as error:
+    except Exception as error:  # whatever it is: what was before is to run
         back(device, services, old)
         device.mark_good(release, False)
         if old != release:
@@ -151,6 +153,8 @@ def finish_switch(device: Device, services: Services) -> None:
     say(f"an earlier switch to {new} was cut short")
     if device.link("current") == new and not device.good(str(new)):
         back(device, services, old if old in device.installed() else None)
+    elif device.link("current") == new and old in device.installed() and old != new:
+        device.switch("previous", old)  # it was proven, and only this was missing
     path.unlink(missing_ok=True)
 
 

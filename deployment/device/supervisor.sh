@@ -39,7 +39,10 @@ supervise() {
             trap - TERM INT USR1
             if [ -r "$prefix/etc/$name.env" ]; then
                 while IFS= read -r line || [ -n "$line" ]; do
-                    case $line in '' | '#'*) ;; *=*) export "${line?}" ;; esac
+                    value=${line#*=}
+                    # As systemd reads them: quotes around a value are not of it.
+                    case $value in '"'*'"' | "'"*"'") value=${value#?} value=${value%?} ;; esac
+                    case $line in '' | '#'*) ;; *=*) export "${line%%=*}=$value" ;; esac
                 done <"$prefix/etc/$name.env"
             fi
             exec "$prefix/current/bin/prunella" "$name"
