@@ -253,7 +253,7 @@ def test_what_cannot_be_meant_is_refused(packed, capsys, tmp_path):
     archive = str(packed().path)
     for words, why in (
         ([archive], "name the devices behind the archive"),
-        ([archive, "-x@y"], "no option"),
+        ([archive, "-x@y"], "unrecognized arguments: -x@y"),
         ([str(tmp_path / "nothing.tar.gz"), "device"], "is not there: `prunella pack"),
         ([__file__, "device"], "no archive of `prunella pack`"),
         ([archive, "a b"], "is no host"),
