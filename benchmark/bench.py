@@ -50,12 +50,13 @@ def render_comparison(comparison: Comparison, *, markdown: bool = False) -> str:
 
 def render_records(records: Sequence[BenchRecord], *, markdown: bool = False) -> str:
     """One row a system."""
-    header = ["system", "engine", "MB on disk", "load s", "first call s", "RTF", "x real time"]
+    header = ["system", "engine", "threads", "MB on disk", "load s", "first call s", "RTF", "x real time"]
     header += ["decode tok/s", "first token s", "peak MB", "empty"]
     rows = [
         [
             record.system,
             record.engine,
+            _threads(record),
             megabytes(record.disk_bytes),
             number(record.load_seconds),
             number(record.first_call_seconds),
@@ -127,6 +128,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         sys.stdout.write(render_comparison(comparison, markdown=args.markdown) + "\n")
     return 1 if any(record.failed for record in comparison.records) else 0
+
+
+def _threads(record: BenchRecord) -> str:
+    """The fewest and the most that worked at once, or what was asked for."""
+    fewest, most = record.conditions.get("threads_used", (record.threads, record.threads))
+    return "own" if most is None else f"{most}" if fewest == most else f"{fewest}-{most}"
 
 
 def _times(interval: Interval) -> str:

@@ -188,6 +188,9 @@ class MeasuredProcess:
         conditions: dict[str, Any],
     ) -> BenchRecord:
         """What was measured; the process ends."""
+        ended = self.finish()
+        if ended["threads"] is not None:
+            conditions = {**conditions, "threads_used": ended["threads"]}
         return bench_record(
             timings,
             system=self.system,
@@ -195,16 +198,16 @@ class MeasuredProcess:
             threads=threads,
             load_seconds=self.load_seconds,
             first_call_seconds=first["total"],
-            peak_memory_bytes=self.finish(),
+            peak_memory_bytes=ended["peak_memory_bytes"],
             disk_bytes=self.disk_bytes,
             conditions=conditions,
         )
 
-    def finish(self) -> int | None:
-        """End the child; its peak memory in bytes."""
+    def finish(self) -> dict[str, Any]:
+        """End the child; its `peak_memory_bytes`, and the fewest and most `threads` that worked."""
         assert self._child.stdin is not None
         self._child.stdin.close()
-        return self._answer("ending")["peak_memory_bytes"]
+        return self._answer("ending")
 
     def __enter__(self) -> MeasuredProcess:
         return self

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 from prunella.benchmark.conditions import peak_memory_bytes
 from prunella.device_runtime.base.errors import PrunellaError
+from prunella.device_runtime.engines.adaptive_threads import AdaptiveThreads
 from prunella.device_runtime.engines.providers import require_all, unannounced
 from prunella.device_runtime.sound.audio import load_audio
 from prunella.device_runtime.transcript import Effort
@@ -41,7 +42,8 @@ def serve(
 ) -> None:
     """Answer every line of `paths` (a path as JSON string) with one JSON line, until its end.
 
-    The first line of `results` has `disk_bytes` and the `missing` hardware, the last `peak_memory_bytes`. A PrunellaError ends it with a line
+    The first line of `results` has `disk_bytes` and the `missing` hardware, the last
+    `peak_memory_bytes` and the fewest and most `threads` that worked. A PrunellaError ends it with a line
     `{"error": ..., "exit_code": ...}`.
     """
     try:
@@ -59,7 +61,9 @@ def serve(
     except PrunellaError as error:
         _write(results, {"error": str(error), "exit_code": error.exit_code})
         return
-    _write(results, {"peak_memory_bytes": peak_memory_bytes()})
+    counted = getattr(engine, "threads", None)
+    used = [counted.fewest, counted.most] if isinstance(counted, AdaptiveThreads) else None
+    _write(results, {"peak_memory_bytes": peak_memory_bytes(), "threads": used})
 
 
 def _timed(opened: OpenedSystem, path: str) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def describe(bundle: Bundle) -> str:
         ("vocabulary", "--vocabulary WORDS" if manifest.prompt.takes_vocabulary else "the prompt takes none"),
         ("token cap", f"{_per_second(decode.max_tokens_per_second)} per second + {decode.extra_tokens}"),
         ("guards", _guards(bundle)),
-        ("threads", str(manifest.threads or "one per physical core")),
+        ("threads", f"at most {manifest.threads or 'one per physical core'}"),
         ("made by", manifest.created_by or "unknown"),
         *_provenance(manifest.provenance, manifest.name),
     ]

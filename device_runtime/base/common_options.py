@@ -46,7 +46,9 @@ def add_spoken_language(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_threads(parser: argparse._ActionsContainer, default: str = "the bundle's") -> None:
+def add_threads(
+    parser: argparse._ActionsContainer, default: str = "the bundle's; both take fewer beside other programs"
+) -> None:
     """`--threads`: of the CPU, in `args.threads`; None is whatever `default` says, 0 one per physical core."""
     parser.add_argument(
         "--threads", type=int, metavar="N", help=f"CPU threads; 0: one per physical core (default: {default})"

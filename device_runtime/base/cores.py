@@ -18,10 +18,20 @@ def physical_cores() -> int:
         import psutil  # compiled; Linux tells the same in files, and affinity beside it
 
         return count_cores(physical=psutil.cpu_count(logical=False), logical=os.cpu_count())
-    allowed = os.sched_getaffinity(0)
+    allowed = usable_cpus()
     return count_cores(
         core_of={cpu: _core(cpu) for cpu in allowed}, logical=len(allowed), quota=cgroup_quota()
     )
+
+
+def usable_cpus(isolated: Path = Path("/sys/devices/system/cpu/isolated")) -> frozenset[int]:
+    """Logical processors over which Linux spreads the threads of this process: its affinity, without `isolcpus`.
+
+    Where its affinity is isolated processors alone, all its threads stay on one of them: it is the only one.
+    """
+    allowed = os.sched_getaffinity(0)
+    spread = allowed - _cpu_list(_read(isolated))
+    return frozenset(spread or sorted(allowed)[:1])
 
 
 def count_cores(
@@ -85,6 +95,15 @@ def check_threads(threads: int | None) -> None:
         raise UsageError(
             f"{threads} threads are not possible: give 1 to {most}, or 0 for one per physical core"
         )
+
+
+def _cpu_list(text: str) -> set[int]:
+    """As the kernel writes it: `2-3,6`."""
+    cpus: set[int] = set()
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        cpus.update(range(int(first), int(last or first) + 1))
+    return cpus
 
 
 def _core(cpu: int) -> str | None:

@@ -19,6 +19,7 @@ from prunella.device_runtime.base.extras import explained
 from prunella.device_runtime.bundle import Bundle, MmprojSpec
 from prunella.device_runtime.decoding.engine import GGUF_NEAR_TIE, check_rewind
 from prunella.device_runtime.decoding.limits import PAYING_BEAMS
+from prunella.device_runtime.engines.adaptive_threads import AdaptiveThreads, engine_threads
 from prunella.device_runtime.engines.gguf_embeddings import open_token_embeddings
 from prunella.device_runtime.engines.likelihood import negative_log_likelihood
 from prunella.device_runtime.engines.llama_decoder import MAX_BRANCHES, LlamaDecoder
@@ -48,7 +49,7 @@ class GgufEngine:
     What stands before the audio stays in the cache: an utterance starts by winding it back to there.
     """
 
-    def __init__(self, bundle: Bundle, encoder: AudioEncoder, *, threads: int, name: str) -> None:
+    def __init__(self, bundle: Bundle, encoder: AudioEncoder, *, threads: AdaptiveThreads, name: str) -> None:
         manifest = bundle.manifest
         spec, audio = manifest.decoder, manifest.audio
         self.name = name
@@ -92,7 +93,8 @@ class GgufEngine:
 
         Args:
             bundle: from `open_bundle`.
-            threads: of the CPU; 0 for one per physical core, None for what the bundle says.
+            threads: of the CPU, always so many; 0 for one per physical core, None for what the bundle says, and fewer while
+                other programs use the cores.
             audio_half: "onnx" for our encoder (without onnxruntime, libmtmd's is taken and a warning logged), "mtmd"
                 for llama.cpp's.
 
@@ -100,17 +102,13 @@ class GgufEngine:
             BundleError: a file is missing, or is not what the manifest says; llama.cpp has no audio half for the model.
             EngineError: llama.cpp is not installed, or cannot run the files.
         """
-        from prunella.device_runtime.base.cores import most_threads, physical_cores
-
-        threads = (
-            min(bundle.manifest.threads, most_threads()) if threads is None else threads
-        ) or physical_cores()
+        count = engine_threads(threads, bundle.manifest.threads)
         decoder = one_file(bundle, DECODER_PATTERN)
         quant = decoder.stem.partition("-")[2]
         if audio_half == "onnx":
-            ours = _onnx_encoder(bundle, threads)
+            ours = _onnx_encoder(bundle, count)
             if ours is not None:
-                return cls(bundle, ours, threads=threads, name=f"gguf-{quant}")
+                return cls(bundle, ours, threads=count, name=f"gguf-{quant}")
         from prunella.device_runtime.engines.mtmd_encoder import MtmdEncoder
 
         spec = bundle.manifest.mmproj or MmprojSpec("ultravox")
@@ -125,12 +123,12 @@ class GgufEngine:
         encoder = MtmdEncoder(
             mmproj,
             decoder,
-            threads=threads,
+            threads=count.most,
             sampling_rate=audio.sampling_rate,
             prompt_tokens=spec.prompt_tokens,
             chunks=audio.features if spec.projector == "qwen3a" else None,
         )
-        return cls(bundle, encoder, threads=threads, name=f"mtmd-{quant}")
+        return cls(bundle, encoder, threads=count, name=f"mtmd-{quant}")
 
     def encode(self, samples: Float32) -> Float32:
         """See `Engine.encode`; libmtmd's audio half is the exception and hears 30 s."""
@@ -231,7 +229,7 @@ def one_file(bundle: Bundle, pattern: str) -> Path:
     return bundle.file(names[0])
 
 
-def _onnx_encoder(bundle: Bundle, threads: int) -> AudioEncoder | None:
+def _onnx_encoder(bundle: Bundle, threads: AdaptiveThreads) -> AudioEncoder | None:
     """Our encoder, or None where onnxruntime is not installed and libmtmd has to stand in."""
     from prunella.device_runtime.engines.onnx_audio_encoder import OnnxAudioEncoder
 

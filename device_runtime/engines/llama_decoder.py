@@ -14,6 +14,7 @@ from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import EngineError
 from prunella.device_runtime.bundle import OptionValue
 from prunella.device_runtime.decoding.limits import MAX_BEAMS
+from prunella.device_runtime.engines.adaptive_threads import AdaptiveThreads
 from prunella.device_runtime.engines.llama_library import last_error, llama_library
 from prunella.device_runtime.engines.provider_options import split_llama_options
 from prunella.device_runtime.engines.providers import missing_offload
@@ -55,7 +56,7 @@ class LlamaDecoder:
         path: Path,
         *,
         positions: int,
-        threads: int,
+        threads: int | AdaptiveThreads,
         exact: bool = False,
         options: Mapping[str, OptionValue] | None = None,
     ) -> None:
@@ -80,7 +81,9 @@ class LlamaDecoder:
         context.n_ubatch = min(positions, 512)
         context.n_seq_max = _BANKS[-1].stop
         context.kv_unified = True  # so that a copy of a branch is a note on its cells
-        context.n_threads = context.n_threads_batch = threads
+        self._threads = AdaptiveThreads(threads, adapt=False) if isinstance(threads, int) else threads
+        self._threads_now = self._threads.count
+        context.n_threads = context.n_threads_batch = self._threads_now
         context.no_perf = True
         for key, value in of_context.items():
             setattr(context, key, value)
@@ -163,7 +166,7 @@ class LlamaDecoder:
             batch.seq_id[index][0] = sequence
             batch.logits[index] = True
         batch.n_tokens = len(tokens)
-        status = library.llama_decode(self.context, batch)
+        status = self._run(batch)
         if status != 0:
             self._forget_branches()
             raise EngineError(
@@ -207,7 +210,7 @@ class LlamaDecoder:
         for index in range(count):
             batch.pos[index] = self.position + index
             batch.logits[index] = index >= count - keep
-        status = self._library.llama_decode(self.context, batch)
+        status = self._run(batch)
         if status != 0:
             self._library.llama_memory_seq_rm(self._memory, _SEQUENCE, self.position, -1)
             raise EngineError(f"llama.cpp could not decode (status {status}: {last_error()})")
@@ -215,6 +218,15 @@ class LlamaDecoder:
         if not keep:
             return np.empty((0, self.vocab_size), np.float32)
         return np.ctypeslib.as_array(self._library.llama_get_logits(self.context), (keep, self.vocab_size))
+
+    def _run(self, batch: Any) -> int:
+        """llama.cpp's status."""
+        with self._threads:
+            count = self._threads.count
+            if count != self._threads_now:
+                self._library.llama_set_n_threads(self.context, count, count)
+                self._threads_now = count
+            return int(self._library.llama_decode(self.context, batch))
 
     def _checked(self, token: int) -> int:
         if not 0 <= token < self.vocab_size:

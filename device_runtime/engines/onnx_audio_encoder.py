@@ -8,6 +8,8 @@ from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.heap import return_large_blocks
 from prunella.device_runtime.base.onnx_errors import run_errors
 from prunella.device_runtime.bundle import Bundle
+from prunella.device_runtime.engines.adaptive_threads import AdaptiveThreads
+from prunella.device_runtime.engines.idle_workers import IdleWorkers
 from prunella.device_runtime.engines.kept_graphs import open_graph
 from prunella.device_runtime.engines.onnx_library import shrinking
 from prunella.device_runtime.sound.features import features
@@ -17,6 +19,10 @@ AUDIO_ENCODER = "onnx/audio_encoder.onnx"
 
 class OnnxAudioEncoder:
     """Samples to embeddings in the decoder's space, over the audio's true length.
+
+    Args:
+        bundle: from `open_bundle`.
+        threads: of the CPU.
 
     Attributes:
         missing: hardware that the bundle asks for and that is not used.
@@ -28,12 +34,13 @@ class OnnxAudioEncoder:
         EngineError: onnxruntime cannot load it.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int | AdaptiveThreads) -> None:
         import onnxruntime
 
         return_large_blocks()
+        self._threads = AdaptiveThreads(threads, adapt=False) if isinstance(threads, int) else threads
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = self._threads.most
         options.log_severity_level = 3
         # A plan for each length saves no time, and takes as much memory again as soon as a length comes twice.
         options.enable_mem_pattern = False
@@ -43,6 +50,7 @@ class OnnxAudioEncoder:
         )
         # What a long clip took is not kept while the decoder needs its own.
         self._run_options = shrinking(onnxruntime)
+        self._workers = IdleWorkers(onnxruntime, self.session, self._threads.most)
         self._outputs = [output.name for output in self.session.get_outputs()]
         self._audio = bundle.manifest.audio
         self.ctc_log_probs: Float32 | None = None
@@ -54,7 +62,8 @@ class OnnxAudioEncoder:
         inputs = {"log_mel": heard[None]}
         if self._audio.features.valid != "all":
             inputs["valid_frames"] = np.array([valid], np.int64)
-        with run_errors("the audio encoder"):
+        with run_errors("the audio encoder"), self._threads:
+            self._workers.leave(self._threads.count)
             found = dict(zip(self._outputs, self.session.run(None, inputs, self._run_options), strict=True))
         rows: Float32 = found["audio_embeddings"][0]
         letters = found.get("ctc_log_probabilities")

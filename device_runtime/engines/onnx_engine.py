@@ -11,11 +11,12 @@ import numpy as np
 
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.beside import beside
-from prunella.device_runtime.base.cores import most_threads, physical_cores
 from prunella.device_runtime.base.errors import BundleError, EngineError
 from prunella.device_runtime.base.onnx_errors import run_errors
 from prunella.device_runtime.bundle import Bundle, Provider
 from prunella.device_runtime.decoding.engine import ROUNDED_NEAR_TIE, check_rewind
+from prunella.device_runtime.engines.adaptive_threads import AdaptiveThreads, engine_threads
+from prunella.device_runtime.engines.idle_workers import IdleWorkers
 from prunella.device_runtime.engines.kept_graphs import open_graph
 from prunella.device_runtime.engines.likelihood import negative_log_likelihood
 from prunella.device_runtime.engines.onnx_beams import BeamCaches, bind_caches
@@ -38,12 +39,12 @@ class OnnxEngine:
     before the audio is prefilled once: an utterance starts by winding the cache back to its end.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, *, threads: AdaptiveThreads) -> None:
         self._runtime = import_onnxruntime()
         manifest = bundle.manifest
         self.name = f"onnx-{manifest.recipe}"
         self.near_tie_margin = 0.0 if manifest.recipe == "fp32" else ROUNDED_NEAR_TIE
-        self.threads = threads or physical_cores()
+        self.threads = threads
         self.most_beams: int | None = None
         self._audio = manifest.audio
         self._spec = manifest.decoder
@@ -53,7 +54,7 @@ class OnnxEngine:
             bundle,
             DECODER,
             for_decoder(manifest.providers),
-            threads=self.threads,
+            threads=threads.most,
             spin=True,
         )
         # A graph with its weights in it takes them twice while it is read: not beside another one.
@@ -65,6 +66,7 @@ class OnnxEngine:
         self.encoder: OnnxAudioEncoder = OnnxAudioEncoder(bundle, threads=self.threads)
         self._embedder, of_embedder = self._session(bundle, EMBED_TOKENS, threads=1, spin=False)
         self._decoder, of_decoder = decoder()
+        self._workers = IdleWorkers(self._runtime, self._decoder, threads.most)
         self.missing = announce((*self.encoder.missing, *of_embedder, *of_decoder))
         self._check_shapes(bundle.path)
 
@@ -92,15 +94,14 @@ class OnnxEngine:
 
         Args:
             bundle: from `open_bundle`.
-            threads: of the CPU; 0 for one per physical core, None for what the bundle says.
+            threads: of the CPU, always so many; 0 for one per physical core, None for what the bundle says, and fewer while
+                other programs use the cores.
 
         Raises:
             BundleError: a graph is missing, or is not what the manifest says.
             EngineError: onnxruntime is not installed, or cannot run the graphs.
         """
-        return cls(
-            bundle, threads=min(bundle.manifest.threads, most_threads()) if threads is None else threads
-        )
+        return cls(bundle, threads=engine_threads(threads, bundle.manifest.threads))
 
     def encode(self, samples: Float32) -> Float32:
         """See `Engine.encode`."""
@@ -180,8 +181,7 @@ class OnnxEngine:
         for name, array in inputs.items():
             binding.bind_cpu_input(name, array)
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        with run_errors("the decoder"):
-            self._decoder.run_with_iobinding(binding)
+        self._run(binding)
         beams.position = end
         said: Float32 = logits[:, 0]
         return said if np.array_equal(rows, np.arange(count)) else said[rows]
@@ -244,12 +244,14 @@ class OnnxEngine:
             self._binding.bind_cpu_input(name, array)
         logits = self._logits if keep == 1 else np.empty((1, keep, self._spec.vocab_size), np.float32)
         self._binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        with run_errors("the decoder"):
-            self._decoder.run_with_iobinding(
-                self._binding, self._shrinking if keep < len(embeddings) else None
-            )
+        self._run(self._binding, self._shrinking if keep < len(embeddings) else None)
         self._position = end
         return logits
+
+    def _run(self, binding: Any, options: Any = None) -> None:
+        with run_errors("the decoder"), self.threads:
+            self._workers.leave(self.threads.count)
+            self._decoder.run_with_iobinding(binding, options)
 
     def _embed(self, ids: tuple[int, ...]) -> Float32:
         """(n,) token ids → (n, hidden)."""

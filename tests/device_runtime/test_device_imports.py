@@ -78,10 +78,10 @@ TO_TRANSCRIBE = {
 _OURS_TO_BEGIN = """
 _version cli needs opener_registry openers
 device_runtime: bundle manifest manifest_reader opening options transcribe transcript
-device_runtime.base: argument_parser arrays beside blas cache characters common_options cores environment errors extras
+device_runtime.base: argument_parser arrays beside blas cache characters common_options cores cpu_load environment errors extras
     heap languages model_names onnx_errors private_cache readers ready_bundle standard_streams suggestions verified_files
 device_runtime.decoding: engine limits
-device_runtime.engines: kept_graphs likelihood onnx_beams onnx_engine onnx_library providers
+device_runtime.engines: adaptive_threads idle_workers kept_graphs likelihood onnx_beams onnx_engine onnx_library providers
 """
 
 

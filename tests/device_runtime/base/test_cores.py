@@ -1,10 +1,17 @@
 """Cores are counted as engines can use them: hyper-threads once, Apple's cores whole, a container's quota respected."""
 
 import os
+import sys
 
 import pytest
 
-from prunella.device_runtime.base.cores import cgroup_quota, check_threads, count_cores, physical_cores
+from prunella.device_runtime.base.cores import (
+    cgroup_quota,
+    check_threads,
+    count_cores,
+    physical_cores,
+    usable_cpus,
+)
 from prunella.device_runtime.base.errors import UsageError
 
 
@@ -70,6 +77,23 @@ def test_the_quota_of_a_cgroup(tmp_path, files, quota):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert cgroup_quota(tmp_path) == quota
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux's affinity")
+@pytest.mark.parametrize(
+    ("allowed", "isolated", "usable"),
+    [
+        ({0, 1, 2, 3}, "", {0, 1, 2, 3}),
+        ({0, 1, 2, 3}, "2-3", {0, 1}),
+        ({0, 1, 4, 5, 6}, "1,4-5,7", {0, 6}),
+        ({2, 3}, "2-3", {2}),  # nothing moves threads between them
+    ],
+)
+def test_processors_that_are_isolated(tmp_path, monkeypatch, allowed, isolated, usable):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: allowed)
+    (tmp_path / "isolated").write_text(isolated + "\n")
+    assert usable_cpus(tmp_path / "isolated") == usable
+    assert usable_cpus(tmp_path / "none") == allowed
 
 
 def test_this_machine():
