@@ -43,9 +43,9 @@ def cut_vocabulary(model: Model, kept: Collection[int]) -> Model:
         raise CheckpointError(
             f"the tokenizer has ids up to {max(known)}, the token table {len(table)} rows: they do not belong together"
         )
-    rows = sorted(known | named)
+    rows = [*sorted(known), *sorted(named - known)]  # a tokenizer's numbers have no holes
     places = {old: new for new, old in enumerate(rows)}
-    tokenizer = cut_tokenizer(model.tokenizer, rows)
+    tokenizer = cut_tokenizer(model.tokenizer, known)
     decoder = _cut_decoder(model.decoder, rows, places)
     if isinstance(model, TextLLM):
         return replace(model, decoder=decoder, tokenizer=tokenizer)

@@ -178,3 +178,13 @@ def test_texts_are_lines_or_transcripts(tmp_path):
     (tmp_path / "other.jsonl").write_text('{"words": 1}\n')
     with pytest.raises(ManifestError, match=r"other\.jsonl:1: not a JSON object"):
         read_texts([tmp_path / "other.jsonl"])
+
+
+def test_a_row_that_the_configuration_names_stays_without_a_token(speech_llm):
+    speech_llm.decoder.generation_config.suppress_tokens = [3, 555]
+    cut, report = prune_vocabulary(speech_llm, SAID)
+    assert report.rows_after == report.tokens_after + 1 == len(cut.tokenizer) + 1
+    assert cut.decoder.generation_config.suppress_tokens[1] == len(cut.tokenizer)
+    row = cut.view.embeddings.weight[len(cut.tokenizer)]
+    assert torch.equal(row, speech_llm.view.embeddings.weight[555])
+    assert speech_llm.decoder.generation_config.suppress_tokens == [3, 555]

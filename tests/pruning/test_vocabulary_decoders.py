@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from prunella.cli import main
+from prunella.pruning.prune_vocabulary import prune_vocabulary
 from prunella.speech_llm import load_any
 
 SIZES = {
@@ -109,13 +110,14 @@ def _moved(ids, kept):
 
 
 @torch.inference_mode()
-def test_lossless_says_all_that_the_whole_model_says(folder, tmp_path):
-    assert main(["prune", str(folder), "--lossless", "-o", str(tmp_path / "cut")]) == 0
-    model, whole = load_any(tmp_path / "cut"), load_any(folder)
+def test_lossless_says_all_that_the_whole_model_says(folder):
+    whole = load_any(folder)
+    model, report = prune_vocabulary(whole, (), lossless=True)
+    assert report.rows_before - report.rows_after >= PADDING
     names = model.tokenizer.convert_ids_to_tokens(list(range(len(model.tokenizer))))
     kept = whole.tokenizer.convert_tokens_to_ids(names)
     for line in TEXT:
         ids, before = (one.tokenizer(line)["input_ids"] for one in (model, whole))
         assert [kept[token] for token in ids] == before
-        expected = whole.decoder(torch.tensor([before])).logits[..., kept]
-        torch.testing.assert_close(model.decoder(torch.tensor([ids])).logits, expected, atol=1e-5, rtol=1e-5)
+    expected = whole.decoder(torch.tensor([before])).logits[..., kept]
+    torch.testing.assert_close(model.decoder(torch.tensor([ids])).logits, expected, atol=1e-5, rtol=1e-5)
