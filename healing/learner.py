@@ -223,9 +223,12 @@ def _fill(decoder: Any, audio: torch.Tensor, steps: torch.Tensor, inputs: PassIn
 
 
 def _check_teacher(teacher: SpeechLLM, model: SpeechLLM, *, frozen_encoder: bool) -> None:
-    if teacher.decoder.config.vocab_size != model.decoder.config.vocab_size or teacher.prompt != model.prompt:
+    sizes = [one.view.vocab_size for one in (teacher, model)]
+    vocabularies = [one.tokenizer.get_vocab() for one in (teacher, model)]
+    if sizes[0] != sizes[1] or vocabularies[0] != vocabularies[1] or teacher.prompt != model.prompt:
         raise UsageError(
-            "the teacher has another vocabulary or prompt: use the model that this one was pruned from"
+            "the teacher has another vocabulary or prompt: use the model that this one was pruned from, and where tokens were "
+            "cut, cut its own by the same texts (`prunella prune TEACHER --keep-vocabulary`)"
         )
     if teacher.config.audio.features != model.config.audio.features:
         raise UsageError(

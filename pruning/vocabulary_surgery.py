@@ -36,9 +36,9 @@ def cut_vocabulary(model: Model, kept: Collection[int]) -> Model:
         CheckpointError: a tokenizer or a decoder of a kind that cannot be cut.
     """
     table: Any = decoder_view(model.decoder).embeddings.weight
-    named = {token for token in config_ids(model) if token < len(table)}
+    named: set[int] = {token for token in config_ids(model) if token < len(table)}
     parts = TokenizerParts(model.tokenizer)
-    known = (parts.names.keys() | parts.added.keys()) & set(kept)
+    known: set[int] = (parts.names.keys() | parts.added.keys()) & set(kept)
     if known and max(known) >= len(table):
         raise CheckpointError(
             f"the tokenizer has ids up to {max(known)}, the token table {len(table)} rows: they do not belong together"

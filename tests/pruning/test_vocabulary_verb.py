@@ -101,3 +101,16 @@ def test_a_model_without_a_tokenizer_is_refused(said, tmp_path, capsys):
     arguments = ["prune", str(tmp_path / "whole"), "--keep-vocabulary", str(said)]
     assert main([*arguments, "-o", str(tmp_path / "cut")]) == 2
     assert "holds no tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_healing_takes_a_teacher_with_the_same_tokens(folder, said, noise_manifest, tmp_path, capsys):
+    cut = tmp_path / "cut"
+    assert main(["prune", str(folder), "--keep-vocabulary", str(said), "-o", str(cut)]) == 0
+    heal = ["heal", str(cut), "--speech", str(noise_manifest), "--steps", "2"]
+    assert main([*heal, "--teacher", str(folder), "-o", str(tmp_path / "refused")]) == 2
+    assert "cut its own by the same texts" in capsys.readouterr().err
+    assert main([*heal, "--teacher", str(cut), "-o", str(tmp_path / "healed")]) == 0
+    healed = load(tmp_path / "healed")
+    assert healed.tokenizer.get_vocab() == load(cut).tokenizer.get_vocab()
+    assert healed.config.provenance["vocabulary"] and healed.config.provenance["healing"]
