@@ -4,8 +4,9 @@
 
 For each number of threads: how fast this machine reads memory (numpy over 1 GiB, a thread each); a token of the bare
 session with everything bound, by kernel, with what the weights of each kind weigh and the rate at which they go by; a token of
-prunella's engine as a share of the bare loop; and with --gguf llama.cpp's bare `llama_decode` beside its engine. Times are the median
-of interleaved rounds. "Of the bound" is the time that the weights would take at the measured bandwidth over the time taken.
+prunella's engine as a share of the bare loop; and with --gguf llama.cpp's bare `llama_decode` beside its engine. Steps are the
+fastest of interleaved rounds, kernels medians: on a busy machine few are interrupted. "Of the bound" is the time that the weights would take at the measured bandwidth over the time taken; above 1
+the machine was busy while it read, or its caches hold a part of the weights.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def kernel_times(bundle: Bundle, threads: int) -> dict[str, float]:
 
 
 def interleaved(ways: Sequence[Callable[[], None]]) -> list[float]:
-    """Median seconds of each, taken in turns."""
+    """Seconds of each, taken in turns: the fastest, as another program can only add to it."""
     times: list[list[float]] = [[] for _ in ways]
     for _ in range(ROUNDS):
         for way, taken in zip(ways, times, strict=True):
@@ -144,7 +145,7 @@ def interleaved(ways: Sequence[Callable[[], None]]) -> list[float]:
                 begin = time.perf_counter()
                 way()
                 taken.append(time.perf_counter() - begin)
-    return [statistics.median(taken) for taken in times]
+    return [min(taken) for taken in times]
 
 
 def engine_step(engine: Any, hidden: int) -> Callable[[], None]:
@@ -205,7 +206,7 @@ def _llama(bundle: Bundle, threads: int) -> dict[str, float]:
         (taken,) = interleaved([step])
     finally:
         library.llama_decode = inner
-    once = statistics.median(bare)
+    once = min(bare)
     return {
         "llama_decode_ms": once * 1e3,
         "llama_engine_ms": taken * 1e3,
