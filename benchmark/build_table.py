@@ -35,6 +35,7 @@ class BuildRow:
     real_time_factor: float
     decode_tokens_per_second: float | None
     peak_memory_bytes: int | None
+    vocabulary: int | None = None  # tokens
 
 
 def measure_row(name: str, system: str, manifest: SpeechManifest) -> BuildRow:
@@ -56,7 +57,7 @@ def measure_row(name: str, system: str, manifest: SpeechManifest) -> BuildRow:
     total = report.overall
     return BuildRow(
         name=name,
-        layers=_layers(system),
+        layers=_decoder_fact(system, "num_layers"),
         disk_bytes=record.disk_bytes,
         cross_entropy=total.cross_entropy,
         wer=total.wer,
@@ -65,6 +66,7 @@ def measure_row(name: str, system: str, manifest: SpeechManifest) -> BuildRow:
         real_time_factor=record.real_time_factor,
         decode_tokens_per_second=record.decode_tokens_per_second,
         peak_memory_bytes=record.peak_memory_bytes,
+        vocabulary=_decoder_fact(system, "vocab_size"),
     )
 
 
@@ -85,11 +87,12 @@ def measured_elsewhere(target: TargetProfile) -> str:
 
 def render_rows(rows: tuple[BuildRow, ...], *, markdown: bool = False, heading: str = "") -> str:
     """The final table as text, below a heading if there is one."""
-    header = ("system", "layers", "MB", "loss", "WER % (95 %)", "RTF", "tokens/s", "peak MB")
+    header = ("system", "layers", "tokens", "MB", "loss", "WER % (95 %)", "RTF", "tokens/s", "peak MB")
     cells = [
         (
             row.name,
             _cell(row.layers, "d"),
+            _cell(row.vocabulary, "d"),
             _cell(row.disk_bytes and row.disk_bytes / 1e6, ".0f"),
             _cell(row.cross_entropy, ".3f"),
             f"{100 * row.wer:.1f} ({100 * row.wer_low:.1f}-{100 * row.wer_high:.1f})",
@@ -114,7 +117,7 @@ def table_legend(*, healed: bool) -> str:
     trained = "healed: trained afterwards. " if healed else ""
     return (
         f"full: nothing cut. cut: layers taken out, no more. pruned: the gap bridged. {trained}{bundles}\n"
-        "MB: on disk. loss: nats a token of what was said, less is better. WER: words wrong; few clips make wide intervals.\n"
+        "tokens: of the vocabulary. MB: on disk. loss: nats a token of what was said, less is better. WER: words wrong; few clips make wide intervals.\n"
         f"RTF: seconds of work for one of speech; tokens/s and peak MB with it, on the {_BENCH_CLIPS} shortest clips. All as `transcribe` decodes."
     )
 
@@ -123,13 +126,15 @@ def _is_checkpoint(system: str) -> bool:
     return (Path(system) / "decoder" / "config.json").is_file()
 
 
-def _layers(system: str) -> int | None:
+def _decoder_fact(system: str, name: str) -> int | None:
+    """The decoder's `num_layers` or `vocab_size`, of a bundle or a checkpoint."""
     path = Path(system)
     try:
-        return open_bundle(path, verify=False).manifest.decoder.num_layers
+        return int(getattr(open_bundle(path, verify=False).manifest.decoder, name))
     except PrunellaError:
         config = path / "decoder" / "config.json"
-        return json.loads(config.read_text())["num_hidden_layers"] if config.is_file() else None
+        key = "num_hidden_layers" if name == "num_layers" else name
+        return json.loads(config.read_text())[key] if config.is_file() else None
 
 
 def _cell(value: float | None, form: str) -> str:

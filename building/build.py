@@ -26,7 +26,9 @@ from prunella.pruning.blocks import Block, check_blocks
 from prunella.pruning.calibration import read_lines
 from prunella.pruning.history import blocks_between
 from prunella.pruning.prune import REPORT_NAME, layers_to_drop
+from prunella.pruning.prune_vocabulary import add_vocabulary_arguments, cuts_vocabulary
 from prunella.pruning.selection import STRATEGIES
+from prunella.pruning.vocabulary import read_texts
 from prunella.quantize.bundle_recipe import find_bundle_recipe
 from prunella.speech_llm.model_facts import read_facts
 from prunella.targets.profile import load_target
@@ -85,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how layers are chosen (default: %(default)s)",
     )
     cut.add_argument("--no-bridge", action="store_true", help="leave the gap as it is")
+    add_vocabulary_arguments(parser)
     speech = parser.add_argument_group("speech")
     speech.add_argument(
         "--calibration",
@@ -126,6 +129,10 @@ def plan_from(args: argparse.Namespace) -> BuildPlan:
         raise UsageError("--heal-minutes and --heal-speech are about healing: give --heal too")
     if args.healed and args.heal:
         raise UsageError("--healed names a model that is healed already: leave out --heal")
+    if args.healed and cuts_vocabulary(args):
+        raise UsageError(
+            "--healed names a model whose tokens are chosen already: leave out --keep-vocabulary and --lossless"
+        )
     return BuildPlan(
         model=args.model,
         target=args.target,
@@ -141,6 +148,9 @@ def plan_from(args: argparse.Namespace) -> BuildPlan:
         heal_minutes=(args.heal_minutes or _HEAL_MINUTES) if args.heal else None,
         heal_speech=tuple(args.heal_speech or ()),
         healed=args.healed,
+        keep_vocabulary=tuple(map(str, args.keep_vocabulary)) if args.keep_vocabulary is not None else None,
+        keep_tokens=args.keep_tokens,
+        lossless=args.lossless,
         baseline=not args.no_baseline,
     )
 
@@ -179,6 +189,7 @@ def _check_data(plan: BuildPlan) -> None:
             read_manifest(path)
     if plan.text:
         read_lines(plan.text)
+    read_texts(plan.keep_vocabulary or ())
 
 
 def _check_model(plan: BuildPlan, at: Artifacts) -> None:

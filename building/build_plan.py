@@ -39,6 +39,10 @@ class BuildPlan:
     heal_speech: tuple[str, ...] = ()
     # What was healed from a cut of `model`: that cut is made, and this is exported.
     healed: str | None = None
+    # Texts whose tokens are kept (none and `lossless`: all that the model's style can write); None: the vocabulary stays whole.
+    keep_vocabulary: tuple[str, ...] | None = None
+    keep_tokens: int | None = None
+    lossless: bool = False
     # Whisper tiny.en with its own decoder as a row.
     baseline: bool = True
 
@@ -46,6 +50,11 @@ class BuildPlan:
     def heals(self) -> bool:
         """Whether the pruned model is trained in this build, not elsewhere before it."""
         return self.heal_minutes is not None
+
+    @property
+    def cuts_vocabulary(self) -> bool:
+        """Whether tokens are cut too."""
+        return self.keep_vocabulary is not None or self.lossless
 
     def decisions(self) -> dict[str, Any]:
         """What decides the artefacts, by the words in which a difference is said.
@@ -61,7 +70,10 @@ class BuildPlan:
             "--evaluation": self.evaluation,
             "--text": self.text,
             **{f"--heal-speech {path}": path for path in self.heal_speech},
+            **{f"--keep-vocabulary {path}": path for path in self.keep_vocabulary or ()},
         }
+        # Named where they are asked for alone: builds that an earlier prunella began go on.
+        tokens = {"--keep-tokens": self.keep_tokens, "--lossless": self.lossless or None}
         models = {"the model": self.model, "--healed": self.healed}
         return {
             **{what: name and str(resolve(name).resolve()) for what, name in models.items()},
@@ -75,6 +87,7 @@ class BuildPlan:
             "--clips": self.clips,
             "--heal": self.heals,
             **{what: path and _file_digest(path) for what, path in data.items()},
+            **{what: value for what, value in tokens.items() if value is not None},
             "prunella": __version__,
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -40,8 +40,10 @@ from prunella.pruning.calibration import (
 )
 from prunella.pruning.picture import draw_maps
 from prunella.pruning.prune import REPORT_NAME, layers_to_drop, prune, save_pruned
+from prunella.pruning.prune_vocabulary import VocabularyReport, prune_vocabulary
 from prunella.pruning.redundancy import load_maps
 from prunella.pruning.selection import Evidence, choose_blocks
+from prunella.pruning.vocabulary import read_texts
 from prunella.quantize.bundle_recipe import find_bundle_recipe
 from prunella.quantize.bundle_writer import requantize
 from prunella.speech_llm.checkpoint import save_checkpoint
@@ -166,8 +168,16 @@ class Build:
         pruned, report = prune(
             self.model, blocks, calibration=self.calibration, bridge=self.plan.bridge, strategy=strategy
         )
+        if self.plan.cuts_vocabulary:  # behind the layers, which are chosen by all that the model could say
+            pruned, tokens = self._fewer_tokens(pruned)
+            report = replace(report, vocabulary=tokens)
         draw_maps(load_maps(self.at.maps), self.at.picture, Path(self.plan.model).name, cut=blocks)
         save_pruned(pruned, report, self.at.pruned)
+
+    def _fewer_tokens(self, model: SpeechLLM) -> tuple[SpeechLLM, VocabularyReport]:
+        plan = self.plan
+        texts = read_texts(plan.keep_vocabulary or ())
+        return prune_vocabulary(model, texts, keep_tokens=plan.keep_tokens, lossless=plan.lossless)
 
     def _cut(self) -> None:
         cut, report = prune(self.model, self._blocks(), calibration=None, strategy=self.plan.strategy)
@@ -183,7 +193,8 @@ class Build:
             load(self.at.pruned),
             HealingPlan(minutes=self.plan.heal_minutes),
             open_speech(self.plan.heal_speech or [self.plan.calibration]),
-            teacher=self.model,
+            # Its tokens are chosen by the same texts, and so are the same.
+            teacher=self._fewer_tokens(self.model)[0] if self.plan.cuts_vocabulary else self.model,
             work=self.at.healing,
             progress=True,
         )

@@ -153,6 +153,7 @@ class HealingRun:
             "minutes": round(state.seconds / 60, 2), "hours_of_speech": round(hours, 3), "precision": state.precision,
             "dev_wer": state.best_wer, "best_step": state.best_step if state.best_wer is not None else state.step,
             "seed": plan.seed, "run": state.fingerprint, **({"trim_audio": True} if plan.trim_audio else {}),
+            **({"rounding": plan.rounding} if plan.rounding else {}),
         }  # fmt: skip
 
     def _prepare_decoder(self, layers: Sequence[int]) -> None:

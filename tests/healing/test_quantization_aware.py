@@ -86,6 +86,7 @@ def test_a_stopped_run_ends_in_the_same_place(make_model, manifest, tmp_path):
         == 6
     )
     assert all(torch.isfinite(tensor).all() for tensor in again.decoder.state_dict().values())
+    assert again.config.provenance["healing"][-1]["rounding"] == 16  # by which `export` chooses its blocks
 
 
 def test_rounding_needs_a_lora():

