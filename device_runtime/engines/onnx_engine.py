@@ -76,7 +76,6 @@ class OnnxEngine:
         self._after = self._embed(manifest.prompt.after_ids)
         self._position = 0  # positions of the cache that are filled
         self._start = 0  # of them by prompt and audio
-        self._prefix_filled = False
         self._utterance = 0  # how many were started
         self._beams = BeamCaches(self._spec.num_layers, self._spec.num_kv_heads, self._spec.head_dim)
         self._branched = -1  # utterance that the beams are of
@@ -87,6 +86,7 @@ class OnnxEngine:
         # Silence behind the audio counts for a cap, see `AudioSpec.heard_seconds`.
         most = self._audio.heard_seconds(int(seconds * self._audio.sampling_rate))
         self.allocate(manifest.prompt.most_ids + audio_tokens + manifest.decode.token_cap(most))
+        self._rewind()  # now, beside what Python does while an engine is opened, and not in the first utterance
 
     @classmethod
     def open(cls, bundle: Bundle, *, threads: int | None = None) -> OnnxEngine:
@@ -270,8 +270,9 @@ class OnnxEngine:
         if positions <= self.capacity:
             return
         self._check_context(positions)
-        before = self._cache
+        before, prefix_filled = self._cache, self._prefix_filled
         self.allocate(2 * positions)
+        self._prefix_filled = prefix_filled
         for old, new in zip(before, self._cache, strict=True):
             new[:, :, : self._position] = old[:, :, : self._position]
 
@@ -285,6 +286,7 @@ class OnnxEngine:
     def allocate(self, positions: int) -> None:
         """One buffer for the keys and one for the values of each layer, bound as past and as present."""
         self.capacity = min(positions, self._spec.max_context)
+        self._prefix_filled = False
         shape = (1, self._spec.num_kv_heads, self.capacity, self._spec.head_dim)
         self._ones = np.ones((1, self.capacity), np.int64)
         try:
