@@ -76,6 +76,7 @@ class OnnxEngine:
         self._after = self._embed(manifest.prompt.after_ids)
         self._position = 0  # positions of the cache that are filled
         self._start = 0  # of them by prompt and audio
+        self._prefix_filled = False
         self._utterance = 0  # how many were started
         self._beams = BeamCaches(self._spec.num_layers, self._spec.num_kv_heads, self._spec.head_dim)
         self._branched = -1  # utterance that the beams are of
