@@ -53,6 +53,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "info": ("prunella.device_runtime.info", "say what is inside a bundle, and verify it"),
     "eval": ("prunella.evaluation.evaluate", "word error rates of a bundle or a model"),
     "bench": ("prunella.benchmark.bench", "speed and memory of a bundle or a model"),
+    "fit": ("prunella.building.fit", "say whether a model fits a target, and how fast, before it is built"),
     "targets": ("prunella.targets.targets", "list and show the target profiles"),
     "pack": (
         "prunella.deployment.pack",

@@ -159,5 +159,6 @@ _VERBS: dict[str, Callable[[Sequence[str]], tuple[str, ...]]] = {
     "eval": _eval,
     "bench": _systems,
     "pack": lambda words: ("cyclonedx", "packaging"),
+    "fit": lambda words: ("onnxruntime",) if _has(words, "--calibrate") else (),
     "models": lambda words: _MODEL if "fetch" in words else (),
 }

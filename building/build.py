@@ -2,6 +2,7 @@
 
     prunella build reference --target x86-cpu --drop 3 -o out/reference-3
     prunella build reference --target x86-cpu --healed reference-pruned -o out/demo
+    prunella build Qwen/Qwen3-ASR-0.6B-hf --target raspberry-pi-5 --fit --heal
 
 Every step leaves one artefact, whole or not at all; the same command goes on after the last one that is there.
 """
@@ -17,6 +18,8 @@ from prunella.benchmark.build_table import render_rows
 from prunella.building.artifacts import Artifacts
 from prunella.building.build_plan import BuildPlan, begun
 from prunella.building.build_steps import Build, BuildReport, check_libraries
+from prunella.building.fit import proposal
+from prunella.building.fit_choice import MAX_WER_INCREASE, fit_model
 from prunella.device_runtime.base.common_options import MANIFEST_HELP, add_output
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.outputs import check_name, check_output, check_space
@@ -30,8 +33,10 @@ from prunella.pruning.prune_vocabulary import add_vocabulary_arguments, cuts_voc
 from prunella.pruning.selection import STRATEGIES
 from prunella.pruning.vocabulary import read_texts
 from prunella.quantize.bundle_recipe import find_bundle_recipe
+from prunella.speech_llm.load import resolve
 from prunella.speech_llm.model_facts import read_facts
 from prunella.targets.profile import load_target
+from prunella.targets.shapes import read_shapes
 
 _EXAMPLES = Path(__file__).parents[1] / "examples"
 _HEAL_MINUTES = 15.0
@@ -60,6 +65,24 @@ def healed_blocks(model: str, healed: str) -> tuple[str, ...]:
     return blocks
 
 
+def fitted(model: str, target: str, max_wer_increase: float | None = None) -> tuple[int, str]:
+    """Layers to cut and the recipe that `prunella fit` proposes; what it says of them goes to stderr.
+
+    Raises:
+        UsageError: nothing fits, or the whole model does.
+    """
+    shapes, profile = read_shapes(resolve(model)), load_target(target)
+    bound = MAX_WER_INCREASE if max_wer_increase is None else max_wer_increase
+    report = fit_model(shapes, profile, max_wer_increase=bound)
+    if report.proposed is None:
+        raise UsageError(f"{proposal(report)}: choose a smaller model, or --drop what you will")
+    found = report.proposed.prediction
+    if found.layers == shapes.decoder.layers:
+        raise UsageError(f"nothing need be cut: {proposal(report)}")
+    sys.stderr.write(f"{proposal(report)}\n")
+    return shapes.decoder.layers - found.layers, found.recipe
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `prunella build`."""
     parser.add_argument(
@@ -77,6 +100,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     amount.add_argument("--block", action="append", metavar="START:STOP", help="cut these layers")
     amount.add_argument(
         "--healed", metavar="HEALED", help="make the cut that this model was healed from, and export this one"
+    )
+    amount.add_argument(
+        "--fit", action="store_true", help="cut and store as `prunella fit` proposes for the target"
+    )
+    needed.add_argument(
+        "--max-wer-increase",
+        type=float,
+        metavar="P",
+        help=f"for --fit: most that word errors may be expected to rise, in percent (default: {MAX_WER_INCREASE:g})",
     )
     add_output(needed, "folder of the build (default: out/MODEL-TARGET)", required=False)
     cut = parser.add_argument_group("the cut")
@@ -127,19 +159,25 @@ def plan_from(args: argparse.Namespace) -> BuildPlan:
     """
     if (args.heal_minutes or args.heal_speech) and not args.heal:
         raise UsageError("--heal-minutes and --heal-speech are about healing: give --heal too")
+    if args.max_wer_increase is not None and not args.fit:
+        raise UsageError("--max-wer-increase is about --fit: give it too")
     if args.healed and args.heal:
         raise UsageError("--healed names a model that is healed already: leave out --heal")
     if args.healed and cuts_vocabulary(args):
         raise UsageError(
             "--healed names a model whose tokens are chosen already: leave out --keep-vocabulary and --lossless"
         )
+    drop, recipe = (
+        (args.drop, None) if not args.fit else fitted(args.model, args.target, args.max_wer_increase)
+    )
     return BuildPlan(
         model=args.model,
         target=args.target,
         calibration=args.calibration or _example("clips/calibration.jsonl", "--calibration"),
         evaluation=args.evaluation or _example("clips/evaluation.jsonl", "--evaluation"),
         text=args.text or _optional_example("text/general.txt"),
-        drop=args.drop,
+        drop=drop,
+        recipe=recipe,
         keep=args.keep,
         blocks=healed_blocks(args.model, args.healed) if args.healed else tuple(args.block or ()),
         strategy=args.strategy,
@@ -161,8 +199,8 @@ def run(args: argparse.Namespace) -> int:
     named = default if args.out is None else args.out
     check_name(named)
     begun(Artifacts(check_output(named, inputs=[args.model, args.healed], replaces=False)))
-    check_libraries(load_target(args.target).recipe, not args.no_baseline)
     out, plan = Path(named), plan_from(args)
+    check_libraries(plan.recipe or load_target(args.target).recipe, not args.no_baseline)
     at = Artifacts(out)
     _check_data(plan)
     _check_model(plan, at)
@@ -195,7 +233,7 @@ def _check_data(plan: BuildPlan) -> None:
 def _check_model(plan: BuildPlan, at: Artifacts) -> None:
     """What would fail after minutes, seen in the model's configuration."""
     facts = read_facts(plan.model)
-    engines = find_bundle_recipe(load_target(plan.target).recipe).engines
+    engines = find_bundle_recipe(plan.recipe or load_target(plan.target).recipe).engines
     if "onnx" in engines:
         check_onnx_decoder(facts.decoder)
     count = facts.num_layers

@@ -43,6 +43,8 @@ class BuildPlan:
     keep_vocabulary: tuple[str, ...] | None = None
     keep_tokens: int | None = None
     lossless: bool = False
+    # What the pruned model is stored as; none: the target's own.
+    recipe: str | None = None
     # Whisper tiny.en with its own decoder as a row.
     baseline: bool = True
 
@@ -62,9 +64,8 @@ class BuildPlan:
         Not the minutes of healing, of which a build may be given more, nor the baseline, which is only a row.
         """
         profile = asdict(load_target(self.target))
-        facts = {
-            key: value for key, value in profile.items() if key not in ("description", "install", "match")
-        }
+        beside = ("description", "install", "match", "bandwidth", "compute", "latency")
+        facts = {key: value for key, value in profile.items() if key not in beside}
         data = {
             "--calibration": self.calibration,
             "--evaluation": self.evaluation,
@@ -86,6 +87,7 @@ class BuildPlan:
             "--no-bridge": not self.bridge,
             "--clips": self.clips,
             "--heal": self.heals,
+            **({"the recipe": self.recipe} if self.recipe else {}),
             **{what: path and _file_digest(path) for what, path in data.items()},
             **{what: value for what, value in tokens.items() if value is not None},
             "prunella": __version__,

@@ -30,14 +30,19 @@ class BuildRecipes:
         return _ENGINE_NAMES.get(find_bundle_recipe(self.asked).engines, "both")
 
 
-def choose_recipes(model: str, target: TargetProfile) -> BuildRecipes:
+def choose_recipes(model: str, target: TargetProfile, recipe: str | None = None) -> BuildRecipes:
     """Those for a model, named as for `load`; of it only the configuration is read, and that only where it matters.
+
+    Args:
+        model: see above.
+        target: that the build is for.
+        recipe: what is asked for; the target's own, if not given.
 
     Raises:
         CheckpointError: the model cannot be read.
     """
-    asked = find_bundle_recipe(target.recipe)
-    if "Q4_K_M" in target.recipe:  # what that becomes depends on the model
+    asked = find_bundle_recipe(recipe or target.recipe)
+    if recipe is None and "Q4_K_M" in target.recipe:  # what that becomes depends on the model
         asked = find_bundle_recipe(default_recipe(read_facts(model).decoder, target))
     whole = float_recipe(asked.engines)
     compared = [name for name in _COMPARED if find_bundle_recipe(name).engines == asked.engines]

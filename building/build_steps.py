@@ -71,7 +71,7 @@ class Build:
     def __init__(self, plan: BuildPlan, out: Path) -> None:
         self.plan, self.at = plan, Artifacts(out)
         self.target: TargetProfile = load_target(plan.target)
-        self.recipes = choose_recipes(plan.model, self.target)
+        self.recipes = choose_recipes(plan.model, self.target, plan.recipe)
         self.heading = measured_elsewhere(self.target)
         self._model: SpeechLLM | None = None
         self._calibration: Calibration | None = None

@@ -17,6 +17,7 @@ from prunella.device_runtime.base.verified_files import first_that_differs
 # What a manifest is made of belongs to what a bundle is: others find it here.
 from prunella.device_runtime.manifest import HOP_LENGTH as HOP_LENGTH
 from prunella.device_runtime.manifest import AudioSpec as AudioSpec
+from prunella.device_runtime.manifest import Buckets as Buckets
 from prunella.device_runtime.manifest import BundleManifest as BundleManifest
 from prunella.device_runtime.manifest import DecoderSpec as DecoderSpec
 from prunella.device_runtime.manifest import FeatureSpec as FeatureSpec

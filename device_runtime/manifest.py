@@ -277,6 +277,19 @@ class MmprojSpec:
 
 
 @dataclass(frozen=True)
+class Buckets:
+    """Lengths are filled up to whole multiples of these, for providers that plan anew for every length; 0: they stay as they are.
+
+    Attributes:
+        encoder_frames: of features, where the encoder's graph is told how many of them are the audio's.
+        prefill: positions that the decoder takes at once.
+    """
+
+    encoder_frames: Annotated[int, Meta(ge=0, le=2**12)] = 0
+    prefill: Annotated[int, Meta(ge=0, le=2**12)] = 0
+
+
+@dataclass(frozen=True)
 class FileEntry:
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     bytes: NotNegative
@@ -297,6 +310,7 @@ class BundleManifest:
     decode: DecodeOptions = field(default_factory=DecodeOptions)
     threads: Annotated[int, Meta(ge=0, le=2**12)] = 0  # 0: one per physical core
     providers: tuple[Provider, ...] = ()  # of ONNX Runtime, in order of preference; none: the processor
+    buckets: Buckets = field(default_factory=Buckets)
     llama: dict[str, OptionValue] = field(default_factory=dict)  # llama.cpp's settings, by its own names
     mmproj: MmprojSpec | None = None  # None: no GGUF files, or a bundle of before
     precision: dict[str, str] = field(

@@ -54,6 +54,7 @@ def bundle_schema() -> str:
         bundle.MmprojSpec,
         transcript.DecodeOptions,
         bundle.Provider,
+        bundle.Buckets,
         bundle.FileEntry,
     )
     for kind in kinds:

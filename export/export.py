@@ -234,6 +234,7 @@ def _manifest(
         decode=model.config.decode,
         threads=profile.threads,
         providers=profile.onnx_providers(),
+        buckets=profile.buckets,
         llama=dict(profile.llama),
         precision=profile.precision.overrides(),
         provenance=facts,

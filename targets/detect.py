@@ -10,7 +10,7 @@ from prunella.targets.machine import Machine
 from prunella.targets.profile import TargetProfile
 
 # A rule on the board says more than one on the card, and that more than one on the architecture.
-_WEIGHTS = {"device_tree": 8, "soc": 4, "gpu": 4, "arch": 1, "os": 1}
+_WEIGHTS = {"device_tree": 8, "l4t": 4, "soc": 4, "gpu": 4, "arch": 1, "os": 1}
 
 
 @dataclass(frozen=True)

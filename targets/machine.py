@@ -24,6 +24,7 @@ class Machine:
         soc: name of the processor.
         gpus: names of NVIDIA cards.
         memory_mb: of RAM; 0 where unknown.
+        l4t: release of Jetson Linux, such as "R36".
     """
 
     arch: str
@@ -32,13 +33,14 @@ class Machine:
     soc: str = ""
     gpus: tuple[str, ...] = ()
     memory_mb: int = 0
+    l4t: str = ""
 
 
 def read_machine(root: Path = Path("/")) -> Machine:
     """Look at this machine, without privileges; what cannot be read stays empty.
 
     Args:
-        root: where `proc/` and `sys/` are.
+        root: where `proc/`, `sys/` and `etc/` are.
     """
     system = platform.system()
     return Machine(
@@ -48,6 +50,7 @@ def read_machine(root: Path = Path("/")) -> Machine:
         soc=_soc(root, system),
         gpus=_gpus(root),
         memory_mb=_memory_mb(root, system),
+        l4t=_read(root / "etc/nv_tegra_release").removeprefix("#").strip().partition(" ")[0],
     )
 
 

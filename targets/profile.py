@@ -8,7 +8,8 @@ from pathlib import Path
 
 from prunella.device_runtime.base.errors import TargetError
 from prunella.device_runtime.base.suggestions import did_you_mean
-from prunella.device_runtime.bundle import OptionValue, Provider
+from prunella.device_runtime.bundle import Buckets, OptionValue, Provider
+from prunella.targets.compute import Compute
 from prunella.targets.schema import read_merged, read_toml, typed_fields
 
 PROFILES = Path(__file__).parent
@@ -31,6 +32,7 @@ class MatchRules:
     device_tree: tuple[str, ...] = ()
     soc: tuple[str, ...] = ()
     gpu: tuple[str, ...] = ()
+    l4t: tuple[str, ...] = ()  # beginning of the release of Jetson Linux, such as "R36"
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,13 @@ class Bandwidth:
 
 
 @dataclass(frozen=True)
+class Latency:
+    """What is wanted of a target: seconds from the end of a command of 3 s until its text is there."""
+
+    command_seconds: float = 1.5
+
+
+@dataclass(frozen=True)
 class TargetProfile:
     """One target. Every field but the first five has a default; a key that is not a field is an error."""
 
@@ -88,6 +97,9 @@ class TargetProfile:
     precision: Precision = field(default_factory=Precision)
     memory: MemoryBudget = field(default_factory=MemoryBudget)
     bandwidth: Bandwidth = field(default_factory=Bandwidth)
+    compute: Compute = field(default_factory=Compute)
+    buckets: Buckets = field(default_factory=Buckets)
+    latency: Latency = field(default_factory=Latency)
 
     def onnx_providers(self) -> tuple[Provider, ...]:
         """The providers with their options, as a bundle carries them."""

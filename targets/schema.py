@@ -18,6 +18,7 @@ from prunella.device_runtime.engines.provider_options import (
     check_provider,
     check_provider_option,
 )
+from prunella.targets.compute import KERNELS, ROWS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -116,7 +117,7 @@ def _value(value: Any, hint: Any, key: str, path: Path, partial: bool) -> Any:
     if typing.get_origin(hint) not in (None, tuple):  # a mapping
         if not isinstance(value, dict):
             raise TargetError(f"{where} must be a table: write [{key}]")
-        return _options(value, key, path)
+        return _rates(value, key, path) if key == "compute.rates" else _options(value, key, path)
     try:
         converted = msgspec.convert(value, hint)
     except msgspec.ValidationError as error:
@@ -124,6 +125,28 @@ def _value(value: Any, hint: Any, key: str, path: Path, partial: bool) -> Any:
     if key == "providers":
         _complain(path, ((key, check_provider(name)) for name in converted))
     return converted
+
+
+def _rates(value: Table, key: str, path: Path) -> dict[str, tuple[float, ...]]:
+    """By kernel, of one row and of many."""
+    found = {}
+    for name, pair in value.items():
+        family = name if name == "int8_rows" else name.partition("_")[0]
+        if family not in KERNELS:
+            raise TargetError(
+                f"{path}: '{key}.{name}' is no kernel: {did_you_mean(name, KERNELS) or f'known are {chr(44).join(KERNELS)}'}"
+            )
+        try:
+            found[name] = msgspec.convert(pair, tuple[float, ...])
+        except msgspec.ValidationError as error:
+            raise TargetError(f"{path}: '{key}.{name}' must be numbers") from error
+        if len(found[name]) not in (2, len(ROWS)):
+            raise TargetError(
+                f"{path}: '{key}.{name}' must be 2 numbers, of {ROWS[0]} row and of {ROWS[-1]}, or {len(ROWS)}, of {ROWS}"
+            )
+        if min(found[name]) <= 0:
+            raise TargetError(f"{path}: '{key}.{name}' must be above 0")
+    return found
 
 
 def _options(value: Table, key: str, path: Path) -> Table:

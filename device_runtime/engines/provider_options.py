@@ -1,8 +1,8 @@
 """The option names that ONNX Runtime's providers and llama.cpp accept, so that a typo is found before a device is.
 
 ONNX Runtime itself cannot be asked: it knows the options only of the providers it was built with, and ignores those
-of others. These tables were read from the strings of the wheels onnxruntime-gpu 1.31.1 (Linux) and onnxruntime 1.32.0
-(macOS), without the options that take pointers.
+of others. These tables were read from the strings of the wheels onnxruntime-gpu 1.31.1 (Linux), onnxruntime 1.32.0 (macOS),
+onnxruntime-openvino 1.24.1 (Linux) and onnxruntime-qnn 2.7.0 (Windows on ARM), without the options that take pointers.
 """
 
 from __future__ import annotations
@@ -46,10 +46,27 @@ _COREML = _names(
     ProfileComputePlan RequireStaticInputShapes SpecializationStrategy
     """
 )
+_OPENVINO = _names(
+    """
+    cache_dir device_id device_luid device_type disable_dynamic_shapes enable_causallm enable_opencl_throttling
+    enable_qdq_optimizer layout load_config model_priority num_of_threads num_streams precision reshape_input
+    """
+)
+_QNN = _names(
+    """
+    backend_path backend_type device_id disable_file_mapped_weights dump_json_qnn_graph enable_htp_fp16_precision
+    enable_htp_shared_memory_allocator enable_htp_spill_fill_buffer enable_vtcm_backup_buffer_sharing extended_udma htp_arch
+    htp_graph_finalization_optimization_mode htp_performance_mode json_qnn_graph_dir num_graph_prepare_threads
+    offload_graph_io_quantization op_packages profiling_file_path profiling_level qnn_context_priority qnn_saver_path
+    rpc_control_latency skip_qnn_version_check soc_model vtcm_mb
+    """
+)
 PROVIDER_OPTIONS: dict[str, frozenset[str]] = {
     "CUDAExecutionProvider": _CUDA,
     "TensorrtExecutionProvider": _TENSORRT,
     "CoreMLExecutionProvider": _COREML,
+    "OpenVINOExecutionProvider": _OPENVINO,
+    "QNNExecutionProvider": _QNN,
     CPU: frozenset(),
 }
 # Where an option takes one of a few words.
@@ -59,6 +76,20 @@ OPTION_VALUES: dict[str, tuple[str, ...]] = {
     "MLComputeUnits": ("ALL", "CPUAndNeuralEngine", "CPUAndGPU", "CPUOnly"),
     "ModelFormat": ("MLProgram", "NeuralNetwork"),
     "SpecializationStrategy": ("Default", "FastPrediction"),
+    "backend_type": ("cpu", "gpu", "htp", "saver", "ir"),
+    "htp_performance_mode": (
+        "default",
+        "burst",
+        "balanced",
+        "high_performance",
+        "high_power_saver",
+        "low_power_saver",
+        "low_balanced",
+        "power_saver",
+        "extreme_power_saver",
+        "sustained_high_performance",
+    ),
+    "htp_graph_finalization_optimization_mode": ("0", "1", "2", "3"),
 }
 # Fields of llama.cpp's parameter structures that llama-cpp-python binds and a target may set.
 LLAMA_MODEL_OPTIONS: dict[str, type] = {

@@ -25,7 +25,7 @@ CUDA = "CUDAExecutionProvider"
 _LOG = logging.getLogger(__name__)
 # Paths in options may begin with ~; folders that ONNX Runtime writes into must exist.
 _CACHE = "~/.cache/prunella"  # as target profiles name ours
-_FOLDERS = ("trt_engine_cache_path", "trt_timing_cache_path", "ModelCacheDirectory")
+_FOLDERS = ("trt_engine_cache_path", "trt_timing_cache_path", "ModelCacheDirectory", "cache_dir")
 announced: set[Missing] = set()
 _quiet: ContextVar[bool] = ContextVar("unannounced", default=False)
 
@@ -91,7 +91,7 @@ def open_session(
 def for_decoder(providers: Sequence[Provider]) -> tuple[Provider, ...]:
     """Those with kernels for the decoder's operators (GroupQueryAttention, MatMulNBits).
 
-    TensorRT and CoreML have none: they would take the graph apart, and a token would travel between two processors at
+    TensorRT, CoreML, OpenVINO's NPU and QNN have none: they would take the graph apart, and a token would travel between two processors at
     every layer. They are for the audio encoder.
     """
     return tuple(provider for provider in providers if provider.name in (CUDA, CPU))
