@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.heap import return_large_blocks
 from prunella.device_runtime.base.onnx_errors import run_errors
-from prunella.device_runtime.bundle import Bundle
+from prunella.device_runtime.bundle import HOP_LENGTH, Bundle
 from prunella.device_runtime.engines.adaptive_threads import AdaptiveThreads
 from prunella.device_runtime.engines.idle_workers import IdleWorkers
 from prunella.device_runtime.engines.kept_graphs import open_graph
@@ -15,6 +17,7 @@ from prunella.device_runtime.engines.onnx_library import shrinking
 from prunella.device_runtime.sound.features import features
 
 AUDIO_ENCODER = "onnx/audio_encoder.onnx"
+_LONGEST_FRAMES = 3_000  # 30 s: encoders have positions for no more
 
 
 class OnnxAudioEncoder:
@@ -53,12 +56,15 @@ class OnnxAudioEncoder:
         self._workers = IdleWorkers(onnxruntime, self.session, self._threads.most)
         self._outputs = [output.name for output in self.session.get_outputs()]
         self._audio = bundle.manifest.audio
+        self._bucket = bundle.manifest.buckets.encoder_frames
         self.ctc_log_probs: Float32 | None = None
         self.has_ctc_head = bool(bundle.manifest.audio.ctc_alphabet)
 
     def encode(self, samples: Float32) -> Float32:
         """(n,) mono float32 at the bundle's rate → (audio_tokens, hidden) float32."""
         heard, valid = features(samples, self._audio.features)
+        if missing := self._missing_frames(heard.shape[1]):
+            heard = np.pad(heard, ((0, 0), (0, missing)))
         inputs = {"log_mel": heard[None]}
         if self._audio.features.valid != "all":
             inputs["valid_frames"] = np.array([valid], np.int64)
@@ -75,3 +81,12 @@ class OnnxAudioEncoder:
             letters = letters[0] if counts is None else letters[0][: int(counts[1])]
         self.ctc_log_probs = letters
         return rows
+
+    def _missing_frames(self, frames: int) -> int:
+        """Up to a length that a provider has a plan for; none where the graph would take them for the audio's."""
+        spec = self._audio.features
+        if not self._bucket or spec.valid == "all":
+            return 0
+        step = math.lcm(self._bucket, spec.frame_multiple, max(1, spec.multiple // HOP_LENGTH))
+        missing = -frames % step
+        return missing if frames + missing <= _LONGEST_FRAMES else 0

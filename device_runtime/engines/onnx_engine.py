@@ -47,6 +47,7 @@ class OnnxEngine:
         self.threads = threads
         self.most_beams: int | None = None
         self._audio = manifest.audio
+        self._bucket = manifest.buckets.prefill
         self._spec = manifest.decoder
         # Spinning between two operators pays for the decoder's many small ones alone.
         load = functools.partial(
@@ -86,7 +87,9 @@ class OnnxEngine:
         audio_tokens = self._audio.longest_tokens(seconds)
         # Silence behind the audio counts for a cap, see `AudioSpec.heard_seconds`.
         most = self._audio.heard_seconds(int(seconds * self._audio.sampling_rate))
-        self.allocate(manifest.prompt.most_ids + audio_tokens + manifest.decode.token_cap(most))
+        self.allocate(
+            manifest.prompt.most_ids + audio_tokens + manifest.decode.token_cap(most) + self._bucket
+        )
         self._rewind()  # now, beside what Python does while an engine is opened, and not in the first utterance
 
     @classmethod
@@ -235,6 +238,8 @@ class OnnxEngine:
         """Append (n, hidden) to the cache → (1, keep, vocab) logits; with `keep=1` they are in `self._logits`."""
         end = self._position + len(embeddings)
         self._require(end)
+        if left_over := self._left_over(len(embeddings)):
+            return self._forward_filled_up(embeddings, left_over, keep=keep)
         # Bound by address: these names keep the arrays alive until the run is over.
         inputs = {
             "inputs_embeds": np.ascontiguousarray(embeddings[None]),
@@ -253,6 +258,23 @@ class OnnxEngine:
         with run_errors("the decoder"), self.threads:
             self._workers.leave(self.threads.count)
             self._decoder.run_with_iobinding(binding, options)
+
+    def _left_over(self, count: int) -> int:
+        """Positions up to a length that a provider has a plan for; a single one has a plan of its own."""
+        if not self._bucket or count == 1:
+            return 0
+        missing = -count % self._bucket
+        return missing if self._position + count + missing <= self._spec.max_context else 0
+
+    def _forward_filled_up(self, embeddings: Float32, left_over: int, *, keep: int) -> Float32:
+        """`_forward` with so many zeros behind: no position sees what is behind it, and what comes next overwrites them."""
+        end = self._position + len(embeddings)
+        whole = np.pad(embeddings, ((0, left_over), (0, 0)))
+        logits: Float32 = self._forward(whole, keep=keep + left_over)[:, :keep]
+        self._position = end
+        if keep == 1:
+            self._logits[:] = logits
+        return logits
 
     def _embed(self, ids: tuple[int, ...]) -> Float32:
         """(n,) token ids → (n, hidden)."""

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import wave
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from tiny_families import FAMILY_NAMES, write_tiny
 
 from prunella.cli import main
 from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.bundle import Buckets, Bundle
 from prunella.device_runtime.decoding.answer import AnswerReader, opening_of
 from prunella.device_runtime.decoding.phrase_grammar import parse_phrases
+from prunella.device_runtime.engines.onnx_engine import OnnxEngine
 from prunella.device_runtime.live.session import LiveSession
 from prunella.device_runtime.opening import open_transcriber
 from prunella.device_runtime.serve import phrases_of_requests
@@ -97,6 +100,35 @@ def test_the_longest_audio_has_room(transcriber):
     longest = max((one.ids for one in transcriber.prompt.languages), key=len, default=())
     engine.extend([*longest, *[9] * transcriber.options.token_cap(29.4)])
     assert getattr(engine, "capacity", None) == before
+
+
+@pytest.mark.parametrize("family", ["ultravox", "qwen3_asr", "qwen2_audio"])
+def test_lengths_filled_up_to_buckets_give_the_same(bundles, family):
+    """For providers that plan anew for every length; an encoder that is not told where the audio ends keeps its length."""
+    whole = bundles(family)
+    inside = replace(whole.manifest, buckets=Buckets(encoder_frames=200, prefill=16))
+    plain, filled = OnnxEngine.open(whole, threads=1), OnnxEngine.open(Bundle(whole.path, inside), threads=1)
+    lengths, run = [], filled.encoder.session.run
+
+    class Recorded:
+        def run(self, outputs, inputs):
+            lengths.append(inputs["log_mel"].shape[2])
+            return run(outputs, inputs)
+
+    filled.encoder.session = Recorded()
+    for seconds in (0.7, 1.2, 3.1):
+        expected = plain.encode(noise(seconds))
+        found = filled.encode(noise(seconds))
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        for one in (plain, filled):
+            one.begin = [one.start(expected).copy(), one.step(5).copy(), one.extend([7, 8, 9]).copy()]
+            one.rewind(2)
+            one.begin += [one.extend([3, 4]).copy(), one.step_beams([6, 7], [0, 0]).copy()]
+        for ours, theirs in zip(filled.begin, plain.begin, strict=True):
+            assert ours.shape == theirs.shape
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    told = whole.manifest.audio.features.valid != "all"
+    assert told == (family != "ultravox") and all(length % 200 == 0 for length in lengths) == told
 
 
 def test_a_language_reaches_the_prompt(transcriber):
