@@ -37,7 +37,14 @@ def kernels() -> tuple[str, ...]:
     found = [
         one.kernel
         for storage in parts
-        for one in (storage.attention, storage.gate_up, storage.down, storage.head, storage.encoder)
+        for one in (
+            storage.attention,
+            storage.gate_up,
+            storage.down,
+            storage.head,
+            storage.encoder,
+            storage.projector,
+        )
     ]
     return tuple(dict.fromkeys(found))
 
@@ -61,6 +68,8 @@ def _onnx(recipe: Recipe) -> Storage:
         head=format_of(recipe.head),
         encoder=format_of(recipe.audio_encoder),
         embeddings=format_of(recipe.embed_tokens),
+        shared=recipe.tied,
+        projector=format_of(recipe.projector),
     )
 
 

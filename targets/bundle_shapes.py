@@ -18,6 +18,7 @@ _EMBED_TOKENS = "onnx/embed_tokens.onnx"
 _DECODER = "onnx/decoder_model_merged.onnx"
 _INT8_ROWS = Format("int8_rows", 8)
 _SAMPLES = 16_000
+_NO_TABLE = 1_000_000  # bytes of a graph that looks tokens up in the head
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def bundle_shapes(bundle: Bundle) -> tuple[ModelShapes, Storage]:
         decoder, storage = _onnx_decoder(bundle)
     else:
         decoder, storage = _gguf_decoder(bundle)
-    tied = _EMBED_TOKENS not in manifest.files
+    embeddings = manifest.files.get(_EMBED_TOKENS)
+    tied = embeddings is None or embeddings.bytes < _NO_TABLE
     shapes = ModelShapes(
         name=manifest.name,
         title=manifest.name,
@@ -54,7 +56,10 @@ def bundle_shapes(bundle: Bundle) -> tuple[ModelShapes, Storage]:
         answer_tokens=manifest.prompt.opening_ids,
         source="the bundle's graphs",
     )
-    return shapes, replace(storage, encoder=encoder_format, shared=tied, name=manifest.recipe)
+    ends = {(inputs, outputs) for inputs, outputs, _ in audio.projector}
+    projector = next((one.how for one in products if (one.inputs, one.outputs) in ends), FLOAT32)
+    kept = replace(storage, encoder=encoder_format, shared=tied, name=manifest.recipe, projector=projector)
+    return shapes, kept
 
 
 def _graph(bundle: Bundle, name: str) -> ReadGraph:
@@ -67,13 +72,18 @@ def _graph(bundle: Bundle, name: str) -> ReadGraph:
 
 
 def _products(graph: ReadGraph) -> Iterable[_Product]:
+    # What is stored as half floats is made whole before it is multiplied with.
+    shapes = dict(graph.shapes)
+    for node in graph.nodes:
+        if node.op == "Cast" and node.inputs[0] in shapes:
+            shapes[node.outputs[0]] = shapes[node.inputs[0]]
     for node in graph.nodes:
         if node.op == "MatMulNBits":
             bits, block = node.attributes["bits"], node.attributes["block_size"]
             how = Format(f"int{bits}_{block}", bits, block)
             yield _Product(node.attributes["K"], node.attributes["N"], how)
             continue
-        shape = graph.shapes.get(node.inputs[1]) if len(node.inputs) > 1 else None
+        shape = shapes.get(node.inputs[1]) if len(node.inputs) > 1 else None
         if shape is None or len(shape) != 2:
             continue
         if node.op in ("MatMul", "Gemm"):

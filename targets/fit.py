@@ -17,7 +17,7 @@ from prunella.targets.bundle_shapes import bundle_shapes
 from prunella.targets.compute import Compute
 from prunella.targets.profile import TargetProfile
 from prunella.targets.shapes import DecoderShapes, ModelShapes
-from prunella.targets.storage import FLOAT32, Format, Storage
+from prunella.targets.storage import Format, Storage
 
 RUNTIME_MB = 150  # interpreter, libraries, tokenizer, as measured for the reference on x86
 COMMAND_SECONDS = 3.0
@@ -173,7 +173,7 @@ def _encode(shapes: ModelShapes, storage: Storage, compute: Compute, heard: floa
     layer += passes * rows * (6 * of.width + 2 * of.feed_forward) / (compute.elementwise * 1e9)
     spent = of.layers * (layer + (_ENCODER_PRODUCTS + _ENCODER_NODES) * compute.node_us * 1e-6)
     spent += of.convolution_ops * heard / (compute.rate("float32")[-1] * 1e9)
-    for products, kept in ((of.projector, FLOAT32), (of.letters, how)):
+    for products, kept in ((of.projector, storage.projector), (of.letters, how)):
         for inputs, outputs, rate in products:
             stored = kept.stored(inputs, outputs)
             spent += compute.product_seconds(inputs * outputs, stored, kept.kernel, rate * heard)
@@ -189,9 +189,8 @@ def _memory(shapes: ModelShapes, storage: Storage) -> tuple[float, float, float]
     if not (storage.shared and decoder.tied):
         weights += storage.embeddings.stored(decoder.hidden, decoder.vocabulary)
     weights += encoder.layers * storage.encoder.stored(encoder.weights_per_layer, 1)
-    weights += _FLOAT_BYTES * (
-        encoder.front_weights + sum(inputs * outputs for inputs, outputs, _ in encoder.projector)
-    )
+    weights += _FLOAT_BYTES * encoder.front_weights
+    weights += sum(storage.projector.stored(inputs, outputs) for inputs, outputs, _ in encoder.projector)
     weights += sum(storage.encoder.stored(inputs, outputs) for inputs, outputs, _ in encoder.letters)
     heard = encoder.heard(_LONGEST)
     positions = (

@@ -57,10 +57,11 @@ def write_graph(
 
 @dataclass(frozen=True)
 class ReadNode:
-    """Of a file: the operator, its inputs, its whole-number attributes."""
+    """Of a file: the operator, its inputs and outputs, its whole-number attributes."""
 
     op: str
     inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
     attributes: Mapping[str, int]
 
 
@@ -97,10 +98,12 @@ def read_graph(path: Path) -> ReadGraph:
 
 
 def _read_node(data: mmap.mmap, start: int, stop: int) -> ReadNode:
-    op, inputs, attributes = "", [], {}
+    op, inputs, outputs, attributes = "", [], [], {}
     for number, begin, end in _fields(data, start, stop):
         if number == 1:
             inputs.append(data[begin:end].decode())
+        elif number == 2:
+            outputs.append(data[begin:end].decode())
         elif number == 4:
             op = data[begin:end].decode()
         elif number == 5:
@@ -111,7 +114,7 @@ def _read_node(data: mmap.mmap, start: int, stop: int) -> ReadNode:
                 elif inner == 3:
                     value = low  # a number stands where a text has its beginning
             attributes[name] = value
-    return ReadNode(op, tuple(inputs), attributes)
+    return ReadNode(op, tuple(inputs), tuple(outputs), attributes)
 
 
 def _read_tensor(data: mmap.mmap, start: int, stop: int) -> tuple[str, tuple[int, ...]]:

@@ -45,7 +45,8 @@ class Storage:
         head: hidden state to vocabulary.
         encoder: matrices of the audio encoder's layers.
         embeddings: of tokens.
-        shared: whether the embeddings are the head, stored once.
+        shared: whether the embeddings are the head, stored once where they are tied.
+        projector: matrices between encoder and decoder.
     """
 
     name: str
@@ -57,3 +58,4 @@ class Storage:
     encoder: Format
     embeddings: Format
     shared: bool = False
+    projector: Format = FLOAT32
