@@ -83,7 +83,7 @@ class Ceilings:
         for name in self._names:
             session, weights = run[name], Kernel.parse(name).count * WIDTH**2
             rates[name] = tuple(
-                round(2 * weights * rows / _spent(session, x=(rows, WIDTH)) / 1e9, 1) for rows in ROWS
+                _short(2 * weights * rows / _spent(session, x=(rows, WIDTH)) / 1e9) for rows in ROWS
             )
         cache = (1, _HEADS, _SEEN, _HEAD)
         row = (1, 1, _HEADS * _HEAD)
@@ -95,13 +95,13 @@ class Ceilings:
         call = _spent(run["call"], x=tiny)
         node = (_spent(run["node"], x=tiny) - call) / (_NODES - 1)
         return Compute(
-            gb_per_s=round(self._bandwidth(rates), 1),
+            gb_per_s=_short(self._bandwidth(rates)),
             rates=rates,
             attention=(
-                round(4 * _HEADS * _HEAD * _SEEN / one / 1e9, 2),
-                round(4 * _HEADS * _HEAD * MANY_ROWS**2 / many / 1e9, 1),
+                _short(4 * _HEADS * _HEAD * _SEEN / one / 1e9),
+                _short(4 * _HEADS * _HEAD * MANY_ROWS**2 / many / 1e9),
             ),
-            elementwise=round(3 * _CHAIN * MANY_ROWS * WIDTH / values / 1e9, 3),
+            elementwise=_short(3 * _CHAIN * MANY_ROWS * WIDTH / values / 1e9),
             node_us=round(1e6 * max(node, 0.0), 2),
             call_us=round(1e6 * call, 1),
             features_ms=round(1e3 * _features(), 2),
@@ -153,6 +153,11 @@ def best_of(first: Compute, second: Compute) -> Compute:
         features_ms=min(first.features_ms, second.features_ms),
         gate_ms=min(first.gate_ms, second.gate_ms),
     )
+
+
+def _short(rate: float) -> float:
+    """Four digits, however slow a machine is."""
+    return float(f"{rate:.4g}")
 
 
 def _onnxruntime() -> Any:
