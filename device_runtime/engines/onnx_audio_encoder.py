@@ -63,7 +63,7 @@ class OnnxAudioEncoder:
     def encode(self, samples: Float32) -> Float32:
         """(n,) mono float32 at the bundle's rate → (audio_tokens, hidden) float32."""
         heard, valid = features(samples, self._audio.features)
-        if missing := self._missing_frames(heard.shape[1]):
+        if missing := self.missing_frames(heard.shape[1]):
             heard = np.pad(heard, ((0, 0), (0, missing)))
         inputs = {"log_mel": heard[None]}
         if self._audio.features.valid != "all":
@@ -82,7 +82,7 @@ class OnnxAudioEncoder:
         self.ctc_log_probs = letters
         return rows
 
-    def _missing_frames(self, frames: int) -> int:
+    def missing_frames(self, frames: int) -> int:
         """Up to a length that a provider has a plan for; none where the graph would take them for the audio's."""
         spec = self._audio.features
         if not self._bucket or spec.valid == "all":
