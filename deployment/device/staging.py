@@ -54,6 +54,7 @@ def stage(device: Device, source: Path, facts: dict[str, Any], args: argparse.Na
     try:
         for name in facts["kept"]:
             take(source / name, partial / name, move=args.move)
+        (partial / "release.json").touch()  # archives have no dates: this is when it came here
         site = partial / "site"
         wheels = source / "wheels"
         pip = next(iter(wheels.glob("pip-*.whl")))

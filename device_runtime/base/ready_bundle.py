@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,10 @@ _SUFFIX = re.compile(r"\.(?=\w*[a-z])\w{2,4}$", re.IGNORECASE)  # as audio files
 
 
 def find_ready_bundle() -> Path | None:
-    """Folder of the installed bundle, or None where none is installed."""
+    """Folder of the installed bundle, or None where none is installed. On a device it is the release's: `PRUNELLA_BUNDLE`."""
+    named = os.environ.get("PRUNELLA_BUNDLE")
+    if named and (Path(named) / _MANIFEST).is_file():
+        return Path(named)
     try:
         spec = importlib.util.find_spec(PACKAGE)
     except ValueError:  # put into sys.modules by hand
