@@ -10,7 +10,8 @@ from prunella.targets.profile import TargetProfile
 
 # manylinux names of before they were numbers.
 _NAMED = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
-_OLDEST_GLIBC, _OLDEST_MACOS = 17, 11
+_OLDEST_GLIBC = 17
+_PROCESSORS = {"Linux": ("x86_64", "aarch64"), "Darwin": ("arm64", "x86_64")}  # as `uname -m` says there
 # What the wheels of a processor are compiled for, as the kernel names it in /proc/cpuinfo. ONNX Runtime chooses among what is
 # beyond it when it starts; numpy's x86 wheels need x86-64-v2.
 _FLAGS = {"x86_64": ("sse4_2", "ssse3", "popcnt"), "aarch64": ("asimd",)}
@@ -47,9 +48,13 @@ class DevicePlatform:
             raise TargetError(
                 f"{target.name} names no architecture and system in [match]: add `arch` and `os`"
             )
-        system, arch = target.match.os[0], target.match.arch[0]
-        if system not in ("Linux", "Darwin"):
-            raise TargetError(f"{target.name} is for {system}: archives are made for Linux and macOS")
+        system = next((one for one in target.match.os if one in _PROCESSORS), None)
+        arch = next((one for one in target.match.arch if one in _PROCESSORS.get(system or "", ())), None)
+        if system is None or arch is None:
+            raise TargetError(
+                f"{target.name} is for {' or '.join(target.match.os)} on {' or '.join(target.match.arch)}: archives are made for "
+                "Linux and macOS, on x86-64 and 64-bit ARM"
+            )
         return DevicePlatform(system, arch, version, int(target.glibc.partition(".")[2] or 0))
 
     @property

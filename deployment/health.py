@@ -5,6 +5,7 @@ What a machine does not have is `absent`, which is no fault.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import shutil
@@ -243,8 +244,13 @@ def power(root: Path) -> Iterator[Health]:
 def memory(bundle: Bundle | None, target: TargetProfile | None) -> Iterator[Health]:
     """Free memory against what the bundle takes, and the disk."""
     free = psutil.virtual_memory().available / 1e6
+    needed = 0.0
     if bundle is not None and target is not None:
-        needed = fit_bundle(target, bundle).needed_mb
+        with contextlib.suppress(
+            PrunellaError
+        ):  # a bundle whose graphs cannot be read is a fault of `opening`
+            needed = fit_bundle(target, bundle).needed_mb
+    if needed:
         enough = free > needed or _runs()
         remedy = "" if enough else "end other programs, or take a smaller recipe"
         yield Health(
