@@ -21,6 +21,7 @@ from typing import Any
 
 from prunella.building.fit_choice import MAX_WER_INCREASE, Alternative, FitReport, fit_model
 from prunella.building.fit_picture import draw_fit
+from prunella.device_runtime.base.common_options import add_output, add_threads
 from prunella.device_runtime.base.cores import check_threads, physical_cores
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.files import write_text
@@ -131,10 +132,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="measure this machine first, in about a minute, and predict for it (with -o: keep it as a target)",
     )
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="for --calibrate (default: one per physical core)"
-    )
-    parser.add_argument("-o", "--out", type=Path, metavar="TOML", help="for --calibrate: the target's file")
+    add_threads(parser, "the same; for --calibrate")
+    add_output(parser, "for --calibrate: the target's file, a .toml", required=False)
     parser.add_argument("--picture", type=Path, metavar="SVG", help="draw the alternatives too")
     parser.add_argument("--markdown", action="store_true", help="the table in markdown")
     parser.add_argument("--json", action="store_true", help="as JSON")
@@ -236,10 +235,10 @@ def _calibrated(args: argparse.Namespace) -> TargetProfile:
     )
     compute = measure_ceilings(threads, kernels())
     text = profile_text(
-        compute, threads, base=args.target or "x86-cpu", name=args.out.stem if args.out else "here"
+        compute, threads, base=args.target or "x86-cpu", name=Path(args.out).stem if args.out else "here"
     )
     if args.out:
-        write_text(args.out, text)
+        write_text(Path(args.out), text)
         return load_target(args.out)
     sys.stderr.write(text)
     base = load_target(args.target or "x86-cpu")

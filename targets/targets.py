@@ -133,4 +133,4 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         elif value not in ("", ()):
-            yield f"{prefix}{key}", ", ".join(value) if isinstance(value, tuple) else str(value)
+            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

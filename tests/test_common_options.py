@@ -26,6 +26,7 @@ WORDS = {
     "eval": ["SYSTEM", "--speech", "S"],
     "bench": ["SYSTEM", "--speech", "S"],
     "pack": ["BUNDLE", "--target", "x86-cpu"],
+    "fit": ["MODEL", "--target", "x86-cpu"],
 }
 
 
@@ -44,14 +45,14 @@ def verbs_with(option):
 @pytest.mark.parametrize("name", ["-o", "--out", "--output"])
 def test_every_verb_that_writes_a_folder_is_told_where_alike(name):
     writers = verbs_with("--out")
-    assert writers == ["analyze", "prune", "heal", "synth", "export", "quantize", "build", "pack"]
+    assert writers == ["analyze", "prune", "heal", "synth", "export", "quantize", "build", "fit", "pack"]
     for verb in writers:
         assert parser(verb).parse_args([*WORDS[verb], name, "there"]).out == "there"
 
 
 def test_threads_are_counted_alike():
     counting = verbs_with("--threads")
-    assert counting == ["verify", "quantize", "transcribe", "listen", "serve", "eval", "bench"]
+    assert counting == ["verify", "quantize", "transcribe", "listen", "serve", "eval", "bench", "fit"]
     for verb in counting:
         words = [*WORDS[verb], *(["-o", "OUT"] if verb == "quantize" else [])]
         assert parser(verb).parse_args(words).threads is None

@@ -36,14 +36,15 @@ CONFIG: dict[str, Any] = {
         "num_mel_bins": 128,
     },
 }
-# Bytes a weight: its bits, and the float32 scale of a block.
-FLOAT, INT8_ROWS, INT8_BLOCKS, INT4_32, INT4_16 = 4.0, 1.0, 1 + 4 / 64, 0.5 + 4 / 32, 0.5 + 4 / 16
-# By recipe: attention, gate and up, down, head; encoder layers; token embeddings.
+# Bytes a weight: its bits, and the float16 scale of a block.
+FLOAT, HALF, INT8_ROWS, INT8_BLOCKS, INT8_128 = 4.0, 2.0, 1.0, 1 + 2 / 64, 1 + 2 / 128
+INT4_32, INT4_16, NONE = 0.5 + 2 / 32, 0.5 + 2 / 16, 0.0
+# By recipe: attention, gate and up, down, head; encoder layers; token embeddings, which a quantized head holds too; projector; convolutions.
 RECIPES = {
-    "fp32": (FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT),
-    "int8": (INT8_BLOCKS, INT8_BLOCKS, INT8_BLOCKS, INT8_BLOCKS, INT8_ROWS, INT8_ROWS),
-    "int4-mixed": (INT8_BLOCKS, INT4_16, INT8_BLOCKS, INT8_BLOCKS, INT8_ROWS, INT8_ROWS),
-    "int4": (INT4_32, INT4_32, INT4_32, INT4_32, INT8_ROWS, INT8_ROWS),
+    "fp32": (FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT),
+    "int8": (INT8_BLOCKS, INT8_BLOCKS, INT8_BLOCKS, INT8_BLOCKS, INT8_ROWS, NONE, INT8_128, HALF),
+    "int4-mixed": (INT8_BLOCKS, INT4_16, INT8_BLOCKS, INT8_BLOCKS, INT8_ROWS, NONE, INT8_128, HALF),
+    "int4": (INT4_32, INT4_32, INT4_32, INT4_32, INT8_ROWS, NONE, INT4_32, HALF),
 }
 # llama.cpp's bits a weight where nothing falls back (`quantize/gguf_recipes.py`); the embeddings are the head there.
 GGUF_BITS = {"Q8_0": 8.5, "Q4_K_M": 4.89, "Q4_0": 4.66}
@@ -71,11 +72,12 @@ class Shapes:
     down: int
     norms: int
     table: int  # vocabulary x hidden: the head, and the embeddings again
-    vocabulary: int
     encoder_layers: int
     encoder_matrices: int
     encoder_rows: int  # outputs of those matrices
-    encoder_rest: int  # convolutions, biases, norms, projector: float in every recipe
+    convolutions: int
+    projector: int  # its matrices
+    encoder_rest: int  # biases, norms: float in every recipe
     head_dim: int
     cache_width: int  # keys and values of a position in a layer
 
@@ -87,7 +89,7 @@ class Shapes:
     @property
     def encoder(self) -> int:
         """Weights of the audio half."""
-        return self.encoder_matrices + self.encoder_rest
+        return self.encoder_matrices + self.convolutions + self.projector + self.encoder_rest
 
 
 def shapes(config: dict[str, Any], layers: int | None = None) -> Shapes:
@@ -103,8 +105,8 @@ def shapes(config: dict[str, Any], layers: int | None = None) -> Shapes:
     channels, bins = audio["downsample_hidden_size"], audio["num_mel_bins"]
     for _ in range(3):
         bins = (bins + 1) // 2
-    convolutions = 10 * channels + 2 * (9 * channels**2 + channels) + channels * bins * width
-    projector = width**2 + width + width * hidden + hidden
+    convolutions = 9 * channels + 2 * 9 * channels**2 + channels * bins * width
+    biases = 3 * channels + width + hidden  # of convolutions and projector
     return Shapes(
         layers=kept,
         attention=kept * hidden * (2 * queries + 2 * keys),
@@ -112,11 +114,12 @@ def shapes(config: dict[str, Any], layers: int | None = None) -> Shapes:
         down=kept * wide * hidden,
         norms=kept * (2 * hidden + 2 * text["head_dim"]) + hidden,
         table=text["vocab_size"] * hidden,
-        vocabulary=text["vocab_size"],
         encoder_layers=count,
         encoder_matrices=count * (4 * width**2 + 2 * width * ffn),
         encoder_rows=count * (5 * width + ffn),
-        encoder_rest=count * (9 * width + ffn) + 15 * width + convolutions + projector,
+        convolutions=convolutions,
+        projector=width**2 + width * hidden,
+        encoder_rest=count * (9 * width + ffn) + 15 * width + biases,
         head_dim=text["head_dim"],
         cache_width=2 * keys,
     )
@@ -124,13 +127,15 @@ def shapes(config: dict[str, Any], layers: int | None = None) -> Shapes:
 
 def bundle_bytes(of: Shapes, recipe: str) -> float:
     """Of the three ONNX graphs; the tokenizer is beside them."""
-    attention, gate_up, down, head, encoder, embeddings = RECIPES[recipe]
-    rows = 4 * (of.encoder_rows * (encoder == INT8_ROWS) + of.vocabulary * (embeddings == INT8_ROWS))
+    attention, gate_up, down, head, encoder, embeddings, projector, convolutions = RECIPES[recipe]
+    rows = 2 * of.encoder_rows * (encoder == INT8_ROWS)  # their scales
     matrices = of.attention * attention + of.gate_up * gate_up + of.down * down + of.table * head
     return (
         matrices
         + 4 * (of.norms + CONTEXT * of.head_dim)
         + of.encoder_matrices * encoder
+        + of.projector * projector
+        + of.convolutions * convolutions
         + 4 * of.encoder_rest
         + of.table * embeddings
         + rows

@@ -83,6 +83,7 @@ def test_what_is_in_a_bundle(exact_bundle, tiny_model):
         "gguf/decoder-F32.gguf",
         "gguf/mmproj-F32.gguf",
         "onnx/audio_encoder.onnx",
+        "onnx/audio_encoder.onnx_data",
         "tokenizer.json",
     ]
     assert exact_bundle.manifest.engines == ("gguf",)

@@ -36,9 +36,11 @@ def test_every_library_is_in_the_extra_that_is_named():
     for module, (library, extra) in LIBRARIES.items():
         assert any(line.startswith((f"{library}>", f"{library}=")) for line in extras[extra]), module
     listed = {
-        line.split(">")[0] for extra in ("cpu", "eval", "gguf", "serve", "build") for line in extras[extra]
+        line.split(">")[0]
+        for extra in ("cpu", "eval", "gguf", "serve", "deploy", "build")
+        for line in extras[extra]
     }
-    assert listed <= {library for library, _ in LIBRARIES.values()} | {"prunella[cpu,eval]"}
+    assert listed <= {library for library, _ in LIBRARIES.values()} | {"prunella[cpu,eval,deploy]"}
 
 
 def test_all_that_is_missing_is_named_at_once(monkeypatch):
