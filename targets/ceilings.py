@@ -293,6 +293,7 @@ def _features() -> float:
 
 
 def _gate(voice: SileroVad) -> float:
-    """Seconds until the first word is heard behind a third of a second of silence."""
+    """Seconds of telling speech from silence in a second of audio."""
     frame = np.random.default_rng(0).standard_normal(FRAME).astype(np.float32) * 0.01
-    return timed(lambda: [voice(frame) for _ in range(10)])
+    frames = SAMPLE_RATE / FRAME
+    return frames / 10 * timed(lambda: [voice(frame) for _ in range(10)])

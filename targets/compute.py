@@ -24,7 +24,7 @@ class Compute:
         node_us: microseconds that any operator costs.
         call_us: microseconds that running a graph costs.
         features_ms: milliseconds of log-mel for a second of audio.
-        gate_ms: milliseconds until speech is told from silence.
+        gate_ms: milliseconds of telling speech from silence in a second of audio.
         source: where they are from.
     """
 

@@ -122,7 +122,7 @@ def predict(
         weights_mb=weights,
         cache_mb=cache,
         activations_mb=activations,
-        features=(compute.features_ms * heard + compute.gate_ms) / 1e3,
+        features=(compute.features_ms * heard + compute.gate_ms * seconds) / 1e3,
         encode=_encode(shapes, storage, compute, heard),
         prefill=_decode(shapes.decoder, storage, compute, rows, PREFIX_TOKENS + rows),
         step=_decode(shapes.decoder, storage, compute, 1, seen, beams),
