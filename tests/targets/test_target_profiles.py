@@ -142,3 +142,9 @@ def test_the_verb(capsys):
     assert main(["targets", "show", "x86-cpu"]) == 0
     assert "match.arch" in capsys.readouterr().out
     assert main(["targets", "show", "jetson-orin"]) == 2
+
+
+@pytest.mark.parametrize("name", list_targets())
+def test_every_target_is_shown(name, capsys):
+    assert main(["targets", "show", name]) == 0
+    assert "source" in capsys.readouterr().out or not load_target(name).compute.known
