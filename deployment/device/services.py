@@ -93,14 +93,22 @@ class Services:
             own.parent.mkdir(exist_ok=True)
             write(own, shipped.read_text(), 0o755)
         child = self.device.prefix / "run" / f"{name}.pid"
-        before = child.read_text() if child.is_file() else ""
+        before = _content(child)
         call(str(own), "restart", name)
         until = time.monotonic() + 30  # the old process may be finishing its requests
-        while before and time.monotonic() < until and child.is_file() and child.read_text() == before:
+        while before and time.monotonic() < until and _content(child) == before:
             time.sleep(0.05)
 
     def _filled(self, template: Path) -> str:
         return template.read_text().replace("@PREFIX@", str(self.device.prefix))
+
+
+def _content(path: Path) -> str:
+    """Nothing where there is no such file, or none any more: the supervisor takes it away at any moment."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def call(*command: str) -> int:
