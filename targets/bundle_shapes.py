@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from prunella.device_runtime.base.errors import BundleError
-from prunella.device_runtime.bundle import Bundle
+from prunella.device_runtime.bundle import Bundle, DecoderSpec
 from prunella.targets.onnx_wire import ReadGraph, read_graph
 from prunella.targets.shapes import DecoderShapes, EncoderShapes, ModelShapes, encoder_shapes
 from prunella.targets.storage import FLOAT32, Format, Storage
@@ -152,7 +152,6 @@ def _repeated(products: list[_Product], inputs: int, outputs: int) -> bool:
 def _onnx_decoder(bundle: Bundle) -> tuple[DecoderShapes, Storage]:
     spec = bundle.manifest.decoder
     products = list(_products(_graph(bundle, _DECODER)))
-    keys = spec.num_kv_heads * spec.head_dim
     hidden = spec.hidden_size
     head = next((one.how for one in reversed(products) if one.outputs == spec.vocab_size), FLOAT32)
     back = sorted({one.inputs for one in products if one.outputs == hidden}) or [hidden]
@@ -162,17 +161,7 @@ def _onnx_decoder(bundle: Bundle) -> tuple[DecoderShapes, Storage]:
     by = {(one.inputs, one.outputs): one.how for one in products}
     attention = by.get((queries, hidden), head)
     return (
-        DecoderShapes(
-            layers=spec.num_layers,
-            hidden=hidden,
-            queries=queries,
-            keys=keys,
-            feed_forward=wide,
-            vocabulary=spec.vocab_size,
-            tied=False,
-            heads=queries // spec.head_dim,
-            kv_heads=spec.num_kv_heads,
-        ),
+        _decoder_shapes(spec, queries, wide, tied=False),
         Storage(
             name="",
             engine="onnx",
@@ -183,6 +172,21 @@ def _onnx_decoder(bundle: Bundle) -> tuple[DecoderShapes, Storage]:
             encoder=FLOAT32,
             embeddings=_INT8_ROWS if head.bits < FLOAT32.bits else FLOAT32,
         ),
+    )
+
+
+def _decoder_shapes(spec: DecoderSpec, queries: int, wide: int, *, tied: bool) -> DecoderShapes:
+    """With what the manifest does not say: how wide queries and the feed-forward part are, and whether the head is the table."""
+    return DecoderShapes(
+        layers=spec.num_layers,
+        hidden=spec.hidden_size,
+        queries=queries,
+        keys=spec.num_kv_heads * spec.head_dim,
+        feed_forward=wide,
+        vocabulary=spec.vocab_size,
+        tied=tied,
+        heads=queries // spec.head_dim,
+        kv_heads=spec.num_kv_heads,
     )
 
 
@@ -201,16 +205,6 @@ def _gguf_decoder(bundle: Bundle) -> tuple[DecoderShapes, Storage]:
     wide = max(int((layer / hidden - 2 * hidden - 2 * keys) / 3), hidden)
     how = Format(kernel, bits)
     return (
-        DecoderShapes(
-            layers=spec.num_layers,
-            hidden=hidden,
-            queries=hidden,
-            keys=keys,
-            feed_forward=wide,
-            vocabulary=spec.vocab_size,
-            tied=True,
-            heads=hidden // spec.head_dim,
-            kv_heads=spec.num_kv_heads,
-        ),
+        _decoder_shapes(spec, hidden, wide, tied=True),
         Storage("", "gguf", how, how, how, how, FLOAT32, how, shared=True),
     )

@@ -6,6 +6,7 @@ for what was said alone.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from prunella.speech_llm.whisper_layers import attention_bias, strided_front
 _FRAMES_PER_ROW = 2  # the second convolution has stride 2
 
 
-class WindowEncoder(nn.Module):
+class WindowEncoder(nn.Module, ABC):
     """The stock encoder of a family, which hears 30 s and masks nothing; of a model healed on trimmed audio, the true length."""
 
     def __init__(self, tower: PreTrainedModel, trimmed: bool) -> None:
@@ -34,9 +35,9 @@ class WindowEncoder(nn.Module):
         mask = attention_bias(hidden, None if heard is None else (heard + 1) // _FRAMES_PER_ROW)
         return self.encode(self.tower, hidden, mask)
 
+    @abstractmethod
     def encode(self, tower: Any, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """(batch, rows, width) behind the convolutions → the same shape, behind the last norm; each family's own."""
-        raise NotImplementedError
 
 
 class StackingProjector(nn.Module):
