@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
@@ -95,7 +97,6 @@ class FeatureStore:
         self._writes = 0
         # The whole model pads to stacks and then some: what is longer than this would not fit into 30 s.
         self._longest = LONGEST_SECONDS - model.config.audio.features.extra / SAMPLE_RATE
-        self._all_valid = encode or model.config.audio.features.valid == "all"
         # What is said where nobody speaks.
         silence = model.tokenizer(model.answer(""), add_special_tokens=False)["input_ids"]
         self._nothing = (*silence, model.prompt.eos_ids[0])
@@ -155,8 +156,8 @@ class FeatureStore:
         path = self._path(index, variant)
         if path is not None:
             try:
-                return _read(path, whole=self._all_valid)
-            except (OSError, ValueError, EOFError):
+                return _read(path)
+            except (OSError, ValueError, KeyError, SafetensorError):
                 pass  # not there yet, or cut off by a crash: it is made again
         heard, valid = model_features(self.model, self._samples(index, variant))
         return Loaded(heard.T, valid)
@@ -221,7 +222,7 @@ class FeatureStore:
         # A clean clip is the same whatever the augmentation.
         facts = self._facts if variant != CLEAN else self._facts[:3]
         name = fingerprint(facts, key, None if variant == CLEAN else index, variant)
-        return self._folder / name[:2] / f"{name}.npy"
+        return self._folder / name[:2] / f"{name}.safetensors"
 
     def _write(self, path: Path | None, done: Loaded) -> None:
         if path is None or self._folder is None:
@@ -235,9 +236,7 @@ class FeatureStore:
             handle, name = tempfile.mkstemp(suffix=".tmp", dir=path.parent)
             try:
                 with os.fdopen(handle, "wb") as file:
-                    np.save(file, done.rows.numpy(), allow_pickle=False)
-                    if not self._all_valid:
-                        np.save(file, np.int64(done.valid), allow_pickle=False)
+                    file.write(save({"rows": done.rows.contiguous(), "valid": torch.tensor(done.valid)}))
                 Path(name).replace(path)
             finally:
                 Path(name).unlink(missing_ok=True)
@@ -248,11 +247,10 @@ class FeatureStore:
             self._folder = None
 
 
-def _read(path: Path, *, whole: bool) -> Loaded:
-    with path.open("rb") as file:
-        rows = torch.from_numpy(np.load(file, allow_pickle=False))
-        # Behind them how many are audio's, where that is not all.
-        return Loaded(rows, len(rows) if whole else int(np.load(file, allow_pickle=False)))
+def _read(path: Path) -> Loaded:
+    # safetensors, not npy: numpy reads an npy header with `ast`, which CPython 3.11 cannot do in two threads at once.
+    found = load(path.read_bytes())
+    return Loaded(found["rows"], int(found["valid"]))
 
 
 def module_digest(module: torch.nn.Module) -> str:

@@ -85,7 +85,7 @@ def test_the_cache_gives_what_was_computed(model, manifest, tmp_path, monkeypatc
         assert torch.equal(cached.load(index, variant).rows, first)
         assert torch.equal(plain.finish(plain.load(index, variant), index, variant).rows, first)
     assert cached.tokens(last) == (2,)
-    torn = next(path for path in tmp_path.rglob("*.npy"))
+    torn = next(path for path in tmp_path.rglob("*.safetensors"))
     torn.write_bytes(torn.read_bytes()[:50])
     again = store(model, manifest, plan, encode=True, folder=tmp_path)
     for index, variant in ((0, CLEAN), (1, 2), (last, 0)):
@@ -100,7 +100,7 @@ def test_a_full_disk_ends_the_caching_only(model, manifest, tmp_path, monkeypatc
     monkeypatch.setattr("prunella.healing.features.KEEP_FREE", 1 << 62)
     assert len(one.finish(one.load(0, 0), 0, 0).rows) > 0
     assert "no longer cached" in capsys.readouterr().err
-    assert not list(tmp_path.rglob("*.npy"))
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_positions_are_known_before_audio_is_read(model, manifest):
