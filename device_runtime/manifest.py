@@ -19,6 +19,7 @@ from prunella.device_runtime.transcript import DecodeOptions
 
 SCHEMA_VERSION = 2
 HOP_LENGTH = 160  # samples between two frames of features
+WINDOW_LENGTH = 400  # samples that a frame is made of
 _ASKED = 40  # characters of a language that nobody knows
 _MOST = 2**53  # beyond it a float is no longer every integer
 # Bounds are far beyond any model, and below what would take the memory or the threads of whoever opens the bundle.
@@ -44,26 +45,46 @@ class Provider:
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """How samples become the audio encoder's input: padding, then Whisper's log-mel (`sound/features.py`).
+    """How samples become the audio encoder's input: padding, then Whisper's log-mel or Kaldi's (`sound/features.py`).
 
     Attributes:
-        kind: of the features.
+        kind: "log-mel", whose frames are centered and which is scaled by the utterance's loudest bin, or "fbank", Kaldi's: whole
+            windows alone, natural logarithms.
         num_mel_bins: their number in a frame.
         min_samples: zeros are put behind shorter audio up to so many samples.
         multiple: zeros are put behind the audio up to a whole multiple of so many samples.
         extra: samples of zeros after that.
         frame_multiple: frames of zeros are put behind the features up to a whole multiple of so many frames.
         valid: which frames are audio's, which the encoder's graph is then told: "all" of them (it is not told), or as many
-            as whole hops ("floor") or begun hops ("ceil") are in the audio after `min_samples`.
+            as whole hops ("floor") or begun hops ("ceil") are in the audio after `min_samples`; of "fbank" always "all".
+        low_hertz: of "fbank", where its lowest filter begins.
+        high_hertz: of "fbank", where its highest ends.
+        gain: of "fbank", what samples in [-1, 1] are multiplied by.
+        floor: of "fbank", the least power that a logarithm is taken of.
+        remove_offset: of "fbank", whether a window's mean is taken off it.
+        stack: frames that stand one above the other in each that the encoder gets; its height is `width`.
+        stack_step: frames between two of these; the first and the last frame are repeated at the ends.
     """
 
-    kind: Annotated[str, Meta(pattern="^log-mel$")] = "log-mel"
+    kind: Annotated[str, Meta(pattern="^(log-mel|fbank)$")] = "log-mel"
     num_mel_bins: Annotated[int, Meta(ge=1, le=2**9)] = 80
     min_samples: Samples = 0
     multiple: Annotated[int, Meta(ge=1, le=2**19)] = 1_600
     extra: Samples = 1_600
     frame_multiple: Annotated[int, Meta(ge=1, le=2**12)] = 1
     valid: Annotated[str, Meta(pattern="^(all|floor|ceil)$")] = "all"
+    low_hertz: Annotated[float, Meta(ge=0, le=96_000)] = 20.0
+    high_hertz: Annotated[float, Meta(gt=0, le=96_000)] = 8_000.0
+    gain: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
+    floor: Annotated[float, Meta(gt=0, le=1e6)] = 2.0**-23
+    remove_offset: bool = True
+    stack: Annotated[int, Meta(ge=1, le=2**6)] = 1
+    stack_step: Annotated[int, Meta(ge=1, le=2**6)] = 1
+
+    @property
+    def width(self) -> int:
+        """Numbers in a frame that the encoder gets."""
+        return self.num_mel_bins * self.stack
 
     def padded(self, samples: int) -> int:
         """Of so many samples, as features are made of them."""
@@ -73,6 +94,9 @@ class FeatureSpec:
     def valid_frames(self, samples: int) -> int:
         """Frames of audio in the features of so many samples."""
         least = max(samples, self.min_samples)
+        if self.kind == "fbank":
+            windows = max(0, self.padded(samples) - WINDOW_LENGTH + HOP_LENGTH) // HOP_LENGTH
+            return -(-windows // self.stack_step)
         frames = {"all": self.padded(samples) // HOP_LENGTH, "floor": least // HOP_LENGTH}
         return frames.get(self.valid, -(-least // HOP_LENGTH))
 

@@ -49,7 +49,7 @@ class _EncoderAndProjector(nn.Module):
 def export_audio_encoder(model: SpeechLLM, out: Path) -> Path:
     """Write `audio_encoder.onnx`, float32.
 
-    Input: `log_mel` (1, num_mel_bins, frames) float32, frames as the model's `FeatureSpec` makes them, and where it says
+    Input: `log_mel` (1, width, frames) float32, both as the model's `FeatureSpec` says, and where it says
     that not all are audio's, `valid_frames` (1,) int64. Output: `audio_embeddings` (1, audio_tokens, hidden) float32, of a
     CTC head `ctc_log_probabilities` (1, ctc_frames, classes) float32, and with `valid_frames` also `valid_rows` (1 or 2,)
     int64, how many rows of each are audio's. Matrix products are named after their layer
@@ -60,11 +60,12 @@ def export_audio_encoder(model: SpeechLLM, out: Path) -> Path:
     """
     spec = model.config.audio.features
     step = math.lcm(spec.frame_multiple, max(1, spec.multiple // HOP_LENGTH))
+    longest = -(-_LONGEST_FRAMES // spec.stack_step)
     whole_windows = step >= _LONGEST_FRAMES
-    example = torch.zeros(1, spec.num_mel_bins, step if whole_windows else 4 * step)
+    example = torch.zeros(1, spec.width, step if whole_windows else 4 * step)
     shapes: dict[str, Any] = {"log_mel": None}
     if not whole_windows:
-        shapes["log_mel"] = {2: step * torch.export.Dim("steps", min=2, max=_LONGEST_FRAMES // step)}
+        shapes["log_mel"] = {2: step * torch.export.Dim("steps", min=2, max=longest // step)}
     arguments: tuple[torch.Tensor, ...] = (example,)
     outputs = ["audio_embeddings", "ctc_log_probabilities"][: 1 if model.ctc_head is None else 2]
     if spec.valid != "all":

@@ -219,7 +219,7 @@ def test_any_json_in_any_field_is_refused_in_words_or_is_what_the_field_takes(wr
         ("prompt.eos_ids", []),
         ("prompt.segments.0.ids", [-1]),
         ("prompt.before_text", "no such key"),
-        ("audio.features.kind", "fbank"),
+        ("audio.features.kind", "cepstra"),
         ("audio.features.bins", 80),
         ("audio.features.valid", "some"),
         ("prompt.segments", []),
