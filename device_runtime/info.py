@@ -129,6 +129,7 @@ def _features(spec: FeatureSpec) -> str:
     ]
     parts = [
         f"{spec.kind}, {spec.num_mel_bins} bins",
+        "on HTK's mel scale" if spec.mel_scale == "htk" else "",
         f"{spec.stack} frames in one, every {spec.stack_step}" if spec.stack > 1 else "",
         f"audio of at least {spec.min_samples} samples" if spec.min_samples else "",
         f"padded to a multiple of {spec.multiple} samples" if spec.multiple > 1 else "",

@@ -57,13 +57,17 @@ class FeatureSpec:
         frame_multiple: frames of zeros are put behind the features up to a whole multiple of so many frames.
         valid: which frames are audio's, which the encoder's graph is then told: "all" of them (it is not told), or as many
             as whole hops ("floor") or begun hops ("ceil") are in the audio after `min_samples`; of "fbank" always "all".
+        n_fft: of "log-mel", samples that a window is filled up to with zeros before its spectrum is taken.
+        mel_scale: of "log-mel", "slaney" with filters of unit area, or "htk" with filters that are 1 at their peaks.
+        last_frame: of "log-mel", whether the frame centered on the audio's very end counts.
         low_hertz: of "fbank", where its lowest filter begins.
         high_hertz: of "fbank", where its highest ends.
         gain: of "fbank", what samples in [-1, 1] are multiplied by.
         floor: of "fbank", the least power that a logarithm is taken of.
         remove_offset: of "fbank", whether a window's mean is taken off it.
         stack: frames that stand one above the other in each that the encoder gets; its height is `width`.
-        stack_step: frames between two of these; the first and the last frame are repeated at the ends.
+        stack_step: frames between two of these. Of "fbank" the first and the last frame are repeated at the ends, of "log-mel"
+            frames that fill none are left out.
     """
 
     kind: Annotated[str, Meta(pattern="^(log-mel|fbank)$")] = "log-mel"
@@ -73,6 +77,9 @@ class FeatureSpec:
     extra: Samples = 1_600
     frame_multiple: Annotated[int, Meta(ge=1, le=2**12)] = 1
     valid: Annotated[str, Meta(pattern="^(all|floor|ceil)$")] = "all"
+    n_fft: Annotated[int, Meta(ge=WINDOW_LENGTH, le=2**13)] = WINDOW_LENGTH
+    mel_scale: Annotated[str, Meta(pattern="^(slaney|htk)$")] = "slaney"
+    last_frame: bool = False
     low_hertz: Annotated[float, Meta(ge=0, le=96_000)] = 20.0
     high_hertz: Annotated[float, Meta(gt=0, le=96_000)] = 8_000.0
     gain: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
@@ -97,8 +104,9 @@ class FeatureSpec:
         if self.kind == "fbank":
             windows = max(0, self.padded(samples) - WINDOW_LENGTH + HOP_LENGTH) // HOP_LENGTH
             return -(-windows // self.stack_step)
-        frames = {"all": self.padded(samples) // HOP_LENGTH, "floor": least // HOP_LENGTH}
-        return frames.get(self.valid, -(-least // HOP_LENGTH))
+        hops = {"all": self.padded(samples) // HOP_LENGTH, "floor": least // HOP_LENGTH}
+        frames = hops.get(self.valid, -(-least // HOP_LENGTH)) + self.last_frame
+        return frames // self.stack_step
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,23 @@ def features(samples: npt.ArrayLike, spec: FeatureSpec) -> tuple[Float32, int]:
     samples = np.asarray(samples, dtype=np.float32)
     missing = spec.padded(len(samples)) - len(samples)
     padded = np.pad(samples, (0, missing)) if missing else samples
-    found = fbank(padded, spec) if spec.kind == "fbank" else log_mel(padded, spec.num_mel_bins)
+    found = fbank(padded, spec) if spec.kind == "fbank" else _log_mel(padded, spec)
     found = stacked(found, spec.stack, spec.stack_step)
     if frames := -found.shape[1] % spec.frame_multiple:
         found = np.pad(found, ((0, 0), (0, frames)))
     return found, spec.valid_frames(len(samples))
+
+
+def _log_mel(samples: Float32, spec: FeatureSpec) -> Float32:
+    """Without frames at the end that fill no stack."""
+    found = log_mel(
+        samples,
+        spec.num_mel_bins,
+        n_fft=spec.n_fft,
+        mel_scale=spec.mel_scale,
+        last_frame=spec.last_frame,
+    )
+    return found[:, : found.shape[1] // spec.stack_step * spec.stack_step]
 
 
 def stacked(frames: Float32, stack: int, step: int) -> Float32:

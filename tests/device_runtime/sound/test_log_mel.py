@@ -1,4 +1,4 @@
-"""The numpy log-mel against transformers' WhisperFeatureExtractor."""
+"""The numpy log-mel against transformers' WhisperFeatureExtractor, and against torch for its kin on the HTK scale."""
 
 from __future__ import annotations
 
@@ -51,6 +51,38 @@ def test_equals_the_whisper_feature_extractor(bins):
         padded, valid = features(signal, FeatureSpec(num_mel_bins=bins))
         np.testing.assert_array_equal(padded, found)
         assert valid == found.shape[1]
+
+
+GRANITE = FeatureSpec(
+    min_samples=320, multiple=1, extra=0, frame_multiple=15, valid="floor", n_fft=512, mel_scale="htk",
+    last_frame=True, stack=2, stack_step=2,
+)  # fmt: skip
+
+
+def htk_pairs(samples: np.ndarray) -> np.ndarray:
+    """(frames, 160): what `GraniteSpeechFeatureExtractor` has torchaudio compute, by torch and transformers' own filters."""
+    import torch
+    from transformers.audio_utils import mel_filter_bank
+
+    filters = mel_filter_bank(257, 80, 0.0, 8_000.0, 16_000, norm=None, mel_scale="htk")
+    wave = torch.from_numpy(np.pad(np.asarray(samples, np.float32), (0, max(0, 320 - len(samples)))))
+    spectrum = torch.stft(
+        wave, 512, 160, 400, torch.hann_window(400), center=True, pad_mode="reflect", return_complex=True
+    )
+    mel = (spectrum.abs() ** 2).T @ torch.from_numpy(filters).float()
+    log = mel.clamp(min=1e-10).log10()
+    log = torch.maximum(log, log.amax() - 8.0) / 4 + 1
+    return log[: len(log) // 2 * 2].reshape(-1, 160).numpy()
+
+
+def test_equals_what_granite_speech_hears():
+    for name, signal in _signals().items():
+        expected = htk_pairs(signal)
+        found, valid = features(signal, GRANITE)
+        assert found.dtype == np.float32 and len(found) == GRANITE.width == 160
+        assert valid == len(expected) and found.shape[1] == -(-valid // 15) * 15, name
+        np.testing.assert_allclose(found[:, :valid], expected.T, atol=1e-4, rtol=0, err_msg=name)
+        assert not found[:, valid:].any()
 
 
 @given(st.integers(1, 100_000), st.sampled_from([1_280, 1_600, 2_560]), st.sampled_from([0, 1_600]))
