@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -11,8 +11,7 @@ from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import EngineError
 from prunella.device_runtime.sound.audio import is_silent
 from prunella.device_runtime.sound.log_mel import SAMPLE_RATE
-from prunella.device_runtime.sound.turn_detector import FRAME
-from prunella.device_runtime.sound.vad import SileroVad
+from prunella.device_runtime.sound.vad import TOGETHER, FrameListener, SileroVad, as_frames
 from prunella.device_runtime.transcript import DecodeOptions
 
 SHORTEST_SECONDS = 0.1  # no word is shorter; a model writes one all the same
@@ -33,24 +32,21 @@ class SpeechGate:
     def __init__(self) -> None:
         self._vad = SileroVad()
 
-    def listener(self, probability: float) -> Callable[[Float32], bool]:
-        """→ whether the next frame, (512,) float32 at 16 kHz, is speech at least with `probability`.
+    def listener(self, probability: float) -> FrameListener:
+        """→ whether each of the next frames is speech at least with `probability`.
 
         For one recording, until this or `hears_speech` is asked for another.
         """
         self._vad.reset()
-        return lambda frame: self._vad(frame) >= probability
+        return lambda frames: self._vad.judge(frames) >= probability
 
     def hears_speech(self, samples: Float32, probability: float) -> bool:
         """(n,) float32 at 16 kHz → whether some 32 ms of it are speech at least with `probability`."""
         self._vad.reset()
-        for start in range(0, len(samples), FRAME):
-            frame = samples[start : start + FRAME]
-            if len(frame) < FRAME:
-                frame = np.pad(frame, (0, FRAME - len(frame)))
-            if self._vad(frame) >= probability:
-                return True
-        return False
+        return any(
+            (self._vad.judge(as_frames(samples[start : start + TOGETHER])) >= probability).any()
+            for start in range(0, len(samples), TOGETHER)
+        )
 
 
 class LevelMeter:
@@ -72,12 +68,12 @@ class LevelMeter:
         self.count += len(block)
 
 
-def speech_listener(gate: SpeechGate | None, options: DecodeOptions) -> Callable[[Float32], bool]:
-    """Whether the next frame of a recording is worth decoding; where no gate is there, whether it is not silence."""
+def speech_listener(gate: SpeechGate | None, options: DecodeOptions) -> FrameListener:
+    """Whether the next frames of a recording are worth decoding; where no gate is there, whether they are not silence."""
     if not options.guards:
-        return lambda _: True
+        return lambda frames: np.ones(len(frames), np.bool_)
     if gate is None or options.speech_probability <= 0:
-        return lambda frame: not is_silent(frame, options.silence_dbfs)
+        return lambda frames: np.array([not is_silent(frame, options.silence_dbfs) for frame in frames])
     return gate.listener(options.speech_probability)
 
 

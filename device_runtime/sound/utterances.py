@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from prunella.device_runtime.sound.turn_detector import (
     TurnEvent,
     TurnOptions,
 )
-from prunella.device_runtime.sound.vad import SpeechDetector
+from prunella.device_runtime.sound.vad import TOGETHER, FrameListener, SpeechDetector, as_frames
 
 # Nobody waits for a file's answer: pauses within a sentence end nothing, and quiet on either side makes fewer words wrong.
 FILE_TURNS = TurnOptions(end_silence=1.0, pre_roll=0.5, tail=0.5)
@@ -63,9 +63,7 @@ def find_utterances(
     yield from closed(detector.finish(rest))
 
 
-def cut_in_pauses(
-    blocks: Iterable[Float32], hears: Callable[[Float32], bool], max_seconds: float
-) -> Iterator[Stretch]:
+def cut_in_pauses(blocks: Iterable[Float32], hears: FrameListener, max_seconds: float) -> Iterator[Stretch]:
     """A recording in pieces that a model can take, cut where nobody speaks for a second: a model that hears a long pause
     takes what comes behind it for nothing.
 
@@ -73,7 +71,7 @@ def cut_in_pauses(
 
     Args:
         blocks: (n,) float32 at 16 kHz, one after the other.
-        hears: whether a frame of 512 samples, the next one, is speech.
+        hears: which of the next frames are speech.
         max_seconds: longest piece.
 
     Returns:
@@ -90,10 +88,10 @@ def cut_in_pauses(
         for begin, end in split_at_quiet_points(samples, max_seconds):
             yield Stretch(start + begin, start + end, samples[begin:end])
 
-    for frame in _frames(blocks):
+    for frame, speech in _judged(blocks, hears):
         begin = window.stop
         window.append(frame)
-        if hears(frame if len(frame) == FRAME else np.pad(frame, (0, FRAME - len(frame)))):
+        if speech:
             if not speaking and begin - start > (_PAUSE if start == 0 else _KEPT):
                 yield Stretch(start, begin - _KEPT)
                 start = begin - _KEPT
@@ -143,14 +141,28 @@ class _Window:
             self._base += FRAME
 
 
+def _judged(blocks: Iterable[Float32], hears: FrameListener) -> Iterator[tuple[Float32, bool]]:
+    """`_frames`, and whether somebody speaks in each."""
+    for part in _parts(blocks):
+        for start, speech in zip(range(0, len(part), FRAME), hears(as_frames(part)).tolist(), strict=True):
+            yield part[start : start + FRAME], speech
+
+
 def _frames(blocks: Iterable[Float32]) -> Iterator[Float32]:
     """Frames of 512 samples, the last with what is left."""
+    for part in _parts(blocks):
+        for start in range(0, len(part), FRAME):
+            yield part[start : start + FRAME]
+
+
+def _parts(blocks: Iterable[Float32]) -> Iterator[Float32]:
+    """Whole frames as they come, up to `TOGETHER` samples of them, the last part with what is left."""
     rest = np.zeros(0, np.float32)
     for block in blocks:
         joined = np.concatenate((rest, block)) if len(rest) else block
         whole = len(joined) // FRAME * FRAME
-        for begin in range(0, whole, FRAME):
-            yield joined[begin : begin + FRAME]
+        for begin in range(0, whole, TOGETHER):
+            yield joined[begin : min(begin + TOGETHER, whole)]
         rest = joined[whole:]
     if len(rest):
         yield rest

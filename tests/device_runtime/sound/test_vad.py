@@ -91,3 +91,16 @@ def test_streams_do_not_share_memory():
         got.append(one(samples[begin : begin + 512]))
         other(np.full(512, 0.1, np.float32))
     assert got == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("together", [1, 3, 200])
+def test_frames_are_judged_together_as_one_after_the_other(together):
+    """Also where silence between them clears the memory."""
+    loud = load_audio(CLIP)
+    loud = loud[: len(loud) // 512 * 512]
+    hush = np.zeros(4_096, np.float32)
+    frames = np.concatenate([hush, loud, hush, 0.01 * loud, hush]).reshape(-1, 512)
+    alone, many = SileroVad(), SileroVad()
+    expected = np.array([alone(frame) for frame in frames])
+    found = [many.judge(frames[start : start + together]) for start in range(0, len(frames), together)]
+    np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-5)
