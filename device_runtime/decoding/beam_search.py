@@ -114,14 +114,15 @@ class BeamSearch:
         going: list[tuple[Hypothesis, int]] = []
         for candidate in self._candidates(rows):
             # What comes now is behind all that are followed.
-            if len(going) == self.beams and candidate.rank <= going[-1][0].rank:
+            least = self._least(going)
+            if candidate.rank <= least:
                 break
             won = self.ended.score if self.ended is not None else -math.inf
             if candidate.score <= won:
                 continue
             tokens = (*self.alive[candidate.parent].tokens, candidate.token)
-            last = going[-1][0].rank - candidate.reward if len(going) == self.beams else -math.inf
-            score = candidate.decoder_score + self._heard(tokens, max(won, last) - candidate.decoder_score)
+            bound = max(won, least - candidate.reward)
+            score = candidate.decoder_score + self._heard(tokens, bound - candidate.decoder_score)
             if not score > won:  # nor does it take the place of one that can still win
                 continue
             longer = Hypothesis(tokens, candidate.decoder_score, score, score + candidate.reward)
@@ -130,12 +131,19 @@ class BeamSearch:
                 del going[self.beams :]
             else:
                 self.ended = longer
-        nearest = going[0][0].rank - self.width if going else 0.0
-        going = [pair for pair in going if pair[0].rank >= nearest]
+        least = going[0][0].rank - self.width if going else 0.0
+        going = [pair for pair in going if pair[0].rank > least]
         self.alive = [longer for longer, _ in going]
         if self.rescorer is not None:
             self.rescorer.prune(hypothesis.tokens for hypothesis in self.alive)
         return [longer.tokens[-1] for longer, _ in going], [parent for _, parent in going]
+
+    def _least(self, going: list[tuple[Hypothesis, int]]) -> float:
+        """The rank above which one more transcript is followed."""
+        if not going:
+            return -math.inf
+        last = going[-1][0].rank if len(going) == self.beams else -math.inf
+        return max(last, going[0][0].rank - self.width)
 
     @property
     def best(self) -> Hypothesis:
