@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import plistlib
 import re
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jsonschema import Draft201909Validator
 
 from prunella.deployment import formats, service_files
 from prunella.deployment.archive import read_first, write_archive
@@ -28,6 +30,8 @@ from prunella.device_runtime.bundle import open_bundle
 from prunella.targets.profile import list_targets, load_target
 
 pytest.importorskip("cyclonedx")
+
+QUADLET = Path("/usr/libexec/podman/quadlet")  # of podman 4.4 and later
 
 
 @pytest.fixture(scope="session")
@@ -147,6 +151,29 @@ def test_the_containers_ask_for_a_round_trip(unpacked):
     assert "HEALTHCHECK" in dockerfile and "--wyoming" in dockerfile and "@" not in dockerfile
     sections = re.findall(r"^\[(\w+)\]$", (unpacked / "prunella.container").read_text(), re.M)
     assert sections == ["Unit", "Container", "Service", "Install"]
+
+
+def test_compose_holds_to_its_schema(unpacked):
+    """That of docker-compose 1.29.2, which newer ones extend."""
+    schema = json.loads((Path(__file__).parent / "compose_spec.json").read_text())
+    validator = Draft201909Validator(schema)
+    compose = yaml.safe_load((unpacked / "compose.yaml").read_text())
+    assert not [error.message for error in validator.iter_errors(compose)]
+    compose["services"]["prunella"]["memory"] = 1
+    assert list(validator.iter_errors(compose))
+
+
+@pytest.mark.skipif(not QUADLET.exists(), reason="apt install podman, 4.4 or later")
+def test_podman_makes_a_unit_of_the_quadlet(unpacked, tmp_path):
+    shutil.copy(unpacked / "prunella.container", tmp_path)
+    done = subprocess.run(
+        [QUADLET, "--dryrun"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "QUADLET_UNIT_DIRS": str(tmp_path)},
+    )
+    assert done.returncode == 0 and "ExecStart=/usr/bin/podman run" in done.stdout, done.stderr
+    assert "unsupported" not in done.stdout + done.stderr
 
 
 def test_a_mac_gets_an_agent_of_launchd(packed, tmp_path):
