@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -13,20 +12,14 @@ from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.device_runtime.bundle import PromptSpec
 from prunella.export.chat_template import speech_chat_template
-from prunella.export.gguf_families import (
-    FAMILIES,
-    Family,
-    find_family,
-    hyper_parameters,
-    permute_heads,
-    rope_factors,
-)
+from prunella.export.gguf_families import Family, find_family
+from prunella.export.gguf_keys import hyper_parameters, rope_tables
+from prunella.export.gguf_tensors import permute_heads, source_weights, stored_tensors
 from prunella.export.gguf_vocabulary import read_vocabulary
 from prunella.export.mmproj_layouts import prompt_for_libmtmd
 from prunella.quantize.gguf_files import ARCHITECTURE, FILE_TYPE, Value, write_gguf
 from prunella.speech_llm.model import SpeechLLM
 
-ROPE_FACTORS = "rope_freqs.weight"
 _FILE_TYPES = {
     "F32": gguf.LlamaFileType.ALL_F32,
     "F16": gguf.LlamaFileType.MOSTLY_F16,
@@ -72,7 +65,7 @@ def decoder_keys(model: SpeechLLM, family: Family) -> dict[str, Value]:
         ),
         "general.quantization_version": gguf.GGML_QUANT_VERSION,
     }
-    keys |= hyper_parameters(config, family)
+    keys |= hyper_parameters(config, family.arch, family.keys(config))
     vocabulary = read_vocabulary(model.tokenizer, config.vocab_size)
     prefix = "tokenizer.ggml."
     keys |= {
@@ -115,57 +108,14 @@ def special_tokens(model: SpeechLLM) -> dict[str, Value]:
 
 
 def decoder_tensors(decoder: PreTrainedModel, family: Family) -> dict[str, Float32]:
-    """Name in the file → (rows, columns) or (n,) float32, rotary rows where llama.cpp wants them.
+    """Name in the file → (..., rows, columns) or (n,) float32, rotary rows where llama.cpp wants them.
 
     Raises:
         CheckpointError: the decoder has a weight that this architecture of llama.cpp would not use.
     """
-    config = decoder.config
+    weights = source_weights(decoder)
     tensors: dict[str, Float32] = {}
-    for source, name in tensor_names(decoder, family).items():
-        rows = source_weights(decoder)[source]
-        if heads := rotary_heads(source, config, family):
-            rows = permute_heads(rows, heads)
-        tensors[name] = rows
-    factors = rope_factors(config)
-    if factors is not None:
-        tensors[ROPE_FACTORS] = factors
-    return tensors
-
-
-def source_weights(decoder: PreTrainedModel) -> Mapping[str, Float32]:
-    """The decoder's parameters by their Hugging Face names, without a copy; a tied head is left out."""
-    tied = bool(decoder.config.tie_word_embeddings)
-    return {
-        name: parameter.detach().float().cpu().numpy()
-        for name, parameter in decoder.state_dict().items()
-        if not (tied and name == "lm_head.weight") and not name.endswith("rotary_emb.inv_freq")
-    }
-
-
-def tensor_names(decoder: PreTrainedModel, family: Family) -> dict[str, str]:
-    """Hugging Face name → name in the file, for every parameter."""
-    config = decoder.config
-    names = gguf.get_tensor_name_map(family.arch, config.num_hidden_layers)
-    mapped: dict[str, str] = {}
-    for source in source_weights(decoder):
-        target = names.get_name(source, try_suffixes=(".weight", ".bias"))
-        projection = source.split(".")[-2]
-        dropped = source.endswith(".bias") and projection not in family.biases
-        if target is None or dropped or (projection in ("q_norm", "k_norm") and not family.qk_norm):
-            kinds = ", ".join(FAMILIES)
-            raise CheckpointError(
-                f"llama.cpp's {gguf.MODEL_ARCH_NAMES[family.arch]} has no {source}: only plain {kinds} decoders "
-                "are written to GGUF; take the onnx engine"
-            )
-        mapped[source] = target
-    return mapped
-
-
-def rotary_heads(source: str, config: object, family: Family) -> int:
-    """Heads of a q or k projection whose rows are reordered; 0 for all else."""
-    projection = source.split(".")[-2]
-    if not family.permuted or projection not in ("q_proj", "k_proj"):
-        return 0
-    heads = config.num_attention_heads  # type: ignore[attr-defined]
-    return heads if projection == "q_proj" else getattr(config, "num_key_value_heads", None) or heads
+    for name, stored in stored_tensors(decoder, family).items():
+        rows = stored.of(weights)
+        tensors[name] = permute_heads(rows, stored.heads) if stored.heads else rows
+    return tensors | rope_tables(decoder.config)

@@ -15,20 +15,17 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType
 from transformers import PreTrainedModel
+from transformers.activations import GELUTanh
 
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import ExportError
 from prunella.device_runtime.bundle import HOP_LENGTH
 from prunella.device_runtime.sound.log_mel import log_mel
-from prunella.export.gguf_decoder import (
-    ROPE_FACTORS,
-    decoder_keys,
-    rotary_heads,
-    source_weights,
-    tensor_names,
-)
-from prunella.export.gguf_families import find_family, rope_factors, unpermute_heads
+from prunella.export.gguf_decoder import decoder_keys
+from prunella.export.gguf_families import find_family
+from prunella.export.gguf_keys import rope_tables
 from prunella.export.gguf_mmproj import mmproj_keys, named_values, stored_shape
+from prunella.export.gguf_tensors import source_weights, stored_tensors, unpermute_heads
 from prunella.export.mmproj_layouts import find_layout
 from prunella.quantize.gguf_files import FILE_TYPE, GgufFile, read_gguf
 from prunella.quantize.gguf_probe import probe_embeddings, probe_logits, probe_tokens
@@ -51,7 +48,7 @@ _MIN_COSINE = {"F32": 0.999, "F16": 0.999, "Q8_0": 0.99}
 # Of audio tokens from ours, as a share of what distinguishes ours from each other: where they are nearly equal, as a
 # projector's bias makes them, the cosine sees nothing.
 _MAX_DISTANCE = {"F32": 0.02, "F16": 0.02, "Q8_0": 0.2}
-_PROBED_TOKENS = 48
+_PROBED_TOKENS, _PROBED_VECTORS = 48, 16
 _SECONDS_OF_30 = 30
 _WHOLE_CHUNKS = 29  # seconds; libmtmd cuts what is longer than 29.9
 _HARD_TEXT = (
@@ -105,22 +102,15 @@ def check_decoder_file(model: SpeechLLM, path: Path, *, max_context: int = 2_048
     family = find_family(config, max_context)
     file = read_gguf(path)
     _check_keys(file, decoder_keys(model, family))
-    expected: dict[str, Float32] = {}
-    rows_of: dict[str, int] = {}
     weights = source_weights(model.decoder)
-    for source, name in tensor_names(model.decoder, family).items():
-        expected[name] = weights[source]
-        rows_of[name] = rotary_heads(source, config, family)
-    factors = rope_factors(config)
-    if factors is not None:
-        expected[ROPE_FACTORS] = factors
+    stored = stored_tensors(model.decoder, family)
+    expected = rope_tables(config) | {name: one.of(weights) for name, one in stored.items()}
     _check_names(file, set(expected))
     for name, values in expected.items():
-        stored = file.tensors[name].values()
+        found = file.tensors[name].values()
+        heads = stored[name].heads if name in stored else 0
         # Back in Hugging Face's order, so that a mistake in the order when writing is not repeated here.
-        _check_tensor(
-            file, name, unpermute_heads(stored, heads) if (heads := rows_of.get(name, 0)) else stored, values
-        )
+        _check_tensor(file, name, unpermute_heads(found, heads) if heads else found, values)
     return len(expected)
 
 
@@ -160,11 +150,14 @@ def compare_logits(model: SpeechLLM, path: Path, kind: str) -> float:
     spread = np.random.default_rng(0).integers(0, vocab, _PROBED_TOKENS).tolist()
     tokens = [*model.prompt.before_ids, *model.prompt.after_ids, *spread][:_PROBED_TOKENS]
     expected = _logits(model.decoder, tokens)
+    with torch.inference_mode():
+        # The first ones as vectors, as audio comes: some families multiply looked up ones alone (Gemma 3).
+        rows = model.view.embeddings(torch.tensor(tokens[:_PROBED_VECTORS])).float().numpy()
     deviation = max(float(expected.std()), 1e-12)
-    error = float(np.abs(probe_logits(path, tokens) - expected).max()) / deviation
+    error = float(np.abs(probe_logits(path, tokens, rows) - expected).max()) / deviation
     allowed = _LOGIT_ERROR[kind]
-    if error > allowed and kind != "F32":  # perhaps a model that says something else after any rounding
-        rounded = _logits(_rounded(model.decoder, kind), tokens)
+    if error > allowed:  # perhaps a model that says something else after any rounding
+        rounded = _logits(rounded_as_stored(model.decoder, kind), tokens)
         allowed = max(allowed, _ROUNDINGS * float(np.abs(rounded - expected).max()) / deviation)
     if not error <= allowed:  # also when it is NaN
         raise ExportError(
@@ -180,14 +173,30 @@ def _logits(decoder: PreTrainedModel, tokens: list[int]) -> Float32:
     return rows
 
 
-def _rounded(decoder: PreTrainedModel, kind: str) -> PreTrainedModel:
-    """A copy whose matrices are as the file has them."""
+def rounded_as_stored(decoder: PreTrainedModel, kind: str) -> PreTrainedModel:
+    """A copy whose matrices are as the file has them, and whose GELU is as coarse as ggml's."""
     copied = copy.deepcopy(decoder)
-    stored = torch.float16 if kind == "F16" else torch.bfloat16
+    stored = {"F16": torch.float16, "BF16": torch.bfloat16}.get(kind, torch.float32)
     for parameter in copied.parameters():
         if parameter.ndim > 1:
             parameter.data = parameter.data.to(stored).float()
+    for module in copied.modules():
+        activation = getattr(module, "act_fn", None)
+        if isinstance(activation, GELUTanh):
+            module.act_fn = _HalfTable(activation)
     return copied
+
+
+class _HalfTable(torch.nn.Module):
+    """A function as a table from half floats to half floats, which is what ggml has for GELU, whatever the file's type."""
+
+    def __init__(self, function: torch.nn.Module) -> None:
+        super().__init__()
+        self._function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        within = self._function(x.half().float()).half().float()
+        return torch.where(x.abs() < 10, within, x.clamp(min=0))
 
 
 def compare_embeddings(model: SpeechLLM, path: Path, kind: str, decoder: Path) -> float:

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from prunella.export.gguf_decoder import tensor_names
 from prunella.export.gguf_families import find_family
+from prunella.export.gguf_tensors import stored_tensors
 from prunella.quantize.gguf_importance import Importance, write_importance
 from prunella.speech_llm.batches import DecoderBatch
 from prunella.speech_llm.model import SpeechLLM
@@ -29,13 +29,13 @@ def measure_importance(
         CheckpointError: the decoder is not of a family that is written to GGUF.
     """
     decoder = model.decoder
-    names = tensor_names(decoder, find_family(decoder.config, max_context))
+    tensors = stored_tensors(decoder, find_family(decoder.config, max_context))
     modules = dict(decoder.named_modules())
     energy, positions = _InputEnergy(), 0
     with ExitStack() as watched:
-        for source, name in names.items():
-            module = modules[source.rpartition(".")[0]]
-            if source.endswith(".weight") and isinstance(module, torch.nn.Linear):
+        for name, stored in tensors.items():
+            module = modules[stored.source.rpartition(".")[0]]
+            if stored.source.endswith(".weight") and isinstance(module, torch.nn.Linear):
                 watched.callback(energy.watch(name, module).remove)
         if decoder.config.tie_word_embeddings:  # the table is multiplied as the head
             watched.callback(energy.watch("token_embd.weight", model.view.head).remove)

@@ -20,6 +20,7 @@ from prunella.speech_llm.model import SpeechLLM
 POSITIONS = 1_500  # of the 30 s that llama.cpp always encodes with Whisper's kin
 _WINDOW_FRAMES = 3_000
 _REMEDY = "a bundle for the gguf engine goes without llama.cpp's own audio half"
+_SCALED = ("gemma", "gemma2")  # decoders; `LlamaDecoder` divides before
 _UNMASKED = (
     "llama.cpp's own audio half hears 30 s with nothing masked, and gives a token for every part of them; the model was "
     "trained with the silence behind the audio masked: take --engine gguf, which does that"
@@ -124,6 +125,12 @@ def find_layout(model: SpeechLLM) -> Layout:
         raise CheckpointError(f"{_WRONG[name]}: {_REMEDY}")
     if name not in LAYOUTS:
         raise CheckpointError(f"llama.cpp has no projector type for the family '{family}': {_REMEDY}")
+    kind = model.decoder.config.model_type
+    if kind in _SCALED:
+        raise CheckpointError(
+            f"llama.cpp multiplies a {kind}'s audio by the factor of looked up tokens, which its own audio half does not "
+            f"undo: {_REMEDY}"
+        )
     layout = LAYOUTS[name]
     layout.check(model)
     return layout

@@ -1,6 +1,6 @@
 """Runs llama.cpp on one file and writes down what it says. A program of its own: a file that is wrong may kill it.
 
-`python -m prunella.quantize.gguf_probe logits MODEL TOKENS.npy OUT.npy`
+`python -m prunella.quantize.gguf_probe logits MODEL TOKENS.npy OUT.npy [VECTORS.npy]`
 `python -m prunella.quantize.gguf_probe tokenize MODEL TEXTS.json OUT.json`
 `python -m prunella.quantize.gguf_probe embed MMPROJ MODEL SAMPLES.npy OUT.npy`
 """
@@ -24,8 +24,13 @@ from prunella.device_runtime.engines.mtmd_encoder import MtmdEncoder
 _SECONDS = 900
 
 
-def probe_logits(model: Path, tokens: list[int]) -> Float32:
+def probe_logits(model: Path, tokens: list[int], vectors: Float32 | None = None) -> Float32:
     """Logits after every token, computed by llama.cpp in a child process with a float32 cache → (len(tokens), vocab).
+
+    Args:
+        model: file of the decoder.
+        tokens: that are fed.
+        vectors: (n, hidden) float32, fed in place of the first n tokens, as audio is; none: tokens alone.
 
     Raises:
         ExportError: the file does not load, or brings llama.cpp down.
@@ -33,7 +38,11 @@ def probe_logits(model: Path, tokens: list[int]) -> Float32:
     with tempfile.TemporaryDirectory(prefix="prunella-probe-") as name:
         given, out = Path(name) / "tokens.npy", Path(name) / "logits.npy"
         np.save(given, np.array(tokens, np.int32))
-        _in_child("logits", model, given, out)
+        paths = [given, out]
+        if vectors is not None:
+            paths.append(Path(name) / "vectors.npy")
+            np.save(paths[-1], vectors)
+        _in_child("logits", model, *paths)
         return np.load(out, allow_pickle=False)
 
 
@@ -85,7 +94,13 @@ def main(arguments: list[str]) -> int:
         if what == "logits":
             tokens = np.load(paths[1], allow_pickle=False).tolist()
             decoder = LlamaDecoder(paths[0], positions=max(256, len(tokens)), threads=1, exact=True)
-            np.save(paths[2], decoder.feed_tokens(tokens, keep=len(tokens)))
+            rows, fed = [], 0
+            if paths[3:]:
+                vectors = np.load(paths[3], allow_pickle=False)
+                fed = len(vectors)
+                rows.append(decoder.feed_embeddings(vectors, keep=fed).copy())
+            rows.append(decoder.feed_tokens(tokens[fed:], keep=len(tokens) - fed))
+            np.save(paths[2], np.concatenate(rows))
         elif what == "tokenize":
             decoder = LlamaDecoder(paths[0], positions=256, threads=1)
             texts = json.loads(paths[1].read_text(encoding="utf-8"))

@@ -21,6 +21,7 @@ from prunella.device_runtime.engines.providers import missing_offload
 
 MAX_BRANCHES = MAX_BEAMS
 _GGML_TYPE_F32 = 0
+_SCALES_ALL = ("gemma", "gemma2")  # llama.cpp multiplies embeddings of audio too, as if it had looked them up
 _SEQUENCE = 0  # the text; branches have the numbers behind it, in turn these or those
 _BANKS = (range(1, 1 + MAX_BRANCHES), range(1 + MAX_BRANCHES, 1 + 2 * MAX_BRANCHES))
 
@@ -76,6 +77,7 @@ class LlamaDecoder:
         self.num_layers = int(library.llama_model_n_layer(self.model))
         self.vocabulary = library.llama_model_get_vocab(self.model)
         self.vocab_size = int(library.llama_vocab_n_tokens(self.vocabulary))
+        self._divisor = self.hidden_size**0.5 if self._architecture() in _SCALES_ALL else 1.0
         context = library.llama_context_default_params()
         context.n_ctx = context.n_batch = positions
         context.n_ubatch = min(positions, 512)
@@ -114,6 +116,11 @@ class LlamaDecoder:
             batch.seq_id[index][0] = _SEQUENCE
         return batch
 
+    def _architecture(self) -> str:
+        room = ctypes.create_string_buffer(64)
+        self._library.llama_model_meta_val_str(self.model, b"general.architecture", room, len(room))
+        return room.value.decode()
+
     def feed_tokens(self, tokens: Sequence[int], *, keep: int = 1) -> Float32:
         """Append tokens → (keep, vocab) logits after the last `keep` of them, valid until the next call.
 
@@ -131,6 +138,8 @@ class LlamaDecoder:
     def feed_embeddings(self, embeddings: Float32, *, keep: int = 1) -> Float32:
         """Append (n, hidden) embeddings. Returns and raises as `feed_tokens`."""
         rows = np.ascontiguousarray(embeddings, np.float32)
+        if self._divisor != 1.0:
+            rows = rows / np.float32(self._divisor)
         self._require(len(rows))
         if rows.shape[1] != self.hidden_size:
             raise EngineError(

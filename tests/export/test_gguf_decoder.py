@@ -9,18 +9,27 @@ import torch
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
 from transformers import (
+    Cohere2Config,
+    Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
+    GraniteConfig,
+    Lfm2Config,
     LlamaConfig,
+    MinistralConfig,
     MistralConfig,
+    Olmo2Config,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
 )
 
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.device_runtime.engines.llama_decoder import LlamaDecoder
 from prunella.export.gguf_decoder import write_decoder
-from prunella.export.gguf_gate import check_decoder_file, compare_logits
+from prunella.export.gguf_gate import check_decoder_file, compare_logits, rounded_as_stored
 from prunella.quantize.gguf_files import read_gguf
 
 pytestmark = pytest.mark.native
@@ -48,6 +57,30 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 3.5],
+    "long_factor": [4.0, 5.0, 6.0, 7.0, 8.0, 9.0],
+}
+GRANITE = {
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 1.5,
+    "attention_multiplier": 0.0625,
+}
+GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16}
+GEMMA_4B = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+EXPERTS = {
+    "head_dim": 32,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+}
 CONFIGS = {
     "llama": LlamaConfig(**SIZES),
     "llama-one-layer-untied": LlamaConfig(**SIZES | {"num_hidden_layers": 1, "tie_word_embeddings": False}),
@@ -62,19 +95,37 @@ CONFIGS = {
     "qwen2": Qwen2Config(**SIZES),
     "qwen3": Qwen3Config(**SIZES | {"tie_word_embeddings": False}, head_dim=32),
     "smollm3": SmolLM3Config(**SIZES | {"num_hidden_layers": 5}),
+    "granite": GraniteConfig(**SIZES, **GRANITE),
+    "phi3": Phi3Config(**SIZES, original_max_position_embeddings=2_048),
+    "phi3-longrope": Phi3Config(
+        **SIZES | {"max_position_embeddings": 8_192},
+        original_max_position_embeddings=2_048,
+        partial_rotary_factor=0.75,
+        rope_parameters=LONGROPE,
+    ),
+    "ministral": MinistralConfig(**SIZES, head_dim=16, sliding_window=2_048),
+    "olmo2": Olmo2Config(**SIZES | {"tie_word_embeddings": False}),
+    "cohere2": Cohere2Config(
+        **SIZES | {"num_hidden_layers": 5, "initializer_range": 0.6}, logit_scale=0.25, sliding_window=16
+    ),
+    "gemma": GemmaConfig(**SIZES, head_dim=32),
+    "gemma2": Gemma2Config(**SIZES, **GEMMA, final_logit_softcapping=20.0),
+    "gemma3": Gemma3TextConfig(**SIZES, **GEMMA),
+    "gemma3-4b": Gemma3TextConfig(**SIZES, **GEMMA, final_logit_softcapping=20.0, rope_parameters=GEMMA_4B),
+    # As cuts leave them: out of step with the layer's number.
+    "gemma2-cut": Gemma2Config(**SIZES, **GEMMA, layer_types=["sliding_attention"] * 2 + ["full_attention"]),
+    "gemma3-cut": Gemma3TextConfig(
+        **SIZES, **GEMMA, layer_types=["full_attention", "sliding_attention", "full_attention"]
+    ),
+    "qwen3_moe": Qwen3MoeConfig(**SIZES, **EXPERTS),
 }
 
 
-def greedy(model, prompt, steps):
-    """Tokens, and the logits that they were chosen from, in PyTorch."""
-    tokens, rows = list(prompt), []
-    for _ in range(steps):
-        with torch.inference_mode():
-            rows.append(
-                model.decoder(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].numpy()
-            )
-        tokens.append(int(rows[-1].argmax()))
-    return tokens[len(prompt) :], np.stack(rows)
+def followed(decoder, prompt, said):
+    """Logits behind the prompt and each token that is said, in PyTorch."""
+    with torch.inference_mode():
+        rows = decoder(input_ids=torch.tensor([[*prompt, *said]]), use_cache=False).logits[0]
+    return rows[len(prompt) - 1 : -1].numpy()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -82,20 +133,23 @@ def test_llama_cpp_says_what_pytorch_says(name, speech_llm_around, tmp_path):
     model = speech_llm_around(CONFIGS[name])
     path = write_decoder(model, tmp_path / "decoder.gguf", kind="F32")
     assert check_decoder_file(model, path) == len(read_gguf(path).tensors)
-    prompt = (
-        np.random.default_rng(1).integers(3, 256, 100).tolist()
-    )  # beyond the 64 that scaled rotations begin at
-    expected, logits = greedy(model, prompt, 24)
+    generator = np.random.default_rng(1)
+    prompt = generator.integers(3, 256, 100).tolist()  # beyond the 64 that scaled rotations begin at
+    said = generator.integers(3, 256, 24).tolist()
+    logits = followed(
+        rounded_as_stored(model.decoder, "F32"), prompt, said
+    )  # ggml's GELU is a table of halves
     assert logits.std() >= 1
-    assert len(set(expected)) > 3
+    assert len(set(logits.argmax(axis=1))) > 3
 
     decoder = LlamaDecoder(path, positions=256, threads=1, exact=True)
-    row, tokens, rows = decoder.feed_tokens(prompt)[0], [], []
-    for _ in range(24):
+    vectors = model.view.embeddings(torch.tensor(prompt[:40])).numpy()  # as audio comes
+    decoder.feed_embeddings(vectors, keep=0)
+    row, rows = decoder.feed_tokens(prompt[40:])[0], []
+    for token in said:
         rows.append(row.copy())
-        tokens.append(int(row.argmax()))
-        row = decoder.feed_tokens(tokens[-1:])[0]
-    assert tokens == expected
+        row = decoder.feed_tokens([token])[0]
+    assert np.stack(rows).argmax(axis=1).tolist() == logits.argmax(axis=1).tolist()
     np.testing.assert_allclose(np.stack(rows), logits, atol=1e-3 * logits.std())
 
 
@@ -148,7 +202,40 @@ def test_a_cut_that_keeps_smollm3s_pattern_is_written(speech_llm_around, tmp_pat
             LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
             "dynamic",
         ),
-        (GemmaConfig(**SIZES, head_dim=16), "'gemma'"),
+        (GemmaConfig(**SIZES | {"tie_word_embeddings": False}, head_dim=16), "one of its own"),
+        (Olmo2Config(**SIZES), "its embeddings: take"),
+        (MinistralConfig(**SIZES, head_dim=16, sliding_window=128), "slides over 128"),
+        (Phi3Config(**SIZES, sliding_window=128, original_max_position_embeddings=2_048), "slides over 128"),
+        (
+            Phi3Config(
+                **SIZES,
+                original_max_position_embeddings=512,
+                partial_rotary_factor=0.75,
+                rope_parameters=LONGROPE,
+            ),
+            "otherwise from the position 512 on",
+        ),
+        (
+            Gemma2Config(**SIZES, **GEMMA | {"query_pre_attn_scalar": 24}),
+            "root of 1/32, the model by that of 1/24",
+        ),
+        (Gemma2Config(**SIZES, **GEMMA, attn_logit_softcapping=None), "no attn_logit_softcapping"),
+        (Gemma3TextConfig(**SIZES, **GEMMA, use_bidirectional_attention=True), "from left to right"),
+        (
+            Gemma3TextConfig(
+                **SIZES,
+                **GEMMA,
+                rope_parameters=dict.fromkeys(GEMMA_4B, GEMMA_4B["full_attention"]),
+            ),
+            "sliding layers \\(linear",
+        ),
+        (Qwen3MoeConfig(**SIZES, **EXPERTS, mlp_only_layers=[1]), "layer 1 is a plain MLP"),
+        (Qwen3MoeConfig(**SIZES, **EXPERTS, decoder_sparse_step=2), "layer 0 is a plain MLP"),
+        (Qwen3MoeConfig(**SIZES, **EXPERTS | {"norm_topk_prob": False}), "do not add up to one"),
+        (
+            Lfm2Config(**SIZES, layer_types=["conv", "conv", "full_attention"]),
+            "'lfm2' .*cannot be wound back",
+        ),
     ],
 )
 def test_what_llama_cpp_would_run_wrongly_is_refused(config, message, speech_llm_around, tmp_path):
