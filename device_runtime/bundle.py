@@ -28,6 +28,7 @@ from prunella.device_runtime.manifest import OptionValue as OptionValue
 from prunella.device_runtime.manifest import PromptSegment as PromptSegment
 from prunella.device_runtime.manifest import PromptSpec as PromptSpec
 from prunella.device_runtime.manifest import Provider as Provider
+from prunella.device_runtime.manifest import TimeMark as TimeMark
 from prunella.device_runtime.manifest import find_language as find_language
 from prunella.device_runtime.manifest_reader import ENGINE_FILES as ENGINE_FILES
 from prunella.device_runtime.manifest_reader import parse_manifest, shown

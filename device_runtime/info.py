@@ -59,6 +59,7 @@ def describe(bundle: Bundle) -> str:
         ("letters", _letters(bundle)),
         *_mmproj(manifest.mmproj),
         ("prompt", f"{manifest.prompt.before_audio!r} AUDIO {manifest.prompt.after_audio!r}"),
+        *_time_marks(manifest.prompt),
         ("languages", _languages(manifest.prompt)),
         ("vocabulary", "--vocabulary WORDS" if manifest.prompt.takes_vocabulary else "the prompt takes none"),
         ("token cap", f"{_per_second(decode.max_tokens_per_second)} per second + {decode.extra_tokens}"),
@@ -137,6 +138,18 @@ def _features(spec: FeatureSpec) -> str:
         f"padded to a multiple of {spec.frame_multiple} frames" if spec.frame_multiple > 1 else "",
     ]
     return ", ".join(filter(None, parts)) + told
+
+
+def _time_marks(prompt: PromptSpec) -> list[tuple[str, str]]:
+    if not prompt.time_marks:
+        return []
+    first, last = prompt.time_marks[0], prompt.time_marks[-1]
+    return [
+        (
+            "time marks",
+            f"{first.text!r} behind {first.after} audio tokens, to {last.text!r} behind {last.after}",
+        )
+    ]
 
 
 def _languages(prompt: PromptSpec) -> str:

@@ -142,6 +142,15 @@ class PromptSegment:
 
 
 @dataclass(frozen=True)
+class TimeMark:
+    """Text that stands among the audio tokens, behind so many of them: how far the audio has come, as the model is told."""
+
+    after: Annotated[int, Meta(ge=0, lt=2**20)]
+    text: str
+    ids: tuple[Token, ...]
+
+
+@dataclass(frozen=True)
 class Language:
     """What stands in the prompt's language slot when this language is asked for."""
 
@@ -182,14 +191,16 @@ class PromptSpec:
         answer: how the transcript is read out of what the model says, see answer.py.
         languages: that the slot takes.
         language: code of the one that is in it; "": none, and the model finds out.
+        time_marks: in order; an utterance has those that its audio tokens reach.
     """
 
     segments: tuple[PromptSegment, ...]
     eos_ids: Annotated[tuple[Token, ...], Meta(min_length=1)]
     text_style: Annotated[str, Meta(pattern="^(as-is|lower)$")] = "as-is"
-    answer: Annotated[str, Meta(pattern="^(as-is|language-tag|quoted)$")] = "as-is"
+    answer: Annotated[str, Meta(pattern="^(as-is|language-tag|quoted|diarized)$")] = "as-is"
     languages: tuple[Language, ...] = ()
     language: str = ""
+    time_marks: tuple[TimeMark, ...] = ()
 
     @staticmethod
     def around_audio(
@@ -230,9 +241,26 @@ class PromptSpec:
 
     @property
     def most_ids(self) -> int:
-        """Most tokens around the audio, whatever the language, or that the answer takes to name it."""
-        text = sum(len(piece.ids) for piece in self.segments)
-        return text + max((len(one.ids) for one in self.languages), default=0)
+        """Most tokens around the audio and in it, whatever the language, or that the answer takes to name it."""
+        pieces = [*(piece.ids for piece in self.segments), *(mark.ids for mark in self.time_marks)]
+        return sum(map(len, pieces)) + max((len(one.ids) for one in self.languages), default=0)
+
+    def positions(self, audio_tokens: int) -> int:
+        """Of so many audio tokens with all that stands around and among them."""
+        among = sum(len(mark.ids) for mark in self.marks_among(audio_tokens))
+        return len(self.before_ids) + audio_tokens + among + len(self.after_ids)
+
+    def marks_among(self, audio_tokens: int) -> tuple[TimeMark, ...]:
+        """The time marks that so many audio tokens reach."""
+        return tuple(mark for mark in self.time_marks if mark.after <= audio_tokens)
+
+    def audio_span(self, audio_tokens: int, placeholder: int) -> list[int]:
+        """Token ids of so many audio tokens, each a placeholder, and of the time marks among them."""
+        span: list[int] = []
+        marks = self.marks_among(audio_tokens)
+        for before, mark in zip((0, *(mark.after for mark in marks)), marks, strict=False):
+            span += [placeholder] * (mark.after - before) + [*mark.ids]
+        return span + [placeholder] * (audio_tokens - (marks[-1].after if marks else 0))
 
     @property
     def opening_ids(self) -> int:

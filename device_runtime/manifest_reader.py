@@ -141,12 +141,16 @@ def _check_prompt(manifest: BundleManifest) -> None:
         raise msgspec.ValidationError("Expected one of the languages - at `$.prompt.language`")
     lists = {"segments": [piece.ids for piece in prompt.segments], "eos_ids": [prompt.eos_ids]}
     lists["languages"] = [one.ids for one in prompt.languages]
+    lists["time_marks"] = [mark.ids for mark in prompt.time_marks]
     for name, found in lists.items():
         largest = max((token for ids in found for token in ids), default=0)
         if largest >= manifest.decoder.vocab_size:
             raise msgspec.ValidationError(
                 f"Expected tokens of the vocabulary, not {largest} - at `$.prompt.{name}`"
             )
+    places = [mark.after for mark in prompt.time_marks]
+    if places != sorted(set(places)):
+        raise msgspec.ValidationError("Expected places that rise - at `$.prompt.time_marks`")
     if prompt.languages and "language" not in kinds:
         raise msgspec.ValidationError("Expected a place for a language - at `$.prompt.segments`")
 
@@ -176,7 +180,10 @@ def upgraded(body: dict[str, Any]) -> dict[str, Any]:
     renamed = {"num_mel_bins": "num_mel_bins", "samples_per_token": "multiple", "extra_padding": "extra"}
     now = {key: value for key, value in audio.items() if key not in renamed or key == "samples_per_token"}
     now["features"] = {new: audio[old] for old, new in renamed.items() if old in audio}
-    later = {"audio": ("features",), "prompt": ("segments", "answer", "languages", "language")}
+    later = {
+        "audio": ("features",),
+        "prompt": ("segments", "answer", "languages", "language", "time_marks"),
+    }
     for part, keys in later.items():
         if unknown := [key for key in keys if key in body[part]]:
             raise msgspec.ValidationError(f"version 1 has no key `$.{part}.{unknown[0]}`")

@@ -17,6 +17,7 @@ from prunella.device_runtime.decoding.answer import (
     ENGLISH,
     AnswerReader,
     closing_of,
+    frames_in,
     opening_of,
     write_answer,
 )
@@ -27,7 +28,7 @@ from prunella.device_runtime.decoding.engine import BeamEngine, Engine
 from prunella.device_runtime.decoding.greedy import Greedy
 from prunella.device_runtime.decoding.limits import MIN_SCORE, check_effort
 from prunella.device_runtime.decoding.phrases import Phrases, PhraseTrie
-from prunella.device_runtime.decoding.strategy import Decoding, Prefilled
+from prunella.device_runtime.decoding.strategy import Decoded, Decoding, Prefilled
 from prunella.device_runtime.decoding.text_style import style_text
 from prunella.device_runtime.sound.audio import Audio, check_samples, split_at_quiet_points
 from prunella.device_runtime.sound.speech_gate import (
@@ -45,6 +46,7 @@ from prunella.device_runtime.transcript import (
     Segment,
     Timings,
     Transcript,
+    Turn,
     silent_segment,
 )
 
@@ -252,7 +254,8 @@ class Transcriber:
             raise AudioError(
                 f"{seconds:.1f} s of audio cannot be scored in one piece: cut it to {self.audio.max_seconds} s"
             )
-        answer = write_answer(style_text(text, self.prompt.text_style), AnswerReader.of(self.prompt).answer)
+        kind = AnswerReader.of(self.prompt).answer
+        answer = write_answer(style_text(text, self.prompt.text_style), kind, seconds=seconds)
         tokens = [*self._ids(answer), self.prompt.eos_ids[0]]
         losses = self.engine.score(self.engine.encode(checked), tokens, *self._behind(self.prompt))
         return float(np.sum(losses, dtype=np.float64)), len(tokens)
@@ -291,10 +294,11 @@ class Transcriber:
             return self.prompt
         return self.prompt.with_language(ENGLISH if ENGLISH in names else names[0])
 
-    def _around(self, prompt: PromptSpec) -> int:
-        """Most tokens that an answer has beside its transcript."""
+    def _around(self, prompt: PromptSpec, seconds: float) -> int:
+        """Most tokens that an answer about so many seconds has beside its transcript."""
         kind = AnswerReader.of(prompt).answer
-        return max(prompt.opening_ids, len(self._ids(opening_of(kind))) + len(self._ids(closing_of(kind))))
+        frame = len(self._ids(opening_of(kind))) + len(self._ids(closing_of(kind)))
+        return max(prompt.opening_ids, frame * frames_in(kind, seconds))
 
     def _behind(self, prompt: PromptSpec) -> tuple[tuple[int, ...], ...]:
         """What `Engine.start` is told of the tokens behind the audio: nothing, where they are always the same."""
@@ -333,7 +337,7 @@ class Transcriber:
         embeddings = self.engine.encode(samples)
         encoded = time.perf_counter()
         prompt, decoding, letters = self._asked(), self._decoding, self.engine.ctc_log_probs
-        cap = self.options.token_cap(self.audio.heard_seconds(len(samples))) + self._around(prompt)
+        cap = self.options.token_cap(self.audio.heard_seconds(len(samples))) + self._around(prompt, t1 - t0)
         decoded = decoding.sure(letters, cap) if isinstance(decoding, Shortcut) else None
         prefilled = time.perf_counter()
         if decoded is None:
@@ -363,7 +367,24 @@ class Transcriber:
             passes=decoded.passes,
             phrase=decoded.phrase,
             language=decoded.language or prompt.language or None,
+            turns=self._turns(decoded, t0, t1),
         )
+
+    def _turns(self, decoded: Decoded, t0: float, t1: float) -> tuple[Turn, ...]:
+        """Who said what, as far as the text goes: a loop that was cut is nobody's."""
+        reader = AnswerReader.of(self.prompt)
+        if reader.plain or decoded.phrase is not None:
+            return ()
+        found: list[Turn] = []
+        left = decoded.text
+        for turn in reader.turns(
+            self.tokenizer.decode(list(decoded.tokens), skip_special_tokens=True), t0, t1
+        ):
+            if not left.startswith(turn.text):
+                return (*found, replace(turn, text=left)) if left else tuple(found)
+            found.append(turn)
+            left = left.removeprefix(turn.text).lstrip()
+        return tuple(found)
 
 
 def _finished(steps: Generator[str, None, Segment]) -> Segment:

@@ -130,10 +130,29 @@ class PhraseMatch:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """What one speaker said from `t0` to `t1`, seconds from the file's start, as the model says.
+
+    `speaker`: the model's name, such as "S01". It counts speakers anew in every segment.
+    """
+
+    speaker: str
+    t0: float
+    t1: float
+    text: str
+
+    def to_json(self, offset: float = 0.0) -> dict[str, Any]:
+        """A JSON-ready dict, so many seconds later."""
+        begin, end = round(self.t0 + offset, 3), round(self.t1 + offset, 3)
+        return {"speaker": self.speaker, "t0": begin, "t1": end, "text": self.text}
+
+
+@dataclass(frozen=True)
 class Segment:
     """One stretch of audio, at most 29.5 s, decoded on its own. `t0` and `t1` are seconds from the file's start.
 
     `language`: code of the one that the model named, or was told; its name, where the bundle knows no code; None: neither.
+    `turns`: who said what when, of a model that says so.
     """
 
     t0: float
@@ -146,6 +165,7 @@ class Segment:
     passes: int = 0  # of the decoder after the prefill; fewer than tokens where drafts were right
     phrase: PhraseMatch | None = None  # where only the phrases of a list could be said
     language: str | None = None
+    turns: tuple[Turn, ...] = ()
 
 
 def silent_segment(t0: float, t1: float, spent: float) -> Segment:
@@ -193,6 +213,11 @@ class Transcript:
     def language(self) -> str | None:
         """See `main_language`."""
         return main_language(self.segments)
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """Who said what when, of a model that says so."""
+        return tuple(turn for segment in self.segments for turn in segment.turns)
 
     @property
     def phrases(self) -> tuple[dict[str, Any], ...]:

@@ -87,7 +87,8 @@ def _stock_logits(model: SpeechLLM, samples: Float32, count: int, text: list[int
     spec = model.config.audio.features
     heard, _ = features(samples, _stock_spec(spec) if model.stock.family.stock_windows else spec)
     placeholder = stock.config.audio_token_id
-    ids = [*model.prompt.before_ids, *[placeholder] * count, *model.prompt.after_ids, *text]
+    span = model.prompt.audio_span(count, placeholder)
+    ids = [*model.prompt.before_ids, *span, *model.prompt.after_ids, *text]
     inputs = {
         "input_ids": torch.tensor([ids]),
         "attention_mask": torch.ones(1, len(ids), dtype=torch.long),

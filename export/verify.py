@@ -222,7 +222,7 @@ def differences(manifest: BundleManifest, model: SpeechLLM) -> list[str]:
             found.append(
                 f"its audio has {what} {getattr(here, what) or 'none'}, the model's {getattr(there, what) or 'none'}"
             )
-    for what in ("before_audio", "after_audio", "before_ids", "after_ids", "eos_ids", "answer"):
+    for what in ("before_audio", "after_audio", "before_ids", "after_ids", "eos_ids", "answer", "time_marks"):
         if getattr(manifest.prompt, what) != getattr(model.prompt, what):
             ours, theirs = getattr(manifest.prompt, what), getattr(model.prompt, what)
             found.append(f"its prompt has {what} {ours!r}, the model's {theirs!r}")

@@ -181,7 +181,8 @@ def tokenize(
     else:
         ids = said = _token_ids(model, [model.said(clip.text) for clip in clips])
         if model.answer("x") != model.said("x"):
-            ids = _token_ids(model, [model.answer(clip.text, clip.language) for clip in clips])
+            answers = [model.answer(clip.text, clip.language, seconds=clip.seconds) for clip in clips]
+            ids = _token_ids(model, answers)
     kept = []
     for clip, tokens, spoken in zip(clips, ids, said, strict=True):
         steps = int(clip.seconds / (1 + slowest) * spec.sampling_rate / step)

@@ -133,18 +133,15 @@ class FeatureStore:
 
     def positions(self, epoch: int) -> Lengths:
         """(clips,) decoder positions of every clip in this epoch, known before any audio is read."""
-        prompts = {
-            language: len(prompt.before_ids) + len(prompt.after_ids)
-            for language in {self.language(index) for index in range(len(self))}
-            for prompt in (self.model.prompt_for(language),)
-        }
+        languages = {self.language(index) for index in range(len(self))}
+        prompts = {language: self.model.prompt_for(language) for language in languages}
         config = self.model.config
         features = config.audio.features
         rows = []
         for index in range(len(self)):
             samples = int(np.ceil(self.seconds(index, self.variant(index, epoch)) * SAMPLE_RATE))
             audio = config.audio_tokens(config.encoder_frames(features.valid_frames(samples)))
-            rows.append(prompts[self.language(index)] + audio + len(self.tokens(index)))
+            rows.append(prompts[self.language(index)].positions(audio) + len(self.tokens(index)))
         return np.array(rows, np.int64)
 
     def load(self, index: int, variant: int) -> Loaded:

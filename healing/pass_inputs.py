@@ -11,7 +11,7 @@ from torch import nn
 from prunella.speech_llm.batches import IGNORE
 from prunella.speech_llm.model import SpeechLLM
 
-_PLACEHOLDER = 0  # token id where audio goes; its embedding is overwritten
+_PLACEHOLDER = -1  # where audio goes
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,9 @@ def pass_inputs(model: SpeechLLM, clips: Sequence[PassClip], *, encoded: bool) -
         before, after = list(prompt.before_ids), list(prompt.after_ids)
         # The end token is predicted, never read.
         text = list(clip.tokens)
-        ids.append(torch.tensor(before + [_PLACEHOLDER] * count + after + text[:-1]))
-        place = torch.zeros(len(ids[-1]), dtype=torch.bool)
-        place[len(before) : len(before) + count] = True
-        audio.append(place)
+        row = torch.tensor(before + prompt.audio_span(count, _PLACEHOLDER) + after + text[:-1])
+        audio.append(row == _PLACEHOLDER)
+        ids.append(row.clamp(min=0))  # any token: its embedding is overwritten
         label = torch.full((len(ids[-1]),), IGNORE)
         label[-len(text) :] = torch.tensor(text)
         labels.append(label)

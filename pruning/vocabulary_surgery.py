@@ -73,6 +73,7 @@ def config_ids(model: SpeechLLM | TextLLM) -> set[int]:
         prompt = model.prompt
         found |= {token for piece in prompt.segments for token in piece.ids} | set(prompt.eos_ids)
         found |= {token for one in prompt.languages for token in one.ids}
+        found |= {token for mark in prompt.time_marks for token in mark.ids}
         if model.stock is not None:
             _renumber(model.stock.config.to_dict(), note)
             if model.stock.model.generation_config is not None:
@@ -134,6 +135,7 @@ def _renumbered_prompt(prompt: PromptSpec, places: Mapping[int, int]) -> PromptS
         prompt,
         segments=tuple(replace(piece, ids=moved(piece.ids)) for piece in prompt.segments),
         languages=tuple(replace(one, ids=moved(one.ids)) for one in prompt.languages),
+        time_marks=tuple(replace(one, ids=moved(one.ids)) for one in prompt.time_marks),
         eos_ids=moved(prompt.eos_ids),
     )
 

@@ -49,9 +49,8 @@ class SpeechExample:
 
     def length(self, model: SpeechLLM) -> int:
         """Positions that the example takes in the decoder."""
-        prompt = model.prompt_for(self.language)
         audio = model.config.audio_tokens(model.config.encoder_frames(self.valid_frames))
-        return len(prompt.before_ids) + audio + len(prompt.after_ids) + len(self.tokens)
+        return model.prompt_for(self.language).positions(audio) + len(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,8 @@ def speech_example(model: SpeechLLM, utterance: Utterance) -> SpeechExample:
     """
     samples, language, spec = utterance.load(), utterance.language, model.config.audio
     features, valid = model_features(model, samples)
-    ids = model.tokenizer(model.answer(utterance.text, language), add_special_tokens=False)["input_ids"]
+    answer = model.answer(utterance.text, language, seconds=len(samples) / spec.sampling_rate)
+    ids = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
     windows = spec.features.multiple >= spec.sampling_rate
     recorded = -(-len(samples) // spec.samples_per_token) if windows else 0
     return SpeechExample(features, (*ids, model.prompt.eos_ids[0]), valid, language, recorded)
@@ -131,16 +131,18 @@ def layout_batch(
         )
         recorded = min(example.recorded or len(embeddings), len(embeddings))
         target = torch.tensor(ids, dtype=torch.long)
+        heard, kinds = _among_marks(model, embeddings, recorded)
         # The end token is predicted, never read.
-        rows.append(torch.cat([before, embeddings, after, model.embed_tokens(target[:-1])]))
-        parts = (
-            (len(before), PositionClass.PROMPT),
-            (recorded, PositionClass.AUDIO),
-            (len(embeddings) - recorded, PositionClass.SILENCE),
-            (len(after), PositionClass.PROMPT),
-            (len(ids) - 1, PositionClass.TEXT),
-        )
-        classes.append(torch.cat([torch.full((count,), int(kind)) for count, kind in parts]))
+        rows.append(torch.cat([before, heard, after, model.embed_tokens(target[:-1])]))
+        around = [
+            torch.full((count,), int(kind))
+            for count, kind in (
+                (len(before), PositionClass.PROMPT),
+                (len(after), PositionClass.PROMPT),
+                (len(ids) - 1, PositionClass.TEXT),
+            )
+        ]
+        classes.append(torch.cat([around[0], kinds, *around[1:]]))
         label = torch.full((len(rows[-1]),), IGNORE)
         label[len(label) - len(ids) :] = target
         labels.append(label)
@@ -152,6 +154,22 @@ def layout_batch(
         labels=pad(labels, batch_first=True, padding_value=IGNORE),
         position_class=position_class,
     )
+
+
+def _among_marks(
+    model: SpeechLLM, embeddings: torch.Tensor, recorded: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Audio tokens (n, hidden) and the prompt's time marks among them, and their position classes (n + marks,)."""
+    span = torch.tensor(model.prompt.audio_span(len(embeddings), IGNORE), dtype=torch.long)
+    kinds = torch.full((len(embeddings),), int(PositionClass.AUDIO))
+    kinds[recorded:] = int(PositionClass.SILENCE)
+    inside = span == IGNORE
+    if bool(inside.all()):
+        return embeddings, kinds
+    found = torch.full((len(span),), int(PositionClass.PROMPT))
+    found[inside] = kinds
+    rows = model.embed_tokens(span.clamp(min=0))
+    return rows.masked_scatter(inside[:, None], embeddings.to(rows.dtype)), found
 
 
 def text_batch(decoder: PreTrainedModel, tokens: Sequence[Sequence[int]]) -> DecoderBatch:

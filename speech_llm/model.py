@@ -115,19 +115,20 @@ class SpeechLLM(nn.Module):
         """A transcript as the model writes it, without what it puts around it."""
         return style_text(text, self.config.text_style)
 
-    def answer(self, text: str, language: str = "") -> str:
+    def answer(self, text: str, language: str = "", *, seconds: float = 0.0) -> str:
         """What the model is to say of a transcript: `said`, with what it puts around it.
 
         Args:
             text: what is said; "" where nobody speaks.
             language: as of `prompt_for`; "": English. Of use where the answer names it.
+            seconds: of the audio. Of use where the answer says when the text ends.
 
         Raises:
             UsageError: a language that the model's prompt does not have.
         """
         kind = self._answer_kind
         if kind != "language-tag":
-            return write_answer(self.said(text), kind)
+            return write_answer(self.said(text), kind, seconds=seconds)
         if not text:
             return write_answer("", kind, "None")  # as `Qwen3ASRProcessor` reads it
         found = find_language(self.prompt.languages, language) if language else None

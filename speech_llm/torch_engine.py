@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.decoding.engine import check_rewind
+from prunella.device_runtime.decoding.time_marks import with_time_marks
 from prunella.device_runtime.sound.features import features
 from prunella.device_runtime.transcript import DecodeOptions
 from prunella.speech_llm.load import load
@@ -40,6 +41,7 @@ class TorchEngine:
         with torch.inference_mode():
             self._before = model.embed_tokens(torch.tensor([prompt.before_ids]))
             self._after = model.embed_tokens(torch.tensor([prompt.after_ids]))
+        self._prompt = prompt
 
     @torch.inference_mode()
     def encode(self, samples: Float32) -> Float32:
@@ -59,8 +61,7 @@ class TorchEngine:
     def start(self, audio_embeddings: Float32, after: tuple[int, ...] | None = None) -> Float32:
         """See `Engine.start`."""
         self._cache = DynamicCache()
-        parts = [self._before, torch.from_numpy(audio_embeddings)[None], self._behind(after)]
-        embeddings = torch.cat(parts, dim=1)
+        embeddings = torch.cat([self._before, self._heard(audio_embeddings), self._behind(after)], dim=1)
         self._start = embeddings.shape[1]
         return self._forward(inputs_embeds=embeddings)
 
@@ -107,12 +108,20 @@ class TorchEngine:
     ) -> Float32:
         """See `Engine.score`."""
         target = torch.tensor(tokens)
-        parts = [self._before, torch.from_numpy(audio_embeddings)[None], self._behind(after)]
+        parts = [self._before, self._heard(audio_embeddings), self._behind(after)]
         if len(tokens) > 1:
             parts.append(self._model.embed_tokens(target[None, :-1]))
         view = self._model.view
         logits = view.logits(view.run(torch.cat(parts, dim=1))[0, -len(tokens) :])
         return _array(torch.nn.functional.cross_entropy(logits.float(), target, reduction="none"))
+
+    def _heard(self, audio_embeddings: Float32) -> torch.Tensor:
+        """(1, n, hidden) of the audio and what stands among it."""
+
+        def embed(ids: tuple[int, ...]) -> Float32:
+            return _array(self._model.embed_tokens(torch.tensor(ids)))
+
+        return torch.from_numpy(with_time_marks(audio_embeddings, self._prompt, embed))[None]
 
     def _behind(self, after: tuple[int, ...] | None) -> torch.Tensor:
         if after is None:

@@ -70,6 +70,7 @@ class TinyFamily:
         rest: further fields of the configuration.
         other_audio: fields of the encoder's configuration in the second size.
         other_heard: how the processor calls the extractor then, besides.
+        passed: what else the extractor makes that the class takes.
         seed: of weights with which it says a few words before it ends.
     """
 
@@ -86,6 +87,7 @@ class TinyFamily:
     rest: dict[str, Any] = field(default_factory=dict)
     other_audio: dict[str, Any] = field(default_factory=OTHER_WHISPER.copy)
     other_heard: dict[str, Any] = field(default_factory=dict)
+    passed: tuple[str, ...] = ()
     seed: int = 0
 
     @property
@@ -155,6 +157,30 @@ FAMILIES = {
         {"model_type": "qwen2"},
         mask="input_features_mask",
         seed=1,
+    ),
+    "moss_transcribe_diarize": TinyFamily(
+        "MossTranscribeDiarize",
+        ("<|audio_pad|>", "<|audio_start|>", "<|audio_end|>"),
+        {
+            "model_type": "moss_transcribe_diarize_audio",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_mel_bins": 128,
+            "initializer_range": 0.2,
+        },
+        {"model_type": "qwen3", "head_dim": 16, "tie_word_embeddings": True},
+        mask="input_features_mask",
+        extractor="MossTranscribeDiarizeFeatureExtractor",
+        passed=("padding_mask",),
+        other_audio={
+            "hidden_size": 36,
+            "intermediate_size": 72,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 3,
+            "num_mel_bins": 80,
+        },
     ),
 }
 FAMILY_NAMES = tuple(FAMILIES)
@@ -236,7 +262,10 @@ def stock_features(family: str, samples: np.ndarray, num_mel_bins: int = 128) ->
         **(kind.heard | other),
     )
     features = {"input_features": found["input_features"]}
-    return features | ({kind.mask: found["attention_mask"]} if kind.mask else {})
+    features |= {name: found[name] for name in kind.passed}
+    if not kind.mask:
+        return features
+    return features | {kind.mask: found[kind.mask if kind.mask in found else "attention_mask"]}
 
 
 def sound(seconds: float) -> np.ndarray:

@@ -6,7 +6,9 @@ import re
 from dataclasses import dataclass
 
 from prunella.device_runtime.bundle import Language, PromptSpec
+from prunella.device_runtime.decoding import diarized
 from prunella.device_runtime.decoding.template_text import strip_template
+from prunella.device_runtime.transcript import Turn
 
 ENGLISH = "English"
 _MARKER = "<asr_text>"
@@ -27,7 +29,8 @@ _FRAMES = (
     "The content of the input audio is",
 )
 _QUOTES = "'\""
-READERS = ("as-is", "language-tag", "quoted")
+_SECONDS_PER_TURN = 3.0  # the token cap leaves room for no more speakers' turns
+READERS = ("as-is", "language-tag", "quoted", "diarized")
 
 
 def read_answer(text: str, answer: str, *, done: bool = True) -> str:
@@ -46,16 +49,34 @@ def read_answer(text: str, answer: str, *, done: bool = True) -> str:
 
 def opening_of(answer: str, language: str = ENGLISH) -> str:
     """What a model of this kind says before a transcript (`language`: its English name)."""
-    return {"language-tag": f"language {language}{_MARKER}", "quoted": f'{_FRAMES[0]} "'}.get(answer, "")
+    openings = {
+        "language-tag": f"language {language}{_MARKER}",
+        "quoted": f'{_FRAMES[0]} "',
+        "diarized": diarized.OPENING,
+    }
+    return openings.get(answer, "")
 
 
 def closing_of(answer: str) -> str:
     """What it says behind one."""
-    return '".' if answer == "quoted" else ""
+    return {"quoted": '".', "diarized": diarized.CLOSING}.get(answer, "")
 
 
-def write_answer(text: str, answer: str, language: str = ENGLISH) -> str:
-    """Inverse of `read_answer`: what a model of this kind says of a transcript (`language`: its English name)."""
+def frames_in(answer: str, seconds: float) -> int:
+    """How often what stands around a transcript may stand in an answer about so many seconds: once, or around every turn."""
+    return 1 + int(seconds / _SECONDS_PER_TURN) if answer == "diarized" else 1
+
+
+def most_around(answer: str, seconds: float) -> int:
+    """Most tokens of that, whatever the tokenizer: a byte each. A language's are the prompt's, see `PromptSpec.most_ids`."""
+    frame = "" if answer == "language-tag" else opening_of(answer) + closing_of(answer)
+    return len(frame.encode()) * frames_in(answer, seconds)
+
+
+def write_answer(text: str, answer: str, language: str = ENGLISH, *, seconds: float = 0.0) -> str:
+    """Inverse of `read_answer`: what a model of this kind says of a transcript (`language`: its English name; `seconds`: of its audio)."""
+    if answer == "diarized":
+        return diarized.tagged(text, seconds)
     return f"{opening_of(answer, language)}{text}{closing_of(answer)}"
 
 
@@ -92,7 +113,7 @@ class AnswerReader:
             return _without_tags(said[: begun.start()] if begun else said)
         if self.answer == "quoted":
             return _begun_quotation(said)
-        return said
+        return diarized.words(said) if self.answer == "diarized" else said
 
     def whole(self, said: str) -> str:
         """The transcript in all that was said; it begins with what was `shown`."""
@@ -104,7 +125,7 @@ class AnswerReader:
             return (
                 read if read.startswith(shown) else shown
             )  # of what was cut short, the first mark was taken off
-        return said
+        return diarized.words(said) if self.answer == "diarized" else said
 
     def opening(self, said: str) -> int:
         """Characters of what stands before the transcript; 0: nothing does; -1: this cannot be told yet."""
@@ -114,7 +135,13 @@ class AnswerReader:
                 return tag.end()
             begun = _BEGUN_TAG.search(said)
             return -1 if start == len(said) or (begun and begun.start() == start) else 0
+        if self.answer == "diarized":
+            return diarized.opening(said)
         return _framed(said) if self.answer == "quoted" else 0
+
+    def turns(self, said: str, t0: float, t1: float) -> tuple[Turn, ...]:
+        """Who said what, of audio between these seconds; none where the model names no speakers."""
+        return diarized.turns(said, t0, t1) if self.answer == "diarized" else ()
 
     def language(self, said: str) -> str | None:
         """Code of the language that an answer names, or that the prompt names; its name, where the code is not known."""

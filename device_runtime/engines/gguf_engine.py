@@ -19,6 +19,7 @@ from prunella.device_runtime.base.extras import explained
 from prunella.device_runtime.bundle import Bundle, MmprojSpec
 from prunella.device_runtime.decoding.engine import GGUF_NEAR_TIE, check_rewind
 from prunella.device_runtime.decoding.limits import PAYING_BEAMS
+from prunella.device_runtime.decoding.time_marks import with_time_marks
 from prunella.device_runtime.engines.adaptive_threads import AdaptiveThreads, engine_threads
 from prunella.device_runtime.engines.gguf_embeddings import open_token_embeddings
 from prunella.device_runtime.engines.likelihood import negative_log_likelihood
@@ -143,12 +144,18 @@ class GgufEngine:
             EngineError: prompt and audio are longer than the context.
         """
         self.decoder.truncate(self._prefix)
-        if self._embeddings is not None and self._after is not None:  # one pass for both
+        if self._embeddings is not None and self._after is not None:  # one pass for all
             behind = self._after if after is None else self._embeddings(after)
-            logits = self.decoder.feed_embeddings(np.concatenate([audio_embeddings, behind]))
+            heard = with_time_marks(audio_embeddings, self._prompt, self._embeddings)
+            logits = self.decoder.feed_embeddings(np.concatenate([heard, behind]))
         else:
             tokens = self._prompt.after_ids if after is None else after
-            logits = self.decoder.feed_embeddings(audio_embeddings, keep=0 if tokens else 1)
+            begun = 0
+            for mark in self._prompt.marks_among(len(audio_embeddings)):
+                self.decoder.feed_embeddings(audio_embeddings[begun : mark.after], keep=0)
+                self.decoder.feed_tokens(mark.ids, keep=0)
+                begun = mark.after
+            logits = self.decoder.feed_embeddings(audio_embeddings[begun:], keep=0 if tokens else 1)
             logits = self.decoder.feed_tokens(tokens) if tokens else logits
         self._start = self.decoder.position
         last: Float32 = logits[0]

@@ -61,7 +61,9 @@ class OnnxEngine:
         # A graph with its weights in it takes them twice while it is read: not beside another one.
         alone = bundle.file(DECODER).stat().st_size > _LARGE_GRAPH
         decoder = load if alone else beside(load)
-        # Its features are imported while the decoder loads.
+        # Its features, and what follows, are imported while the decoder loads.
+        from prunella.device_runtime.decoding.answer import most_around
+        from prunella.device_runtime.decoding.time_marks import with_time_marks
         from prunella.device_runtime.engines.onnx_audio_encoder import OnnxAudioEncoder
 
         self.encoder: OnnxAudioEncoder = OnnxAudioEncoder(bundle, threads=self.threads)
@@ -75,6 +77,8 @@ class OnnxEngine:
         self._shrinking = shrinking(self._runtime)
         self._before = self._embed(manifest.prompt.before_ids)
         self._after = self._embed(manifest.prompt.after_ids)
+        self._prompt = manifest.prompt
+        self._with_time_marks = with_time_marks
         self._position = 0  # positions of the cache that are filled
         self._start = 0  # of them by prompt and audio
         self._prefix_filled = False
@@ -88,7 +92,11 @@ class OnnxEngine:
         # Silence behind the audio counts for a cap, see `AudioSpec.heard_seconds`.
         most = self._audio.heard_seconds(int(seconds * self._audio.sampling_rate))
         self.allocate(
-            manifest.prompt.most_ids + audio_tokens + manifest.decode.token_cap(most) + self._bucket
+            manifest.prompt.most_ids
+            + audio_tokens
+            + manifest.decode.token_cap(most)
+            + most_around(manifest.prompt.answer, seconds)
+            + self._bucket
         )
         self._rewind()  # now, beside what Python does while an engine is opened, and not in the first utterance
 
@@ -130,7 +138,8 @@ class OnnxEngine:
         self._rewind()
         self._utterance += 1
         behind = self._after if after is None else self._embed(after)
-        self._forward(np.concatenate([audio_embeddings, behind]), keep=1)
+        heard = self._with_time_marks(audio_embeddings, self._prompt, self._embed)
+        self._forward(np.concatenate([heard, behind]), keep=1)
         self._start = self._position
         return self._last_logits()
 
@@ -213,8 +222,8 @@ class OnnxEngine:
         """
         if not tokens:
             return np.zeros(0, np.float32)
-        behind = len(self._after) if after is None else len(after)
-        self._require(len(self._before) + len(audio_embeddings) + behind + len(tokens))
+        behind = 0 if after is None else len(after) - len(self._after)
+        self._require(self._prompt.positions(len(audio_embeddings)) + behind + len(tokens))
         first = self.start(audio_embeddings, after)[None].copy()
         losses = []
         for at in range(0, len(tokens), _SCORE_CHUNK):

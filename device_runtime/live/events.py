@@ -66,6 +66,8 @@ class LiveEvent:
             row["guessed"] = self.guessed
             if self.transcript is not None and self.transcript.language is not None:
                 row["language"] = self.transcript.language
+            if self.transcript is not None and self.transcript.turns:
+                row["turns"] = [turn.to_json(self.t0) for turn in self.transcript.turns]
             if self.transcript is not None and self.transcript.phrases:
                 row["phrase"] = self.transcript.phrases[0]
         if self.type != "partial":

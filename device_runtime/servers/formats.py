@@ -38,9 +38,14 @@ def render(
     if form in ("srt", "vtt"):
         shown = _cues(recognition)
         if form == "srt":
-            return "\n".join(_cue(cue, ",", f"{number}\n") for number, cue in enumerate(shown, start=1))
+            named = (_named(cue, f"{cue.speaker}: ") for cue in shown)
+            return "\n".join(_cue(cue, ",", f"{number}\n") for number, cue in enumerate(named, start=1))
         safe = (
-            replace(cue, lines=tuple(html.escape(line, quote=False) for line in cue.lines)) for cue in shown
+            _named(
+                replace(cue, lines=tuple(html.escape(line, quote=False) for line in cue.lines)),
+                f"<v {cue.speaker}>",
+            )
+            for cue in shown
         )
         return "WEBVTT\n" + "".join(_cue(cue, ".", "\n") for cue in safe)
     body = summary(recognition, model=model, language=language, notes=notes)
@@ -54,6 +59,7 @@ def subtitles(recognition: Recognition) -> list[dict[str, Any]]:
     """The cues of `srt` and `vtt` as JSON-ready dicts: seconds, and one or two lines."""
     return [
         {"start": round(cue.t0, 3), "end": round(cue.t1, 3), "text": "\n".join(cue.lines)}
+        | ({"speaker": cue.speaker} if cue.speaker else {})
         for cue in _cues(recognition)
     ]
 
@@ -103,13 +109,27 @@ def _segment(number: int, utterance: Utterance) -> dict[str, Any]:
     }
     if utterance.transcript.language is not None:
         segment["language"] = utterance.transcript.language
+    if utterance.transcript.turns:
+        segment["turns"] = [turn.to_json(utterance.t0) for turn in utterance.transcript.turns]
     if utterance.transcript.phrases:
         segment["phrase"] = utterance.transcript.phrases[0]
     return segment
 
 
 def _cues(recognition: Recognition) -> list[Cue]:
-    return [cue for u in recognition.utterances for cue in cues(u.transcript.text, u.t0, u.t1, u.pauses)]
+    found = []
+    for u in recognition.utterances:
+        if not u.transcript.turns:
+            found += cues(u.transcript.text, u.t0, u.t1, u.pauses)
+        for turn in u.transcript.turns:
+            spoken = cues(turn.text, u.t0 + turn.t0, u.t0 + turn.t1, u.pauses)
+            found += [replace(cue, speaker=turn.speaker) for cue in spoken]
+    return found
+
+
+def _named(cue: Cue, speaker: str) -> Cue:
+    """With who says it before the first line, where that is known."""
+    return replace(cue, lines=(speaker + cue.lines[0], *cue.lines[1:])) if cue.speaker else cue
 
 
 def _cue(cue: Cue, mark: str, head: str) -> str:

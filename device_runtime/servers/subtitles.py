@@ -19,11 +19,12 @@ _EARLIEST = 0.4  # of what a cue could hold; a pause before that is none to brea
 
 @dataclass(frozen=True)
 class Cue:
-    """What stands on the screen from `t0` to `t1`, in seconds: one or two lines."""
+    """What stands on the screen from `t0` to `t1`, in seconds: one or two lines. `speaker`: who says it; "": not known."""
 
     t0: float
     t1: float
     lines: tuple[str, ...]
+    speaker: str = ""
 
 
 def cues(text: str, t0: float, t1: float, pauses: Sequence[tuple[float, float]] = ()) -> list[Cue]:

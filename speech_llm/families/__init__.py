@@ -5,7 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from prunella.speech_llm.families import audioflamingo3, glmasr, qwen2_audio, qwen3_asr, ultravox, voxtral
+from prunella.speech_llm.families import (
+    audioflamingo3,
+    glmasr,
+    moss_transcribe_diarize,
+    qwen2_audio,
+    qwen3_asr,
+    ultravox,
+    voxtral,
+)
 from prunella.speech_llm.families.family import AudioGeometry as AudioGeometry
 from prunella.speech_llm.families.family import Family as Family
 
@@ -18,6 +26,7 @@ FAMILIES: dict[str, Family] = {
         voxtral.FAMILY,
         glmasr.FAMILY,
         audioflamingo3.FAMILY,
+        moss_transcribe_diarize.FAMILY,
         ultravox.FAMILY,
     )
 }

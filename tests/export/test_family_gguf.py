@@ -48,6 +48,7 @@ LAYOUTS = {
     "voxtral": "glma",
     "audioflamingo3": "musicflamingo",
     "glmasr": "",
+    "moss_transcribe_diarize": "",
 }
 HEARS = [name for name in FAMILY_NAMES if LAYOUTS[name]]
 AUDIO = "<__media__>"

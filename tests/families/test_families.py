@@ -211,7 +211,7 @@ def stock_inputs(model, samples: np.ndarray, language: str = "") -> dict[str, to
     mask = features.get(FAMILIES[family].mask)
     frames = features["input_features"].shape[2] if mask is None else int(mask.sum())
     count = model.config.audio_tokens(model.config.encoder_frames(frames))
-    ids = [*prompt.before_ids, *[4] * count, *prompt.after_ids]
+    ids = [*prompt.before_ids, *prompt.audio_span(count, 4), *prompt.after_ids]
     return {
         "input_ids": torch.tensor([ids]),
         "attention_mask": torch.ones(1, len(ids), dtype=torch.long),

@@ -156,7 +156,9 @@ def _stock_inputs(model, samples):
     frames = features["input_features"].shape[2] if mask is None else int(mask.sum())
     audio = model.stock.config.audio_token_id
     count = model.config.audio_tokens(model.config.encoder_frames(frames))
-    ids = torch.tensor([[*model.prompt.before_ids, *[audio] * count, *model.prompt.after_ids]])
+    ids = torch.tensor(
+        [[*model.prompt.before_ids, *model.prompt.audio_span(count, audio), *model.prompt.after_ids]]
+    )
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **features}
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunella.device_runtime.servers.formats import render
+from prunella.device_runtime.live.events import LiveEvent
+from prunella.device_runtime.servers.formats import render, subtitles
 from prunella.device_runtime.servers.service import Recognition, Utterance
 from prunella.device_runtime.servers.subtitles import LINE, LONGEST_CUE, cues, quiet_spans
-from prunella.device_runtime.transcript import Transcript
+from prunella.device_runtime.transcript import Segment, Timings, Transcript, Turn
 
 WORDS = st.lists(
     st.text(st.characters(codec="utf-8", exclude_categories=["Z", "C"]), min_size=1, max_size=60),
@@ -111,3 +113,26 @@ def test_vtt_keeps_its_marks_out_of_the_text():
     text = render(_recognition(), "vtt", model="m", language="en")
     assert text.startswith("WEBVTT\n\n00:00:00.000 --> 00:00:04.000\n&lt;i&gt;it was")
     assert len(re.findall("-->", text)) == 3 and "--&gt; &amp;" in text
+
+
+def _conversation() -> Transcript:
+    turns = (Turn("S01", 0.5, 2.0, "Is <it> so?"), Turn("S02", 2.5, 3.0, "No."))
+    segment = Segment(0.0, 4.0, "Is <it> so? No.", (1, 2), 50, "eos", Timings(), turns=turns)
+    return Transcript("Is <it> so? No.", (segment,))
+
+
+def test_every_form_says_who_speaks_and_when():
+    heard = Recognition(20.0, (Utterance(10.0, 14.0, _conversation()),))
+    srt = render(heard, "srt", model="m", language="en")
+    assert "00:00:10,500 --> 00:00:12,000\nS01: Is <it> so?\n" in srt
+    assert "00:00:12,500 --> 00:00:13,000\nS02: No.\n" in srt
+    vtt = render(heard, "vtt", model="m", language="en")
+    assert "00:00:10.500 --> 00:00:12.000\n<v S01>Is &lt;it&gt; so?\n" in vtt
+    body = json.loads(render(heard, "verbose_json", model="m", language="en"))
+    assert body["segments"][0]["turns"] == [
+        {"speaker": "S01", "t0": 10.5, "t1": 12.0, "text": "Is <it> so?"},
+        {"speaker": "S02", "t0": 12.5, "t1": 13.0, "text": "No."},
+    ]
+    assert [cue["speaker"] for cue in subtitles(heard)] == ["S01", "S02"]
+    event = LiveEvent("final", 1, 10.0, 14.0, "Is <it> so? No.", transcript=_conversation())
+    assert event.to_json()["turns"] == body["segments"][0]["turns"]
