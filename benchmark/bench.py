@@ -22,6 +22,7 @@ from prunella.evaluation.bootstrap import Interval
 from prunella.evaluation.manifest import read_manifest
 from prunella.evaluation.systems import BASELINE
 from prunella.evaluation.table import megabytes, number, render_table
+from prunella.targets.profile import load_target
 
 
 def render_comparison(comparison: Comparison, *, markdown: bool = False) -> str:
@@ -69,6 +70,10 @@ def render_records(records: Sequence[BenchRecord], *, markdown: bool = False) ->
         ]
         for record in records
     ]
+    if any(record.of_predicted is not None for record in records):
+        header.append("of predicted")
+        for row, record in zip(rows, records, strict=True):
+            row.append(number(record.of_predicted))
     return render_table(header, rows, markdown=markdown)
 
 
@@ -91,6 +96,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_effort(parser)
     parser.add_argument("--language", metavar="L", help=LANGUAGE_HELP)
+    parser.add_argument(
+        "--target",
+        metavar="TARGET",
+        help="hold bundles against what `prunella fit` predicts for it: a name, or the .toml of `prunella fit --calibrate`",
+    )
     parser.add_argument("--strict", action="store_true", help=STRICT_HELP)
     parser.add_argument("--no-guards", action="store_true", help="no repeat stop and no silence gate")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
@@ -104,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
     """`prunella bench`."""
     check_threads(args.threads)
     check_beams(args.beams)
+    target = load_target(args.target) if args.target else None
     manifest = read_manifest(args.speech).select(
         sources=args.source, max_seconds=args.max_seconds, limit=args.limit
     )
@@ -121,6 +132,7 @@ def run(args: argparse.Namespace) -> int:
             language=args.language,
             effort=args.effort,
             strict=args.strict,
+            target=target,
             tick=bar.update,
         )
     if args.json:

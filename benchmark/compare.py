@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from prunella.benchmark.conditions import conditions
+from prunella.benchmark.predicted import check_rates, with_prediction
 from prunella.benchmark.record import BenchRecord, ClipTiming, bench_record, median_timings
 from prunella.device_runtime.base.errors import EngineError, ManifestError, PrunellaError, UsageError
+from prunella.device_runtime.decoding.limits import PAYING_BEAMS
 from prunella.device_runtime.engines.providers import Missing, announce
 from prunella.device_runtime.transcript import Effort
 from prunella.evaluation.bootstrap import Interval, ratio_interval
 from prunella.evaluation.manifest import SpeechManifest, Utterance
+from prunella.targets.profile import TargetProfile
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ def measure(
     language: str | None = None,
     effort: Effort | None = None,
     strict: bool = False,
+    target: TargetProfile | None = None,
     tick: Callable[[], object] | None = None,
 ) -> Comparison:
     """Measure one or several systems on the clips of a manifest.
@@ -78,14 +82,17 @@ def measure(
         language: that is spoken, by its code or English name, of systems that take one.
         effort: of systems with a CTC head, "fast", "balanced" or "exact"; by default each one's own.
         strict: refuse a system that runs on less than its bundle asks for.
+        target: of whose machine the rates are known: bundles are held against what the cost model predicts there.
         tick: called after every transcription (`len(systems) * len(manifest) * repeat` times), for a progress bar.
 
     Raises:
-        UsageError: no system, or fewer than one repeat.
+        UsageError: no system, fewer than one repeat, or a target of unknown rates.
         PrunellaError: what a system raised, with its name; EngineError when its process died.
     """
     if not systems or repeat < 1:
         raise UsageError("a benchmark needs at least one system and one repeat")
+    if target is not None:
+        check_rates(target)
     clips = manifest.utterances
     if not clips:
         raise ManifestError(f"{manifest.path} has no clip to measure: choose others")
@@ -117,6 +124,12 @@ def measure(
                 tick()
         records = tuple(
             child.record(timings[i], first[i], threads, before) for i, child in enumerate(children)
+        )
+    if target is not None:
+        followed = PAYING_BEAMS if beams == 0 else beams or 1
+        records = tuple(
+            with_prediction(record, timing, target, beams=followed)
+            for record, timing in zip(records, timings, strict=True)
         )
     speed_ups = [speed_up(systems[0], timings[0], systems[i], timings[i]) for i in range(1, len(systems))]
     return Comparison(records, tuple(speed_ups))

@@ -48,6 +48,7 @@ class BenchRecord:
     disk_bytes: int | None
     empty: int  # clips without text: failures, however fast
     conditions: dict[str, Any] = field(default_factory=dict)
+    predicted_real_time_factor: float | None = None  # by the cost model; None: no target was given
 
     @property
     def failed(self) -> bool:
@@ -55,19 +56,26 @@ class BenchRecord:
         return self.empty > 0
 
     @property
+    def of_predicted(self) -> float | None:
+        """Predicted seconds for one measured: 1 is as fast as the machine's kernels allow."""
+        predicted = self.predicted_real_time_factor
+        return predicted / self.real_time_factor if predicted and self.real_time_factor else None
+
+    @property
     def times_real_time(self) -> float | None:
         """Seconds of audio for a second of compute."""
         return 1 / self.real_time_factor if self.real_time_factor else None
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dict: every field, `times_real_time` and `failed`; floats to six digits."""
+        """A JSON-ready dict: every field, `times_real_time`, `of_predicted` and `failed`; floats to six digits."""
         values = {**asdict(self), "times_real_time": self.times_real_time, "failed": self.failed}
+        values["of_predicted"] = self.of_predicted
         return {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> BenchRecord:
         """Inverse of `to_json`, up to its rounding."""
-        return cls(**{key: values[key] for key in cls.__dataclass_fields__})
+        return cls(**{key: values[key] for key in cls.__dataclass_fields__ if key in values})
 
 
 def median_timings(timings: Sequence[ClipTiming]) -> list[ClipTiming]:

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 from prunella.benchmark import compare, conditions, measure
-from prunella.benchmark.bench import render_comparison
+from prunella.benchmark.bench import render_comparison, render_records
 from prunella.benchmark.compare import Comparison
+from prunella.benchmark.predicted import with_prediction
 from prunella.benchmark.record import BenchRecord, ClipTiming, bench_record, median_timings
 from prunella.cli import main
 from prunella.device_runtime.base.errors import EngineError, PrunellaError, UsageError
 from prunella.device_runtime.transcript import Segment, Timings, Transcript
 from prunella.evaluation.manifest import read_manifest
 from prunella.evaluation.systems import OpenedSystem
+from prunella.targets.profile import load_target
 
 MANIFEST = Path(__file__).parents[2] / "examples" / "clips" / "evaluation.jsonl"
 
@@ -202,6 +204,29 @@ def test_beams_are_measured_where_they_are_asked_for(reference_bundle, capsys):
         seconds[beams] = record["decode_seconds"]
     assert seconds[4] > seconds[1]
     assert main([*line, "--beams", "-1"]) == 2
+
+
+@pytest.fixture
+def target():
+    """A target whose rates are known, and one whose rates are not."""
+    known, unknown = load_target("raspberry-pi-5"), load_target("x86-cpu")
+    assert known.compute.known and not unknown.compute.known
+    return known, unknown
+
+
+def test_bundles_are_held_against_what_is_predicted(reference_bundle, target):
+    known, unknown = target
+    made = replace(record([timing(), timing("b")]), system=str(reference_bundle))
+    held = with_prediction(made, [timing(), timing("b")], known, beams=1)
+    more = with_prediction(made, [timing(tokens=40), timing("b")], known, beams=1)
+    assert 0 < held.predicted_real_time_factor < more.predicted_real_time_factor
+    assert held.of_predicted == pytest.approx(held.predicted_real_time_factor / made.real_time_factor)
+    shown = render_records([held, replace(made, system="another")])
+    assert "of predicted" in shown and shown.splitlines()[-1].split()[-1] == "-"
+    assert with_prediction(record([timing()]), [timing()], known, beams=1).of_predicted is None  # no bundle
+    assert BenchRecord.from_json(held.to_json()).of_predicted == pytest.approx(held.of_predicted, rel=1e-3)
+    with pytest.raises(UsageError, match="--calibrate"):
+        compare.measure([str(reference_bundle)], read_manifest(MANIFEST), target=unknown)
 
 
 def test_speed_up_is_base_over_system():
