@@ -13,7 +13,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from prunella.device_runtime.base.common_options import add_output, add_speech, add_spoken_language
+from prunella.device_runtime.base.common_options import (
+    add_output,
+    add_speech,
+    add_spoken_language,
+    add_stream,
+)
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.outputs import check_output, check_output_file
 from prunella.evaluation.manifest import read_manifest
@@ -89,13 +94,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lines", type=int, default=200, metavar="N", help="lines used at most (default 200)"
     )
+    add_stream(parser)
     add_output(parser, "folder of the maps (default: redundancy)", required=False, default="redundancy")
 
 
 def run(args: argparse.Namespace) -> int:
     """`prunella analyze`."""
     _check_folder(args.out, args.model)
-    model = load_any(args.model)
+    model = load_any(args.model, stream=args.stream)
     if args.speech and isinstance(model, TextLLM):
         raise UsageError(f"'{args.model}' is a text LLM: analyse it with --text FILE alone")
     speech = text = None

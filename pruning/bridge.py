@@ -11,10 +11,9 @@ shrinks D towards 0, that is T towards the identity.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import partial
 
 import torch
@@ -23,20 +22,18 @@ from transformers import PreTrainedModel
 
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.pruning.blocks import Block
+from prunella.pruning.bridge_rows import BridgeRows, StoredProjection
+from prunella.pruning.bridge_sums import BridgeSums as BridgeSums
+from prunella.pruning.bridge_sums import Method as Method
 from prunella.pruning.calibration import Calibration
 from prunella.pruning.surgery import drop_layers, share_weights
-from prunella.speech_llm.batches import DecoderBatch, cross_entropy
+from prunella.speech_llm.batches import DecoderBatch, cross_entropies, cross_entropy
 from prunella.speech_llm.decoder_view import DecoderView, decoder_view
+from prunella.speech_llm.streaming import in_groups, layer_by_layer, stream_of
 
 RIDGES = (0.01, 0.1, 1.0)  # shares of the mean diagonal of the activations' second moments
 DEFAULT_RIDGE = 0.1
-
-
-class Method(Enum):
-    """What is fitted, see the module's docstring."""
-
-    REFIT = "refit"
-    MAP = "map"
+_WIDER = 4  # times that activations are wider than hidden states, about
 
 
 @dataclass(frozen=True)
@@ -52,47 +49,21 @@ class BridgeReport:
     reason: str = ""
 
 
-class BridgeSums:
-    """Running sums of one gap in float64: second moments of a (F, F), and of a with the error h - Y - M (F, hidden).
-
-    Args:
-        down_projection: of the receiving layer.
-        scale: what its output is multiplied by before it is added to Y (Granite: 0.22).
-    """
-
-    def __init__(self, down_projection: nn.Linear, scale: float = 1.0) -> None:
-        width, hidden = down_projection.in_features, down_projection.out_features
-        self.scale = scale
-        self.weight = down_projection.weight.detach().double()
-        self.moments = torch.zeros(width, width, dtype=torch.float64)
-        self.errors = torch.zeros(width, hidden, dtype=torch.float64)
-
-    def add(self, activations: torch.Tensor, output: torch.Tensor, target: torch.Tensor) -> None:
-        """Add rows: a (n, F), the receiving layer's output Y + M (n, hidden), and h (n, hidden)."""
-        scale = 1.0 / target.double().norm(dim=-1, keepdim=True).clamp_min(1e-9)
-        rows = activations.double() * scale
-        self.moments += rows.T @ rows
-        self.errors += rows.T @ ((target.double() - output.double()) * scale)
-
-    def solve(self, ridge: float, method: Method = Method.REFIT) -> torch.Tensor:
-        """The new down projection (hidden, F), float32."""
-        if method is Method.REFIT:
-            change = _ridge_solve(self.moments, self.errors, ridge).T
-        else:
-            moments = self.weight @ self.moments @ self.weight.T  # of W a
-            change = _ridge_solve(moments, self.weight @ self.errors, ridge).T @ self.weight
-        return (self.weight + change / self.scale).float()
-
-
 def bridge_blocks(
-    full: PreTrainedModel, blocks: Sequence[Block], calibration: Calibration, *, method: Method = Method.REFIT
+    full: PreTrainedModel,
+    blocks: Sequence[Block],
+    calibration: Calibration,
+    *,
+    method: Method = Method.REFIT,
+    loss: float | None = None,
 ) -> tuple[PreTrainedModel, list[BridgeReport]]:
     """Cut `blocks` (merged, in order) and bridge every gap, the first gap first.
 
-    The ridge is chosen on the held-out part, and a bridge that does not lower the held-out loss is not applied.
+    The ridge is chosen on the held-out part, and a bridge that does not lower the held-out loss (`loss`, where it was
+    measured before) is not applied.
     """
     pruned = drop_layers(full, blocks)
-    loss = cross_entropy(pruned, calibration.held_out)
+    loss = cross_entropy(pruned, calibration.held_out) if loss is None else loss
     reports = []
     for index, block in enumerate(blocks):
         reason = why_no_bridge(full, block)
@@ -101,11 +72,11 @@ def bridge_blocks(
             continue
         receiving = block.start - 1 - sum(len(earlier) for earlier in blocks[:index])
         sums = collect_sums(full, pruned if index else full, block, receiving, calibration.fit)
-        tried = []
-        for ridge in RIDGES:
-            candidate = with_down_projection(pruned, receiving, sums.solve(ridge, method))
-            tried.append((cross_entropy(candidate, calibration.held_out), ridge, candidate))
-        best, ridge, candidate = min(tried, key=lambda one: one[0])
+        candidates = [
+            with_down_projection(pruned, receiving, weight) for weight in sums.solutions(RIDGES, method)
+        ]
+        losses = cross_entropies(candidates, calibration.held_out)
+        best, ridge, candidate = min(zip(losses, RIDGES, candidates, strict=True), key=lambda one: one[0])
         # Not `>=`: a NaN must not be applied.
         if best < loss:
             reports.append(BridgeReport(str(block), True, loss, best, method.value, ridge))
@@ -137,56 +108,71 @@ def collect_sums(
     block: Block,
     receiving: int,
     batches: Iterable[DecoderBatch],
-) -> BridgeSums:
+) -> BridgeSums | BridgeRows:
     """Sums for one gap. Targets come from `full`; the receiving layer is number `receiving` of `student`.
 
     Give `full` as the student when no layer before the gap was cut: one forward pass then serves both.
     """
-    view, before = decoder_view(full), decoder_view(student)
-    sums = BridgeSums(before.down_projection(receiving), view.residual_scale)
-    for batch in batches:
-        with (
-            _recording(view, [block.stop]) as wanted,
-            _recording(before, [receiving + 1], [receiving]) as seen,
-        ):
-            view.run_until(block.stop, batch.inputs_embeds, batch.attention_mask)
-            if student is not full:
-                before.run_until(receiving + 1, batch.inputs_embeds, batch.attention_mask)
-        token = batch.is_token
-        sums.add(
-            seen.activations[receiving][token],
-            seen.states[receiving + 1][token],
-            wanted.states[block.stop][token],
-        )
+    sums = _empty_sums(decoder_view(student), receiving)
+    one_pass = student is full
+    for group in _groups(full, batches, states=2 + _WIDER):
+        heard = {receiving + 1, block.stop} if one_pass else {receiving + 1}
+        seen = _watched(student, group, heard, [receiving])
+        wanted = seen if one_pass else _watched(full, group, {block.stop})
+        for batch, own, other in zip(group, seen, wanted, strict=True):
+            token = batch.is_token
+            sums.add(
+                own.activations[receiving][token],
+                own.states[receiving + 1][token],
+                other.states[block.stop][token],
+            )
     return sums
 
 
 @torch.inference_mode()
 def collect_candidates(
     full: PreTrainedModel, blocks: Sequence[Block], batches: Iterable[DecoderBatch]
-) -> list[BridgeSums]:
+) -> list[BridgeSums | BridgeRows]:
     """Sums of several blocks that are alternatives to each other, in one forward pass a batch."""
     view = decoder_view(full)
-    sums = [BridgeSums(view.down_projection(block.start - 1), view.residual_scale) for block in blocks]
+    sums = [_empty_sums(view, block.start - 1) for block in blocks]
     starts, stops = ({getattr(block, end) for block in blocks} for end in ("start", "stop"))
-    for batch in batches:
-        token = batch.is_token
-        with _recording(view, starts | stops, {start - 1 for start in starts}) as seen:
-            view.run_until(max(stops), batch.inputs_embeds, batch.attention_mask)
-        for one, block in zip(sums, blocks, strict=True):
-            one.add(
-                seen.activations[block.start - 1][token],
-                seen.states[block.start][token],
-                seen.states[block.stop][token],
-            )
+    states, receiving = starts | stops, {start - 1 for start in starts}
+    for group in _groups(full, batches, states=len(states) + _WIDER * len(receiving)):
+        for batch, seen in zip(group, _watched(full, group, states, receiving), strict=True):
+            token = batch.is_token
+            for one, block in zip(sums, blocks, strict=True):
+                one.add(
+                    seen.activations[block.start - 1][token],
+                    seen.states[block.start][token],
+                    seen.states[block.stop][token],
+                )
     return sums
 
 
 def with_down_projection(decoder: PreTrainedModel, layer: int, weight: torch.Tensor) -> PreTrainedModel:
-    """A copy of `decoder` (weights shared) whose layer has another down projection (hidden, F)."""
+    """A copy of `decoder` (weights shared) whose layer has another down projection (hidden, F).
+
+    Where the decoder stays on disk, it is rounded to the dtype there, in which it will be saved.
+    """
     changed = share_weights(decoder)
-    decoder_view(changed).down_projection(layer).weight = nn.Parameter(weight, requires_grad=False)
+    view = decoder_view(changed)
+    if stream_of(decoder) is not None:
+        weight = weight.to(_stored_projection(view, layer).dtype).float()
+    view.down_projection(layer).weight = nn.Parameter(weight, requires_grad=False)
     return changed
+
+
+def _stored_projection(view: DecoderView, layer: int) -> StoredProjection:
+    stream = stream_of(view.decoder)
+    assert stream is not None
+    return StoredProjection(stream, view.layers[layer], view.down_projection(layer))
+
+
+def _empty_sums(view: DecoderView, receiving: int) -> BridgeSums | BridgeRows:
+    if stream_of(view.decoder) is not None:
+        return BridgeRows(_stored_projection(view, receiving), view.residual_scale)
+    return BridgeSums(view.down_projection(receiving), view.residual_scale)
 
 
 @dataclass(frozen=True)
@@ -209,7 +195,33 @@ def _recording(view: DecoderView, states: Iterable[int], activations: Iterable[i
         yield seen
 
 
-def _ridge_solve(moments: torch.Tensor, right: torch.Tensor, ridge: float) -> torch.Tensor:
-    size = len(moments)
-    damped = moments + ridge * moments.diagonal().mean() * torch.eye(size, dtype=moments.dtype)
-    return torch.linalg.solve(damped, right)
+def _groups(
+    decoder: PreTrainedModel, batches: Iterable[DecoderBatch], *, states: int
+) -> Iterator[list[DecoderBatch]]:
+    """Batches that go through a decoder together: of one in memory each for itself."""
+    return in_groups(batches, states) if stream_of(decoder) is not None else ([batch] for batch in batches)
+
+
+def _watched(
+    decoder: PreTrainedModel,
+    group: Sequence[DecoderBatch],
+    states: Collection[int],
+    activations: Collection[int] = (),
+) -> list[_Seen]:
+    """What is to be recorded, of every batch of a group."""
+    view = decoder_view(decoder)
+    found = []
+    if stream_of(decoder) is None:
+        for batch in group:
+            with _recording(view, states, activations) as seen:
+                view.run_until(max(states), batch.inputs_embeds, batch.attention_mask)
+            found.append(seen)
+        return found
+    found = [_Seen() for _ in group]
+    with _recording(view, (), activations) as last:
+        for state, index, hidden in layer_by_layer(decoder, group, max(states)):
+            if state in states:
+                found[index].states[state] = hidden
+            if state - 1 in last.activations:
+                found[index].activations[state - 1] = last.activations.pop(state - 1)
+    return found

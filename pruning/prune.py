@@ -12,7 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prunella.device_runtime.base.common_options import add_output, add_speech, add_spoken_language
+from transformers import PreTrainedModel
+
+from prunella.device_runtime.base.common_options import (
+    add_output,
+    add_speech,
+    add_spoken_language,
+    add_stream,
+)
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.files import whole_directory, write_json
 from prunella.device_runtime.base.outputs import check_output, check_space
@@ -33,9 +40,10 @@ from prunella.pruning.redundancy import RedundancyMap, load_maps
 from prunella.pruning.selection import STRATEGIES, Evidence, choose_blocks
 from prunella.pruning.surgery import check_reload, check_stock_reload, drop_layers
 from prunella.speech_llm import SpeechLLM, TextLLM, load_any, save_checkpoint
-from prunella.speech_llm.batches import cross_entropy
+from prunella.speech_llm.batches import cross_entropies
 from prunella.speech_llm.checkpoint import DECODER_NAME, save_decoder, saved_bytes
 from prunella.speech_llm.decoder_view import decoder_view
+from prunella.speech_llm.streaming import stream_of
 
 REPORT_NAME = "pruning.json"
 Model = TypeVar("Model", SpeechLLM, TextLLM)
@@ -101,10 +109,10 @@ def prune(
     losses: dict[str, Any] = {}
     reports: list[BridgeReport] = []
     if calibration is not None:
-        losses["loss_full"] = cross_entropy(decoder, calibration.held_out)
-        losses["loss_cut"] = losses["loss_pruned"] = cross_entropy(pruned, calibration.held_out)
+        full, cut = cross_entropies([decoder, pruned], calibration.held_out)
+        losses |= {"loss_full": full, "loss_cut": cut, "loss_pruned": cut}
         if bridge:
-            pruned, reports = bridge_blocks(decoder, merged, calibration, method=method)
+            pruned, reports = bridge_blocks(decoder, merged, calibration, method=method, loss=cut)
             losses["loss_pruned"] = reports[-1].loss_after
     report = PruneReport(
         strategy=strategy,
@@ -192,6 +200,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bridge-method", default="refit", choices=[one.value for one in Method], help="what the bridge fits"
     )
+    add_stream(parser)
     add_vocabulary_arguments(parser)
     add_output(parser, "folder of the pruned checkpoint")
 
@@ -209,12 +218,17 @@ def run(args: argparse.Namespace) -> int:
     )
     if cuts_tokens:
         check_has_tokenizer(args.model)
-    model = load_any(args.model)
+    model = load_any(args.model, stream=args.stream)
+    if cuts_tokens and stream_of(model.decoder) is not None:
+        raise UsageError(
+            "the vocabulary of a model that is read layer by layer cannot be cut: cut its layers first, and the "
+            "tokens of what is left, or read it whole (--stream off) where there is the memory"
+        )
     manifest = _manifest(model, args)
     if cuts_layers:
         model, report = _prune_layers(model, manifest, args)
     else:
-        check_space(args.out, saved_bytes(model.decoder))
+        check_space(args.out, _written_bytes(model.decoder))
         count = len(decoder_view(model.decoder))
         report = PruneReport("none", (), count, count)
     if cuts_tokens:  # behind the layers, which are chosen by all that the model could say
@@ -235,7 +249,7 @@ def _prune_layers(
         if blocks
         else layers_to_drop(count, drop=args.drop, keep=args.keep)
     )
-    check_space(args.out, saved_bytes(model.decoder) * (count - size) / count)
+    check_space(args.out, _written_bytes(model.decoder) * (count - size) / count)
     calibration = _calibration(model, manifest, args)
     strategy = "block" if blocks else args.strategy
     if not blocks:
@@ -251,6 +265,11 @@ def _prune_layers(
         method=Method(args.bridge_method),
         strategy=strategy,
     )
+
+
+def _written_bytes(decoder: PreTrainedModel) -> int:
+    stream = stream_of(decoder)
+    return saved_bytes(decoder) if stream is None else stream.stored_bytes
 
 
 def render_report(report: PruneReport) -> str:

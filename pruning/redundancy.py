@@ -25,6 +25,7 @@ from prunella.device_runtime.base.files import write_json
 from prunella.pruning.blocks import Block
 from prunella.speech_llm.batches import DecoderBatch, PositionClass
 from prunella.speech_llm.decoder_view import decoder_view
+from prunella.speech_llm.streaming import in_groups, layer_by_layer, stream_of
 
 # What is averaged over unless somebody asks for other positions: of a clip of 4 s in a window of 30 s, silence would be
 # seven eighths of it, and a block that does nothing in silence may do much in speech.
@@ -194,10 +195,18 @@ def measure_redundancy(decoder: PreTrainedModel, batches: Iterable[DecoderBatch]
     """
     view = decoder_view(decoder)
     meter = RedundancyMeter(len(view))
-    with hidden_states(decoder) as states:
-        for batch in batches:
-            view.run(batch.inputs_embeds, batch.attention_mask)
-            meter.add(states, batch.position_class)
+    if stream_of(decoder) is not None:
+        for group in in_groups(batches, states=len(view) + 1):
+            found: list[list[torch.Tensor]] = [[] for _ in group]
+            for _, index, state in layer_by_layer(decoder, group, len(view)):
+                found[index].append(state)
+            for batch, own in zip(group, found, strict=True):
+                meter.add(own, batch.position_class)
+    else:
+        with hidden_states(decoder) as states:
+            for batch in batches:
+                view.run(batch.inputs_embeds, batch.attention_mask)
+                meter.add(states, batch.position_class)
     result = meter.result()
     if not sum(result.counts.values()):
         raise UsageError("nothing to measure: the calibration data is empty")

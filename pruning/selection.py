@@ -21,7 +21,7 @@ from prunella.pruning.bridge import (
 from prunella.pruning.calibration import Calibration
 from prunella.pruning.redundancy import RedundancyMap, measure_redundancy
 from prunella.pruning.surgery import drop_layers
-from prunella.speech_llm.batches import cross_entropy
+from prunella.speech_llm.batches import cross_entropies
 from prunella.speech_llm.decoder_view import decoder_view
 
 CANDIDATES = 6  # blocks of the least angle that `bridged` tries
@@ -49,13 +49,12 @@ def bridged(evidence: Evidence, size: int) -> tuple[Block, ...]:
     blocks = [block for block in ranked if not why_no_bridge(decoder, block)][:CANDIDATES]
     if not blocks:
         return (ranked[0],)
-    losses = []
     sums = collect_candidates(decoder, blocks, calibration.fit)
-    for block, one in zip(blocks, sums, strict=True):
-        pruned = with_down_projection(
-            drop_layers(decoder, [block]), block.start - 1, one.solve(DEFAULT_RIDGE)
-        )
-        losses.append(cross_entropy(pruned, calibration.held_out))
+    pruned = [
+        with_down_projection(drop_layers(decoder, [block]), block.start - 1, one.solve(DEFAULT_RIDGE))
+        for block, one in zip(blocks, sums, strict=True)
+    ]
+    losses = cross_entropies(pruned, calibration.held_out)
     return (blocks[int(np.argmin(losses))],)
 
 
@@ -80,12 +79,11 @@ def greedy(evidence: Evidence, size: int) -> tuple[Block, ...]:
     removed: set[int] = set()
     with tqdm(total=sum(count - i for i in range(size)), desc="greedy", file=sys.stderr, disable=None) as bar:
         for _ in range(size):
-            losses = {}
-            for layer in sorted(set(range(count)) - removed):
-                pruned = drop_layers(evidence.decoder, blocks_of([*removed, layer]))
-                losses[layer] = cross_entropy(pruned, calibration.held_out)
-                bar.update()
-            removed.add(min(losses, key=lambda layer: losses[layer]))
+            left = sorted(set(range(count)) - removed)
+            pruned = [drop_layers(evidence.decoder, blocks_of([*removed, layer])) for layer in left]
+            losses = cross_entropies(pruned, calibration.held_out)
+            bar.update(len(left))
+            removed.add(left[int(np.argmin(losses))])
     return blocks_of(removed)
 
 

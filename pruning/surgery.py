@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 from prunella.device_runtime.base.arrays import Float32
 from prunella.device_runtime.base.errors import CheckpointError, UsageError
 from prunella.pruning.blocks import Block, check_blocks
-from prunella.speech_llm.batches import SpeechExample, speech_batch
+from prunella.speech_llm.batches import SpeechExample, all_logits, speech_batch
 from prunella.speech_llm.checkpoint import load_decoder
 from prunella.speech_llm.decoder_view import decoder_view
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.stock import reload_stock
+from prunella.speech_llm.streaming import stream_of
 from prunella.speech_llm.torch_engine import model_features
 
 # Of configurations: lists with one value for every layer.
@@ -93,10 +94,14 @@ def check_reload(decoder: PreTrainedModel, folder: str | Path) -> ReloadCheck:
     Raises:
         CheckpointError: the logits differ by more than `RELOAD_TOLERANCE`, or it does not load.
     """
-    reloaded, _ = load_decoder(folder)
+    streams = stream_of(decoder) is not None
+    reloaded, _ = load_decoder(folder, stream=True) if streams else load_decoder(folder)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(decoder.config.vocab_size, (2, 24), generator=generator)
-    return _compared(decoder(tokens).logits, reloaded(tokens).logits, folder)
+    if not streams:
+        return _compared(decoder(tokens).logits, reloaded(tokens).logits, folder)
+    both = [all_logits(one, decoder_view(one).embeddings(tokens)) for one in (decoder, reloaded)]
+    return _compared(both[0], both[1], folder)
 
 
 @torch.inference_mode()
@@ -113,7 +118,7 @@ def check_stock_reload(model: SpeechLLM, folder: Path) -> ReloadCheck:
     for one in (model, reload_stock(model, folder)):
         heard, valid = model_features(one, sound)
         batch = speech_batch(one, [SpeechExample(heard, tuple(tokens), valid)])
-        logits.append(one.view.logits(one.view.run(batch.inputs_embeds)))
+        logits.append(all_logits(one.decoder, batch.inputs_embeds))
     return _compared(logits[0], logits[1], folder)
 
 

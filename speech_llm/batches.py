@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from prunella.evaluation.manifest import Utterance
 from prunella.speech_llm.decoder_view import decoder_view
 from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.streaming import in_groups, last_states, stream_of, streamed_logits
 from prunella.speech_llm.torch_engine import model_features
 
 IGNORE = -100  # label of a position that is not scored
@@ -211,8 +212,46 @@ def batch_loss(decoder: PreTrainedModel, batch: DecoderBatch) -> tuple[float, in
 @torch.inference_mode()
 def cross_entropy(decoder: PreTrainedModel, batches: Iterable[DecoderBatch]) -> float:
     """Mean negative log-likelihood (nats a token) of the transcripts, end token included."""
+    if stream_of(decoder) is not None:
+        return cross_entropies([decoder], batches)[0]
     total, count = 0.0, 0
     for batch in batches:
         loss, tokens = batch_loss(decoder, batch)
         total, count = total + loss, count + tokens
     return total / max(count, 1)
+
+
+@torch.inference_mode()
+def cross_entropies(decoders: Sequence[PreTrainedModel], batches: Iterable[DecoderBatch]) -> list[float]:
+    """`cross_entropy` of several cuts of one decoder; where that stays on disk its layers are read once for all of them."""
+    if not decoders or stream_of(decoders[0]) is None:
+        kept = list(batches)
+        return [cross_entropy(decoder, kept) for decoder in decoders]
+    totals, count = [0.0] * len(decoders), 0
+    for group in in_groups(batches, states=len(decoders)):
+        scored = [batch.labels != IGNORE for batch in group]
+        labels = torch.cat([batch.labels[where] for batch, where in zip(group, scored, strict=True)])
+        count += len(labels)
+        for one, states in enumerate(last_states(decoders, group)):
+            rows = torch.cat([state[where] for state, where in zip(states, scored, strict=True)])
+            place = 0
+            for logits in streamed_logits(decoders[one], rows):
+                wanted = labels[place : place + len(logits)]
+                totals[one] += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
+                place += len(logits)
+    return [total / max(count, 1) for total in totals]
+
+
+@torch.inference_mode()
+def all_logits(decoder: PreTrainedModel, inputs_embeds: torch.Tensor) -> torch.Tensor:
+    """(batch, length, hidden) → (batch, length, vocabulary) float32, of a decoder in memory or on disk."""
+    view = decoder_view(decoder)
+    if stream_of(decoder) is None:
+        return view.logits(view.run(inputs_embeds)).float()
+    shape = inputs_embeds.shape[:2]
+    batch = DecoderBatch(
+        inputs_embeds, torch.ones(shape, dtype=torch.long), torch.zeros(shape), torch.zeros(shape)
+    )
+    rows = last_states([decoder], [batch])[0][0]
+    logits = torch.cat(list(streamed_logits(decoder, rows.reshape(-1, rows.shape[-1]))))
+    return logits.reshape(*shape, -1)

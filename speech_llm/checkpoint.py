@@ -27,6 +27,9 @@ from prunella.speech_llm.model_folder import (
     why_unreadable,
 )
 from prunella.speech_llm.stock import CTC_HEAD_NAME, save_stock
+from prunella.speech_llm.streamed_loading import empty_decoder
+from prunella.speech_llm.streamed_saving import write_streamed
+from prunella.speech_llm.streaming import stream_of
 
 ENCODER_NAME = "audio_encoder.safetensors"
 PROJECTOR_NAME = "projector.safetensors"
@@ -49,15 +52,15 @@ def save_checkpoint(model: SpeechLLM, folder: str | Path) -> Path:
     return folder
 
 
-def load_checkpoint(folder: str | Path) -> SpeechLLM:
-    """Read a checkpoint folder, in float32, ready for inference.
+def load_checkpoint(folder: str | Path, *, stream: bool = False) -> SpeechLLM:
+    """Read a checkpoint folder, in float32, ready for inference; with `stream` its decoder stays on disk (`streaming.py`).
 
     Raises:
         CheckpointError: something is missing, or a weight is absent, superfluous or of another shape.
     """
     folder = Path(folder)
     config = SpeechLLMConfig.load(folder)
-    decoder, tokenizer = load_decoder(folder / DECODER_NAME)
+    decoder, tokenizer = load_decoder(folder / DECODER_NAME, stream=stream)
     model = SpeechLLM(config, decoder, tokenizer)
     load_weights(model.audio_encoder, _read_tensors(folder / ENCODER_NAME), folder / ENCODER_NAME)
     load_weights(model.projector, _read_tensors(folder / PROJECTOR_NAME), folder / PROJECTOR_NAME)
@@ -75,14 +78,20 @@ def is_checkpoint(folder: str | Path) -> bool:
 def save_decoder(decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
     """Write a causal LM and its tokenizer as an ordinary Hugging Face folder, with what else its own folder has for them."""
     with full_disks_are_os_errors():
-        decoder.save_pretrained(folder)
+        if stream_of(decoder) is not None:
+            Path(folder).mkdir(exist_ok=True)
+            write_streamed(decoder, Path(folder))
+        else:
+            decoder.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     if decoder.name_or_path:
         copy_side_files(Path(decoder.name_or_path), Path(folder), tokenizer=tokenizer)
 
 
-def load_decoder(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal LM in float32 and its tokenizer, from a folder or a Hugging Face id.
+def load_decoder(
+    source: str | Path, *, stream: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal LM in float32 and its tokenizer, from a folder or (whole) a Hugging Face id; see `load_checkpoint`.
 
     Raises:
         CheckpointError: transformers cannot load it; its reason is in the message.
@@ -90,8 +99,14 @@ def load_decoder(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
     if Path(source).is_dir():
         check_model_folder(Path(source))
     try:
-        decoder = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
+        decoder = (
+            empty_decoder(Path(source))
+            if stream
+            else AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
+        )
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except CheckpointError:
+        raise
     except Exception as error:  # of many libraries and classes
         raise CheckpointError(
             f"cannot load a causal LM from '{source}': {why_unreadable(source, error)} "

@@ -53,7 +53,7 @@ def text_model(folder: Path) -> str:
     return str(_config(folder)["text_model_id"])
 
 
-def load_ultravox(folder: Path) -> SpeechLLM:
+def load_ultravox(folder: Path, *, stream: bool = False) -> SpeechLLM:
     """Assemble a `SpeechLLM` from an Ultravox checkpoint and the two models that it names.
 
     Raises:
@@ -69,7 +69,7 @@ def load_ultravox(folder: Path) -> SpeechLLM:
             f"{folder} has a '{facts['projector_act']}' projector: only swiglu is supported"
         )
     tensors = _tensors(folder)
-    decoder, tokenizer = load_decoder(text_model(folder))
+    decoder, tokenizer = load_decoder(text_model(folder), stream=stream)
     decoder_view(decoder)  # refuses what does not fit, before anything else is read
     audio_model = facts["audio_model_id"]
     try:

@@ -12,12 +12,13 @@ from prunella.device_runtime.base.files import bring_back
 from prunella.device_runtime.base.model_names import EMBEDDED
 from prunella.device_runtime.base.suggestions import nearest
 from prunella.speech_llm import hub
-from prunella.speech_llm.checkpoint import is_checkpoint, load_checkpoint, load_decoder
-from prunella.speech_llm.families import find_family
+from prunella.speech_llm.checkpoint import DECODER_NAME, is_checkpoint, load_checkpoint, load_decoder
+from prunella.speech_llm.families import Family, find_family
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.model_folder import check_is_text, check_memory, check_model_folder
 from prunella.speech_llm.reference import reference_folder
 from prunella.speech_llm.stock import load_stock
+from prunella.speech_llm.streamed_loading import Stream, chooses_streaming
 
 _MISTYPED = 0.8  # so like an embedded model's name is none of the Hub
 
@@ -66,8 +67,12 @@ def text_only(name: str | Path) -> CheckpointError:
     )
 
 
-def load_any(name: str | Path) -> SpeechLLM | TextLLM:
+def load_any(name: str | Path, *, stream: Stream = "off") -> SpeechLLM | TextLLM:
     """A speech LLM, or a text LLM when the folder holds nothing but one.
+
+    Args:
+        name: of the model.
+        stream: whether the decoder stays on disk, see `streaming.py`; only `analyze` and `prune` work on such a model.
 
     Raises:
         CheckpointError: not found, not a whole model, or a speech LLM of a kind that is not known here.
@@ -78,12 +83,22 @@ def load_any(name: str | Path) -> SpeechLLM | TextLLM:
     family = None if own else find_family(folder)
     if not own and family is None:
         check_is_text(folder)
-    check_memory(folder)
+    streams = stream != "off" and chooses_streaming(_decoder_folder(folder, own, family), stream)
+    if not streams:
+        check_memory(folder)
     if own:
-        model = load_checkpoint(folder)
+        model = load_checkpoint(folder, stream=streams)
         if str(name) in EMBEDDED:
             model.config = model.config.with_provenance(name=str(name))
         return model
     if family is not None:
-        return hub.load_ultravox(folder) if family.layout == "own" else load_stock(folder, family)
-    return TextLLM(*load_decoder(folder))
+        if family.layout == "own":
+            return hub.load_ultravox(folder, stream=streams)
+        return load_stock(folder, family, stream=streams)
+    return TextLLM(*load_decoder(folder, stream=streams))
+
+
+def _decoder_folder(folder: Path, own: bool, family: Family | None) -> Path:
+    if own:
+        return folder / DECODER_NAME
+    return resolve(hub.text_model(folder)) if family is not None and family.layout == "own" else folder

@@ -24,6 +24,10 @@ from prunella.speech_llm.folder_tokenizer import read_tokenizer
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.model_folder import copy_side_files, full_disks_are_os_errors, why_unreadable
 from prunella.speech_llm.stock_config import StockConfig, StockFacts
+from prunella.speech_llm.streamed_loading import attach_stock, empty_stock, stored_names
+from prunella.speech_llm.streamed_saving import write_streamed
+from prunella.speech_llm.streaming import stream_of
+from prunella.speech_llm.weight_files import WeightFiles
 
 CTC_HEAD_NAME = "ctc_head.safetensors"
 _TEMPLATE = "chat_template.jinja"
@@ -46,13 +50,13 @@ class StockShell:
     config: PreTrainedConfig
 
 
-def load_stock(folder: Path, family: Family) -> SpeechLLM:
-    """Read a model of a stock class, in float32, ready for inference.
+def load_stock(folder: Path, family: Family, *, stream: bool = False) -> SpeechLLM:
+    """Read a model of a stock class, in float32, ready for inference; with `stream` its decoder stays on disk (`streaming.py`).
 
     Raises:
         CheckpointError: transformers cannot load it, or its prompt has no place for audio.
     """
-    stock, tokenizer = _read(folder, family)
+    stock, tokenizer = _read(folder, family, stream)
     return take_apart(stock, tokenizer, family, folder)
 
 
@@ -65,6 +69,8 @@ def take_apart(
     config = StockConfig(facts, family.geometry(stock.config, facts.trimmed))
     decoder = family.as_causal_lm(stock)
     decoder.name_or_path = str(folder)
+    if any(parameter.is_meta for parameter in decoder.parameters()):
+        attach_stock(stock, decoder, folder)
     prompt = family.prompt(stock.config, tokenizer, folder, _end_tokens(stock, tokenizer))
     model = SpeechLLM(
         config,
@@ -89,12 +95,7 @@ def assembled(model: SpeechLLM) -> PreTrainedModel:
     if shell is None:
         raise CheckpointError(f"a model of the family '{model.config.family}' has no class in transformers")
     old: Any = shell.model
-    config: Any = copy.deepcopy(shell.config)
-    tied = getattr(config.text_config, "tie_word_embeddings", None)
-    config.text_config = copy.deepcopy(model.decoder.config)
-    config.text_config.tie_word_embeddings = (
-        tied  # the decoder's says what is; the stock class goes by its own
-    )
+    config = _stock_config(model, shell)
     with torch.device("meta"):
         stock: Any = type(old)(config)
     # What is not the decoder's stays; what was built on "meta" is replaced, all of it.
@@ -113,13 +114,26 @@ def assembled(model: SpeechLLM) -> PreTrainedModel:
     return made
 
 
+def _stock_config(model: SpeechLLM, shell: StockShell) -> Any:
+    config: Any = copy.deepcopy(shell.config)
+    tied = getattr(config.text_config, "tie_word_embeddings", None)
+    config.text_config = copy.deepcopy(model.decoder.config)
+    config.text_config.tie_word_embeddings = (
+        tied  # the decoder's says what is; the stock class goes by its own
+    )
+    return config
+
+
 def save_stock(model: SpeechLLM, folder: Path) -> None:
     """Write the stock checkpoint into `folder`, which exists: the model, its processor's files, and prunella's facts."""
     assert model.stock is not None
     assert isinstance(model.config, StockConfig)
-    stock = assembled(model)
     with full_disks_are_os_errors():
-        stock.save_pretrained(folder)
+        if stream_of(model.decoder) is not None:
+            known = stored_names(model.stock.model, WeightFiles(model.stock.folder)).values()
+            write_streamed(model.decoder, folder, known=known, config=_stock_config(model, model.stock))
+        else:
+            assembled(model).save_pretrained(folder)
         # The file is the processor's, where there is one: the tokenizer's own template is no substitute for it.
         template = (model.stock.folder / _TEMPLATE).is_file()
         model.tokenizer.save_pretrained(folder, save_jinja_files=template)
@@ -159,10 +173,10 @@ def hear_true_length(model: SpeechLLM) -> None:
 def reload_stock(model: SpeechLLM, folder: Path) -> SpeechLLM:
     """Read back what `save_stock` wrote of `model`."""
     assert model.stock is not None
-    return load_stock(folder, model.stock.family)
+    return load_stock(folder, model.stock.family, stream=stream_of(model.decoder) is not None)
 
 
-def _read(folder: Path, family: Family) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _read(folder: Path, family: Family, stream: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     kind = getattr(transformers, family.architecture, None)
     if kind is None:
         raise CheckpointError(
@@ -170,6 +184,8 @@ def _read(folder: Path, family: Family) -> tuple[PreTrainedModel, PreTrainedToke
             f"is installed: pip install 'transformers>={family.since}'"
         )
     try:
+        if stream:
+            return empty_stock(folder, kind), read_tokenizer(folder)
         stock, info = kind.from_pretrained(
             folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
         )

@@ -36,6 +36,16 @@ def add_speech(parser: argparse._ActionsContainer, purpose: str = "", *, require
     parser.add_argument("--speech", required=required, type=Path, metavar="MANIFEST", help=what)
 
 
+def add_stream(parser: argparse.ArgumentParser) -> None:
+    """How a model's weights are read: layer by layer from disk, or whole."""
+    parser.add_argument(
+        "--stream",
+        default="auto",
+        choices=("auto", "on", "off"),
+        help="read the decoder layer by layer from disk (default: where it is larger than half of the free memory)",
+    )
+
+
 def add_spoken_language(parser: argparse._ActionsContainer) -> None:
     """`--language`: of the rows of a manifest that name none, in `args.language`."""
     parser.add_argument(
