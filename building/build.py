@@ -24,7 +24,7 @@ from prunella.device_runtime.base.common_options import MANIFEST_HELP, add_outpu
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.outputs import check_name, check_output, check_space
 from prunella.evaluation.manifest import read_manifest
-from prunella.export.onnx_families import check_onnx_decoder
+from prunella.export.export import check_decoder
 from prunella.pruning.blocks import Block, check_blocks
 from prunella.pruning.calibration import read_lines
 from prunella.pruning.history import blocks_between
@@ -233,9 +233,9 @@ def _check_data(plan: BuildPlan) -> None:
 def _check_model(plan: BuildPlan, at: Artifacts) -> None:
     """What would fail after minutes, seen in the model's configuration."""
     facts = read_facts(plan.model)
-    engines = find_bundle_recipe(plan.recipe or load_target(plan.target).recipe).engines
-    if "onnx" in engines:
-        check_onnx_decoder(facts.decoder)
+    target = load_target(plan.target)
+    recipe = plan.recipe or target.recipe
+    check_decoder(facts.decoder, recipe, target.max_context)
     count = facts.num_layers
     if plan.blocks:
         size = sum(map(len, check_blocks([Block.parse(text) for text in plan.blocks], count)))
@@ -243,6 +243,7 @@ def _check_model(plan: BuildPlan, at: Artifacts) -> None:
         size = layers_to_drop(count, drop=plan.drop, keep=plan.keep)
     if not at.plan.exists():  # else some of it is there
         # Float bundles of both models, the smaller one's checkpoints cut and bridged.
+        engines = find_bundle_recipe(recipe).engines
         kept, bundle = 1 - size / count, ("onnx" in engines) + ("gguf" in engines) / 2
         check_space(at.out, facts.decoder_bytes * ((1 + kept) * bundle + 2 * kept))
 

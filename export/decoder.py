@@ -16,9 +16,10 @@ from pathlib import Path
 
 import onnx
 from onnx import TensorProto, helper
+from transformers import AutoConfig
 
 from prunella.device_runtime.base.errors import CheckpointError
-from prunella.export.onnx_families import FAMILIES, complete_graph
+from prunella.export.onnx_families import FAMILIES, adapt_config, complete_graph
 
 DECODER_NAME = "decoder_model_merged.onnx"
 NUM_LOGITS = "num_logits_to_keep"
@@ -53,11 +54,9 @@ def export_decoder(decoder: Path, out: Path, *, max_context: int = 2048) -> Path
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".builder-", dir=out) as name:
         work = Path(name)
-        _build(decoder, work)
+        _build(decoder, work, max_context)
         model = onnx.load(str(work / "model.onnx"), load_external_data=False)
-        complete_graph(
-            model, json.loads((decoder / _CHECKPOINT_FILE).read_text(encoding="utf-8")), max_context
-        )
+        complete_graph(model, AutoConfig.from_pretrained(decoder).get_text_config(), max_context)
         keep_last_logits(model)
         _cut_rotary_tables(model, max_context)
         _move_weights(model, work, out)
@@ -111,7 +110,7 @@ def keep_last_logits(model: onnx.ModelProto) -> None:
     del graph.value_info[:]
 
 
-def _build(decoder: Path, work: Path) -> None:
+def _build(decoder: Path, work: Path, max_context: int) -> None:
     """Run the model builder. What it prints goes to the log, so that it cannot mix with results."""
     from onnxruntime_genai import models
 
@@ -125,6 +124,7 @@ def _build(decoder: Path, work: Path) -> None:
 
             place = (str(decoder), str(decoder), str(work), "fp32", "cpu", str(work / "cache"))
             options = parse_extra_options(*place, _OPTIONS)
+            adapt_config(options["hf_details"]["hf_config"], max_context)
             create_model(*place, **options)
     except OSError:
         raise

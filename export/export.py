@@ -126,6 +126,7 @@ def export_float(
         )
     _check_libraries(chosen.name)
     speech_llm = model if isinstance(model, SpeechLLM) else load(model)
+    check_decoder(speech_llm.decoder.config, chosen.name, profile.max_context)
     share = (chosen.onnx is not None) + (chosen.gguf is not None) / 2  # of float32
     check_space(out, share * saved_bytes(speech_llm.decoder))
     facts = dict(provenance or {})
@@ -164,7 +165,6 @@ def export_float_graphs(model: SpeechLLM, out: Path, *, max_context: int = 2_048
     Raises:
         CheckpointError: a decoder that cannot be exported.
     """
-    check_onnx_decoder(model.decoder.config)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".decoder-", dir=out) as work:
         decoder = Path(work) / "decoder"
@@ -172,6 +172,22 @@ def export_float_graphs(model: SpeechLLM, out: Path, *, max_context: int = 2_048
         export_decoder(decoder, out, max_context=max_context)
     export_audio_encoder(model, out)
     export_embed_tokens(model, out)
+
+
+def check_decoder(decoder: PretrainedConfig, recipe: str, max_context: int) -> None:
+    """Refuse a decoder that an engine of the recipe does not run, or would run wrongly, by its configuration alone.
+
+    Raises:
+        CheckpointError: says why, and what there is instead.
+        UsageError: there is no such recipe.
+    """
+    engines = find_bundle_recipe(recipe).engines
+    if "onnx" in engines:
+        check_onnx_decoder(decoder, max_context)
+    if "gguf" in engines:
+        from prunella.export.gguf_families import find_family
+
+        find_family(decoder, max_context)
 
 
 def default_recipe(decoder: PretrainedConfig, profile: TargetProfile) -> str:

@@ -13,18 +13,29 @@ from onnx import helper, numpy_helper
 from transformers import PretrainedConfig
 
 from prunella.device_runtime.base.errors import CheckpointError
+from prunella.export.onnx_rotary import (
+    check_rotary,
+    has_plain_rotation,
+    leave_unturned,
+    set_rotary_tables,
+    settings_by_kind,
+    simplify_rotation,
+)
 from prunella.speech_llm.decoder_view import input_scale
 
 # By Hugging Face's `model_type`: families of the model builder whose layers all keep keys and values.
 FAMILIES = (
     "llama",
     "mistral",
+    "ministral",
     "qwen2",
     "qwen3",
     "gemma",
     "gemma2",
+    "gemma3_text",
     "phi",
     "phi3",
+    "smollm3",
     "granite",
     "granitemoehybrid",
     "nemotron",
@@ -33,21 +44,23 @@ FAMILIES = (
 )
 # What the builder takes and gets wrong, or fails over.
 _REFUSED = {
-    "smollm3": "the model builder fails over its layers without rotary embedding; a target with the gguf engine takes it",
-    "gemma3_text": "the model builder does not read its rotary settings",
-    "gemma3": "the model builder does not read its rotary settings",
     "olmo": "the model builder's graph says something else",
     "hunyuan_v1_dense": "the model builder's graph has no positions for its rotary embedding",
     "phimoe": "the model builder takes it with code of its own alone",
     "lfm2": "its convolutions keep a state of their own beside keys and values",
     "lfm2_moe": "its convolutions keep a state of their own beside keys and values",
 }
-_ROTARY_KINDS = ("default", "llama3", "dynamic")  # those that the graphs of all families have
+# The builder's class for families that are another's, but for what is set below.
+_BUILT_AS = {"ministral": "MistralForCausalLM"}
 _ROTARY_STEP = 16  # ONNX Runtime's GroupQueryAttention on a processor
 
 
-def check_onnx_decoder(config: PretrainedConfig) -> None:
+def check_onnx_decoder(config: PretrainedConfig, max_context: int = 2_048) -> None:
     """Refuse decoders that cannot be exported to ONNX, by their configuration alone.
+
+    Args:
+        config: of the decoder.
+        max_context: positions that will be used.
 
     Raises:
         CheckpointError: names the family, why, and the families that there are.
@@ -73,13 +86,9 @@ def check_onnx_decoder(config: PretrainedConfig) -> None:
         raise CheckpointError(
             f"attention heads of {size} cannot run on ONNX Runtime's CPU: they must be a multiple of {_ROTARY_STEP} wide"
         )
-    rope = getattr(text, "rope_parameters", None) or {}
-    rotary = rope.get("rope_type", "default")
-    if rotary not in _ROTARY_KINDS and kind != "gpt_oss":
-        raise CheckpointError(
-            f"rotary embeddings of the kind '{rotary}' cannot be exported to ONNX (the model builder leaves it out, or fails "
-            f"over it): there are {', '.join(_ROTARY_KINDS)}"
-        )
+    if kind != "gpt_oss":
+        check_rotary(text, max_context)
+    rope = next(iter(settings_by_kind(text).values()))
     share = rope.get("partial_rotary_factor") or getattr(text, "partial_rotary_factor", None) or 1.0
     if int(share * size) % _ROTARY_STEP:
         raise CheckpointError(
@@ -88,14 +97,31 @@ def check_onnx_decoder(config: PretrainedConfig) -> None:
         )
 
 
-def complete_graph(model: onnx.ModelProto, config: dict[str, Any], max_context: int) -> None:
+def adapt_config(config: Any, max_context: int) -> None:
+    """Change a configuration, as the builder has it in memory, where it would fail; `complete_graph` puts right what it says then."""
+    kind = config.model_type
+    config.architectures = [_BUILT_AS.get(kind, (config.architectures or [""])[0])]
+    if kind == "smollm3":
+        config.no_rope_layers = [1] * config.num_hidden_layers  # over a 0 it fails
+    if kind != "gpt_oss" and not has_plain_rotation(config):
+        simplify_rotation(config, max_context)
+
+
+def complete_graph(model: onnx.ModelProto, decoder: PretrainedConfig, max_context: int) -> None:
     """Add to the builder's graph what it leaves out.
 
     Args:
         model: the decoder's graph, embeddings as input.
-        config: of the decoder, as its `config.json` says.
+        decoder: its configuration, as in its folder.
         max_context: positions that will be used.
     """
+    config = vars(decoder)
+    if decoder.model_type != "gpt_oss" and not has_plain_rotation(decoder):
+        set_rotary_tables(model, decoder, max_context)
+    if decoder.model_type == "smollm3":
+        leave_unturned(
+            model.graph, [layer for layer, uses in enumerate(config["no_rope_layers"]) if not uses]
+        )
     scale = input_scale(config)
     if scale != 1.0:
         _scale_inputs(model.graph, scale)
