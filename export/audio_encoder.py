@@ -14,6 +14,7 @@ from torch import nn
 
 from prunella.device_runtime.bundle import HOP_LENGTH
 from prunella.quantize.graph_file import save_graph
+from prunella.speech_llm.families.family import projected
 from prunella.speech_llm.model import SpeechLLM
 
 AUDIO_ENCODER_NAME = "audio_encoder.onnx"
@@ -36,14 +37,14 @@ class _EncoderAndProjector(nn.Module):
         encoded = self.audio_encoder(log_mel, valid_frames)
         if valid_frames is None:
             letters = (self.ctc_head(encoded),) if self.ctc_head is not None else ()
-            return (self.projector(encoded), *letters)
+            return (projected(self.projector, encoded, None), *letters)
         frames = self.config.encoder_frames(valid_frames)
         counts = [self.config.audio_tokens(frames)]
         letters = ()
         if self.ctc_head is not None:
             letters = (self.ctc_head(encoded, frames),)
             counts.append(self.ctc_head.frames.count(frames))
-        return (self.projector(encoded), *letters, torch.cat(counts))
+        return (projected(self.projector, encoded, frames), *letters, torch.cat(counts))
 
 
 def export_audio_encoder(model: SpeechLLM, out: Path) -> Path:

@@ -327,4 +327,5 @@ LAYOUTS = {
 _WRONG = {
     "glma": "llama.cpp's glma adds learned positions in the audio encoder, the model turns queries and keys by theirs "
     "(rotary embeddings)",
+    "qwen2.5o": "llama.cpp's qwen2.5o lets the audio encoder attend to 30 s at once, the model to chunks of two seconds",
 }

@@ -89,16 +89,18 @@ def _stock_logits(model: SpeechLLM, samples: Float32, count: int, text: list[int
     placeholder = stock.config.audio_token_id
     span = model.prompt.audio_span(count, placeholder)
     ids = [*model.prompt.before_ids, *span, *model.prompt.after_ids, *text]
+    valid = spec.valid_frames(len(samples))
     inputs = {
         "input_ids": torch.tensor([ids]),
         "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
-        "input_features": torch.from_numpy(heard)[None],
     }
-    known = inspect.signature(stock.forward).parameters
-    for name in _MASKS:
-        if name in known:
-            valid = spec.valid_frames(len(samples))
-            inputs[name] = (torch.arange(heard.shape[1]) < valid).long()[None]
+    if (given := model.stock.family.stock_inputs) is not None:
+        inputs |= given(torch.from_numpy(heard), valid, count)
+    else:
+        inputs["input_features"] = torch.from_numpy(heard)[None]
+        known = inspect.signature(stock.forward).parameters
+        mask = (torch.arange(heard.shape[1]) < valid).long()[None]
+        inputs |= {name: mask for name in _MASKS if name in known}
     try:
         logits = stock(**inputs, use_cache=False).logits
     except Exception as error:  # torch and transformers raise what they like

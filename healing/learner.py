@@ -18,6 +18,7 @@ from prunella.healing.training_speed import CompiledLayers
 from prunella.speech_llm.batches import IGNORE, scored_logits
 from prunella.speech_llm.ctc_head import read_letters
 from prunella.speech_llm.decoder_view import decoder_view
+from prunella.speech_llm.families.family import projected
 from prunella.speech_llm.model import SpeechLLM
 
 _PLACEHOLDER = 0  # token id where audio goes; its embedding is overwritten
@@ -95,8 +96,9 @@ class Learner(nn.Module):
     def audio_embeddings(self, inputs: PassInputs) -> torch.Tensor:
         """(batch, audio_tokens, hidden)"""
         if self.encoder is None:
-            return self.projector(inputs.features)
-        return self.projector(self.encoder(inputs.features.transpose(1, 2), inputs.valid))
+            return projected(self.projector, inputs.features, inputs.frames)
+        encoded = self.encoder(inputs.features.transpose(1, 2), inputs.valid)
+        return projected(self.projector, encoded, inputs.frames)
 
     def decoder_inputs(self, audio: torch.Tensor, steps: torch.Tensor, inputs: PassInputs) -> torch.Tensor:
         """(batch, length, hidden): token embeddings with the audio in its place."""
@@ -117,7 +119,9 @@ class Learner(nn.Module):
                 heard = inputs.features if self.encoder is None else None
                 if heard is None:
                     heard = teacher.audio_encoder(inputs.features.transpose(1, 2), inputs.valid)
-                taught = _fill(teacher.decoder, teacher.projector(heard), steps, inputs)
+                taught = _fill(
+                    teacher.decoder, projected(teacher.projector, heard, inputs.frames), steps, inputs
+                )
                 wanted = scored_logits(teacher.decoder, taught, scored).log_softmax(-1)
             known = nn.functional.kl_div(
                 logits.log_softmax(-1), wanted, reduction="none", log_target=True

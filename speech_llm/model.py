@@ -17,6 +17,7 @@ from prunella.speech_llm.config import ModelConfig, SpeechLLMConfig
 from prunella.speech_llm.ctc_head import CtcHead
 from prunella.speech_llm.decoder_view import DecoderView, decoder_view
 from prunella.speech_llm.families import FAMILIES, family_named
+from prunella.speech_llm.families.family import projected
 
 if TYPE_CHECKING:
     from prunella.speech_llm.stock import StockShell
@@ -84,8 +85,8 @@ class SpeechLLM(nn.Module):
 
         `valid` (batch,): feature frames of audio in each row; None: all. Rows behind a clip's own tokens are anything.
         """
-        tokens: torch.Tensor = self.projector(self.audio_encoder(features, valid))
-        return tokens
+        frames = None if valid is None else self.config.encoder_frames(valid)
+        return projected(self.projector, self.audio_encoder(features, valid), frames)
 
     def prompt_for(self, language: str) -> PromptSpec:
         """The prompt that speech in this language is taught and scored behind.

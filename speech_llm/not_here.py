@@ -30,6 +30,8 @@ REASONS = {
     ),
 }
 # fmt: on
+_OMNI = {"qwen2_5_omni": "Qwen2.5-Omni"}
+_OMNI_THINKER = "Qwen2_5OmniThinkerForConditionalGeneration"
 _ALIGNER = "Qwen3ASRForTokenClassification"
 
 
@@ -43,6 +45,11 @@ def why_not(config: dict[str, Any]) -> str | None:
         return (
             "Qwen3-ASR in its authors' own layout (thinker_config), which transformers does not read: take the same model from "
             "the repository whose name ends with -hf, such as Qwen/Qwen3-ASR-0.6B-hf"
+        )
+    if kind in _OMNI:
+        return (
+            f"a whole {_OMNI[kind]} ({kind}), which also talks: prunella takes its thinker, the part that hears and writes, as transformers saves "
+            f"it: {_OMNI_THINKER}.from_pretrained(FOLDER).save_pretrained(OUT), and beside it the files of the tokenizer and the processor"
         )
     for reason, kinds in REASONS.items():
         if kind in kinds:

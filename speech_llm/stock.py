@@ -101,8 +101,7 @@ def assembled(model: SpeechLLM) -> PreTrainedModel:
     # What is not the decoder's stays; what was built on "meta" is replaced, all of it.
     for name, part in old.model.named_children():
         setattr(stock.model, name, part)
-    decoder: Any = model.decoder
-    stock.model.language_model, stock.lm_head = decoder.model, decoder.lm_head
+    shell.family.put_decoder(stock, model.decoder)
     stock.generation_config = copy.deepcopy(old.generation_config)
     # How names in files became those in memory, of models that were read: undone when it is saved.
     if (renamed := getattr(old, "_weight_conversions", None)) is not None:
@@ -116,11 +115,7 @@ def assembled(model: SpeechLLM) -> PreTrainedModel:
 
 def _stock_config(model: SpeechLLM, shell: StockShell) -> Any:
     config: Any = copy.deepcopy(shell.config)
-    tied = getattr(config.text_config, "tie_word_embeddings", None)
-    config.text_config = copy.deepcopy(model.decoder.config)
-    config.text_config.tie_word_embeddings = (
-        tied  # the decoder's says what is; the stock class goes by its own
-    )
+    shell.family.put_config(config, model.decoder.config)
     return config
 
 
@@ -209,7 +204,7 @@ def _read(folder: Path, family: Family, stream: bool) -> tuple[PreTrainedModel, 
 def _forget_dtypes(config: Any, folder: Path) -> None:
     """Parts of a configuration are told the dtype of loading, and would write it down where the folder has none."""
     body = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    for name in ("audio_config", "text_config"):
+    for name in config.sub_configs:
         if not {"dtype", "torch_dtype"} & set(body.get(name) or ()):
             getattr(config, name).dtype = None
 

@@ -16,6 +16,7 @@ from prunella.device_runtime.decoding.engine import check_rewind
 from prunella.device_runtime.decoding.time_marks import with_time_marks
 from prunella.device_runtime.sound.features import features
 from prunella.device_runtime.transcript import DecodeOptions
+from prunella.speech_llm.families.family import projected
 from prunella.speech_llm.load import load
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.process import tune
@@ -50,12 +51,16 @@ class TorchEngine:
         heard, valid = model_features(model, samples)
         frames = model.config.encoder_frames(valid)
         padded = valid < heard.shape[1]
-        encoded = model.audio_encoder(heard[None], torch.tensor([valid]) if padded else None)
+        told = torch.tensor([valid]) if padded else None
+        encoded = model.audio_encoder(heard[None], told)
         self.ctc_log_probs = None
         if model.ctc_head is not None:
             letters = model.ctc_head(encoded[:, :frames])[0]
             self.ctc_log_probs = _array(letters)
-        return _array(model.projector(encoded)[0, : model.config.audio_tokens(frames)])
+        rows = projected(
+            model.projector, encoded, None if told is None else model.config.encoder_frames(told)
+        )
+        return _array(rows[0, : model.config.audio_tokens(frames)])
 
     @torch.inference_mode()
     def start(self, audio_embeddings: Float32, after: tuple[int, ...] | None = None) -> Float32:

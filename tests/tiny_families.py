@@ -68,6 +68,8 @@ class TinyFamily:
         bos: the token that begins a prompt.
         ends: tokens that end an answer.
         rest: further fields of the configuration.
+        other_rest: further fields of the configuration in the second size.
+        frames_first: whether the class takes features as (batch, frames, width).
         other_audio: fields of the encoder's configuration in the second size.
         other_heard: how the processor calls the extractor then, besides.
         passed: what else the extractor makes that the class takes.
@@ -85,6 +87,8 @@ class TinyFamily:
     bos: str | None = None
     ends: tuple[int, ...] = (0, 2)
     rest: dict[str, Any] = field(default_factory=dict)
+    other_rest: dict[str, Any] = field(default_factory=dict)
+    frames_first: bool = False
     other_audio: dict[str, Any] = field(default_factory=OTHER_WHISPER.copy)
     other_heard: dict[str, Any] = field(default_factory=dict)
     passed: tuple[str, ...] = ()
@@ -182,6 +186,55 @@ FAMILIES = {
             "num_mel_bins": 80,
         },
     ),
+    "qwen2_5_omni_thinker": TinyFamily(
+        "Qwen2_5OmniThinker",
+        ("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"),
+        WHISPER | {"output_dim": 64},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}},
+        mask="feature_attention_mask",
+        rest={
+            "vision_config": {
+                "depth": 1,
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_heads": 2,
+                "out_hidden_size": 64,
+                "fullatt_block_indexes": [0],
+            },
+            "audio_start_token_id": 5,
+            "audio_end_token_id": 6,
+            "vision_start_token_id": 300,
+            "tie_word_embeddings": False,
+        },
+        other_audio=OTHER_WHISPER | {"n_window": 37, "output_dim": 48},
+    ),
+    "fun_asr_nano": TinyFamily(
+        "FunAsrNano",
+        ("<|object_ref_start|>",),
+        {
+            "model_type": "fun_asr_nano_encoder",
+            "num_mel_bins": 80,
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_timestamp_prediction_layers": 1,
+            "fsmn_kernel_size": 5,
+        },
+        {"model_type": "qwen3", "head_dim": 16, "tie_word_embeddings": True},
+        mask="input_features_mask",
+        extractor="FunAsrNanoFeatureExtractor",
+        frames_first=True,
+        rest={"adaptor_config": {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 16}},
+        other_audio={
+            "num_mel_bins": 60,
+            "hidden_size": 36,
+            "num_attention_heads": 3,
+            "intermediate_size": 72,
+            "num_hidden_layers": 2,
+        },
+        other_rest={"adaptor_config": {"hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 12}},
+    ),
 }
 FAMILY_NAMES = tuple(FAMILIES)
 
@@ -241,12 +294,16 @@ def other_size(family: str) -> dict[str, Any]:
     return {
         "text": OTHER_TEXT | {"tie_word_embeddings": tied},
         "audio": kind.other_audio,
-        "rest": {"tie_word_embeddings": tied},
+        "rest": {"tie_word_embeddings": tied} | kind.other_rest,
     }
 
 
 def stock_extractor(family: str, num_mel_bins: int = 128) -> Any:
     """The feature extractor of transformers that the family's processor holds."""
+    if family == "fun_asr_nano":
+        from kaldi_features import KaldiExtractor
+
+        return KaldiExtractor(feature_size=num_mel_bins)
     return getattr(transformers, FAMILIES[family].extractor)(feature_size=num_mel_bins)
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from prunella.speech_llm.families import (
     audioflamingo3,
+    fun_asr_nano,
     glmasr,
     moss_transcribe_diarize,
+    qwen2_5_omni_thinker,
     qwen2_audio,
     qwen3_asr,
     ultravox,
@@ -27,6 +29,8 @@ FAMILIES: dict[str, Family] = {
         glmasr.FAMILY,
         audioflamingo3.FAMILY,
         moss_transcribe_diarize.FAMILY,
+        qwen2_5_omni_thinker.FAMILY,
+        fun_asr_nano.FAMILY,
         ultravox.FAMILY,
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,31 @@ class AudioGeometry:
     encoder_frames: Callable[[Any], Any]
 
 
+def projected(projector: nn.Module, encoded: torch.Tensor, frames: torch.Tensor | None) -> torch.Tensor:
+    """(batch, n, width) encoder frames, `frames` (batch,) of them audio's (None: all), through a projector → (batch, tokens, hidden).
+
+    One in which tokens attend to one another is told where the audio ends: `takes_frames`.
+    """
+    tokens: torch.Tensor = (
+        projector(encoded, frames) if getattr(projector, "takes_frames", False) else projector(encoded)
+    )
+    return tokens
+
+
+def put_text_config(config: Any, decoder: Any) -> None:
+    """`Family.put_config` of the usual layout, which has a `text_config`."""
+    tied = getattr(config.text_config, "tie_word_embeddings", None)
+    config.text_config = copy.deepcopy(decoder)
+    config.text_config.tie_word_embeddings = (
+        tied  # the decoder's says what is; the stock class goes by its own
+    )
+
+
+def put_language_model(stock: Any, decoder: Any) -> None:
+    """`Family.put_decoder` of the usual layout: `model.language_model` and `lm_head`."""
+    stock.model.language_model, stock.lm_head = decoder.model, decoder.lm_head
+
+
 @dataclass(frozen=True)
 class Family:
     """One kind of speech LLM. Where transformers has no class for it, what the functions are given says `ultravox.py`.
@@ -51,11 +77,15 @@ class Family:
         audio_half: (the stock model, whether it was healed on audio of its true length) → encoder and projector around its
             own parameters. The encoder takes features (batch, bins, frames) and `valid` (batch,) feature frames of audio,
             None for all, and gives (batch, encoder frames, width), rows behind the valid ones being anything; the projector
-            turns them into (batch, tokens, hidden).
+            turns them into (batch, tokens, hidden), see `projected`.
         prompt: (configuration, tokenizer, folder, end tokens) → what stands around the audio.
         as_causal_lm: the stock model → its decoder as a causal LM of a stock class around the same parameters.
+        put_config: (configuration of the stock class, of that causal LM) → nothing: the first says afterwards what the second does.
+        put_decoder: (a stock model of such a configuration, that causal LM) → nothing: the first has the second's parameters.
         true_length: whether a model hears the same of audio that is not padded to whole windows.
         stock_windows: whether the stock class takes features of whole 30 s alone.
+        stock_inputs: (features (width, frames), valid frames, audio tokens) → what the stock class is given of them, where it is not
+            `input_features` as they are and a mask.
         mmproj: llama.cpp's name for the family's projector; None: it has none. What is written by it, or why nothing is,
             says `export/mmproj_layouts.py`.
         layout: "stock": as transformers saves its class; "own": prunella's folder, for what has no class.
@@ -69,7 +99,10 @@ class Family:
     prompt: Callable[[Any, PreTrainedTokenizerBase, Path, tuple[int, ...]], PromptSpec]
     as_causal_lm: Callable[[PreTrainedModel], PreTrainedModel]
     true_length: bool
+    put_config: Callable[[Any, Any], None] = put_text_config
+    put_decoder: Callable[[Any, Any], None] = put_language_model
     stock_windows: bool = True
+    stock_inputs: Callable[[Tensor, int, int], dict[str, Any]] | None = None
     mmproj: str | None = None
     layout: Literal["stock", "own"] = "stock"
 

@@ -66,7 +66,7 @@ class ChunkedEncoder(nn.Module):
         hidden = hidden.reshape(batch, chunks * rows, -1)
         mask = self._mask(hidden, valid)
         for layer in tower.layers:
-            hidden = hidden + _attend(layer.self_attn, layer.self_attn_layer_norm(hidden), mask)
+            hidden = hidden + attend(layer.self_attn, layer.self_attn_layer_norm(hidden), mask)
             wide = layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden)))
             hidden = hidden + layer.fc2(wide)
         normed: torch.Tensor = tower.ln_post(hidden)
@@ -83,7 +83,8 @@ class ChunkedEncoder(nn.Module):
         return bias.masked_fill(~seen, torch.finfo(hidden.dtype).min)[:, None]
 
 
-def _attend(attention: Any, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def attend(attention: Any, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Attention whose stock forward takes packed sequences: (batch, length, width), mask (batch, 1, any, length) → the same shape."""
     batch, length, width = hidden.shape
     query, key, value = (
         projection(hidden).reshape(batch, length, attention.num_heads, -1).transpose(1, 2)

@@ -49,6 +49,8 @@ LAYOUTS = {
     "audioflamingo3": "musicflamingo",
     "glmasr": "",
     "moss_transcribe_diarize": "",
+    "qwen2_5_omni_thinker": "",
+    "fun_asr_nano": "",
 }
 HEARS = [name for name in FAMILY_NAMES if LAYOUTS[name]]
 AUDIO = "<__media__>"

@@ -213,7 +213,9 @@ def test_the_command_line_takes_it(bundle, tmp_path, capsys):
     assert main([*words, "--language", "tlh"]) == 2
     assert main(["info", str(bundle.path)]) == 0
     told = capsys.readouterr().out
-    assert "128 bins" in told and ("de, " in told if languages else "takes none" in told)
+    assert f"{bundle.manifest.audio.features.num_mel_bins} bins" in told and (
+        "de, " in told if languages else "takes none" in told
+    )
 
 
 def test_a_pipe_is_listened_to(bundle, capsys, monkeypatch):

@@ -27,12 +27,21 @@ def test_features_are_those_of_the_familys_extractor(model, seconds):
     found, valid = features(samples, spec)
     theirs = stock_features(model.config.family, samples, spec.num_mel_bins)
     expected = theirs["input_features"][0].numpy()
+    if FAMILIES[model.config.family].frames_first:
+        expected = expected.T
     mask = theirs.get(FAMILIES[model.config.family].mask)
     assert valid == (expected.shape[1] if mask is None else int(mask.sum()))
     # At exactly 30 s the stock's last window is reflected at its end; no piece of audio is as long (`max_seconds`).
     count = min(found.shape[1], expected.shape[1] - (found.shape[1] > expected.shape[1]))
     assert count >= valid - 1
-    np.testing.assert_allclose(found[:, :count], expected[:, :count], atol=1e-4)
+    if not FAMILIES[
+        model.config.family
+    ].heard:  # whose chunks are filled up with zeros, not a window's silence
+        count = min(count, spec.padded(len(samples)) // 160)
+    # Kaldi itself computes in float32: at its floor that is seen.
+    np.testing.assert_allclose(
+        found[:, :count], expected[:, :count], atol=1e-4, rtol=5e-5 if spec.kind == "fbank" else 1e-7
+    )
 
 
 @torch.inference_mode()
@@ -69,7 +78,7 @@ def test_trimmed_audio_costs_what_was_said(model, tmp_path):
     trimmed = _as_trimmed(model, True, tmp_path)
     frames = model_features(model, sound(1.0))[0].shape[1]
     short = model_features(trimmed, sound(1.0))[0].shape[1]
-    assert short < 130
+    assert short < 130 or short == model.config.audio.features.frame_multiple  # a chunk
     assert (short == frames) == family.true_length
 
 

@@ -86,7 +86,10 @@ def test_letters_from_training_to_beams(folder, noise_manifest, tmp_path):
         == model.config.ctc_alphabet
         == ENGLISH
     )
-    assert 24 <= 16_000 / model.ctc_head.frames.samples <= 27
+    # A token of 60 ms, which Fun-ASR has, is two frames of letters.
+    assert (
+        24 <= 16_000 / model.ctc_head.frames.samples <= (34 if model.config.samples_per_frame == 960 else 27)
+    )
     before = load(folder).state_dict()
     rest = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("ctc_head.")}
     assert all(torch.equal(tensor, before[name]) for name, tensor in rest.items())

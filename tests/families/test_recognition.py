@@ -161,6 +161,10 @@ def _defaults(kind):
             "a forced aligner",
         ),
         (
+            {"model_type": "qwen2_5_omni", "architectures": ["Qwen2_5OmniModel"], "thinker_config": {"x": 1}},
+            r"whole Qwen2\.5-Omni \(qwen2_5_omni\), which also talks: .* Qwen2_5OmniThinkerForConditionalGeneration\.from_pretrained",
+        ),
+        (
             {"model_type": "voxtral", "architectures": ["VoxtralModel"], "audio_config": {"d_model": 8}},
             "VoxtralModel: prunella takes VoxtralForConditionalGeneration",
         ),
