@@ -83,7 +83,7 @@ class TrainableDecoder:
         stack = decoder_view(decoder).layers
         chosen = [f".{name}" for name in _linear_names(decoder, [stack[index] for index in layers])]
         if plan.base_bits == 4:
-            self._quantize(_linear_names(decoder, list(stack)))
+            self._quantize(_linear_names(decoder, list(stack)), precision)
         if plan.rank and chosen:  # none are where projector or encoder alone are trained
             names = [name.removeprefix(".") for name in chosen]
             self.config = LoraConfig(
@@ -167,7 +167,7 @@ class TrainableDecoder:
             if isinstance(module, BaseTunerLayer)
         }
 
-    def _quantize(self, names: Sequence[str]) -> None:
+    def _quantize(self, names: Sequence[str], precision: str) -> None:
         bits = _bitsandbytes()
         for name in names:
             linear: Any = self.decoder.get_submodule(name)
@@ -176,7 +176,7 @@ class TrainableDecoder:
                 linear.in_features,
                 linear.out_features,
                 linear.bias is not None,
-                compute_dtype=torch.bfloat16,
+                compute_dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
                 quant_type="nf4",
             )
             small.weight = bits.nn.Params4bit(

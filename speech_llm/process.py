@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _KEEP = 1 << 30
+_LARGE = 16 << 20  # bytes: weights of what is larger than memory, and few activations
 
 
 def tune() -> None:
@@ -29,9 +30,17 @@ def keep_freed_memory() -> bool:
 
     By default every large activation is mapped and returned anew, and the page faults cost several times the arithmetic.
     """
+    return _allow(_KEEP)
+
+
+def return_freed_memory() -> bool:
+    """Undo it for large blocks: what is read layer by layer has no memory to keep."""
+    return _allow(_LARGE)
+
+
+def _allow(size: int) -> bool:
+    """Let malloc keep freed blocks of so many bytes."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(
-        mallopt(_M_MMAP_THRESHOLD, _KEEP) and mallopt(_M_TRIM_THRESHOLD, _KEEP)
-    )
+    return mallopt is not None and bool(mallopt(_M_MMAP_THRESHOLD, size) and mallopt(_M_TRIM_THRESHOLD, size))

@@ -16,6 +16,7 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.quantize.free_memory import free_memory
 from prunella.speech_llm.model_folder import float_bytes, why_unreadable
+from prunella.speech_llm.process import return_freed_memory
 from prunella.speech_llm.streaming import LayerStream, attach
 from prunella.speech_llm.weight_files import WeightFiles
 
@@ -26,10 +27,12 @@ _SHARE = 0.5  # of free memory: work on a model takes as much again as the model
 def chooses_streaming(folder: Path, asked: Stream) -> bool:
     """Whether a model is to be read layer by layer; "auto": where it is larger, in float32, than half of the free memory.
 
-    What was chosen is said on stderr.
+    What was chosen is said on stderr, and the process set for it.
     """
     needed, free = float_bytes(folder), free_memory()
     streams = needed > _SHARE * free if asked == "auto" else asked == "on"
+    if streams:
+        return_freed_memory()
     how = "layer by layer from disk" if streams else "whole"
     sys.stderr.write(f"reading {folder} {how}: {needed / 1e9:.1f} GB in float32, {free / 1e9:.1f} GB free\n")
     return streams

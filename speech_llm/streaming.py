@@ -236,6 +236,7 @@ def streamed_logits(decoder: PreTrainedModel, rows: torch.Tensor) -> Iterator[to
     with stream.holding(view.head):
         for start in range(0, len(rows), _LOGITS_AT_ONCE):
             yield view.logits(rows[start : start + _LOGITS_AT_ONCE]).float()
+    # What was read of the head stays until a layer is read: the next decoder has the same one.
 
 
 class _Walk:

@@ -184,6 +184,24 @@ def test_variants_of_training_lower_the_loss(manifest, change, make_model):
     assert all(tensor.dtype == torch.float32 for tensor in model.state_dict().values())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_lora_on_weights_of_four_bits_learns_and_is_merged_into_whole_ones(manifest, precision, make_model):
+    pytest.importorskip("bitsandbytes")
+    losses, model = [], make_model()
+    before = {name: tensor.clone() for name, tensor in model.decoder.state_dict().items()}
+    plan = replace(PLAN, steps=12, decoder_lr=1e-2, projector_lr=1e-2, base_bits=4, precision=precision)
+    heal(model, plan, open_speech([manifest]), on_step=lambda step, loss: losses.append(loss))
+    assert losses[-1] < losses[0] - 0.5
+    after = model.decoder.state_dict()
+    assert before.keys() == after.keys() and all(one.dtype == torch.float32 for one in after.values())
+    moved = {name: float((after[name] - one).norm()) for name, one in before.items()}
+    assert moved["model.layers.0.mlp.up_proj.weight"] > 0 == moved["model.embed_tokens.weight"]
+    # What four bits lose of a weight is not in it: the change is a LoRA's, of its rank.
+    change = after["model.layers.0.mlp.up_proj.weight"] - before["model.layers.0.mlp.up_proj.weight"]
+    assert torch.linalg.matrix_rank(change, rtol=1e-3) <= plan.rank
+
+
 def test_a_teacher_is_followed(manifest, make_model):
     teacher, losses = make_model(), []
     plan = replace(PLAN, kl_weight=1.0, decoder_lr=1e-3, steps=12)

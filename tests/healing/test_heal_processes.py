@@ -32,33 +32,24 @@ def one_process(manifest, tmp_path_factory) -> Path:
     return path
 
 
-def test_two_processes_follow_one(manifest, one_process, tmp_path):
+@pytest.mark.parametrize(("sharded", "kind"), [("0", "multi_cpu"), ("1", "fsdp")])
+def test_two_processes_follow_one(manifest, one_process, sharded, kind, tmp_path):
     path = tmp_path / "losses"
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
+    # `accelerate launch --cpu --num_processes 2` starts one process (1.15), which would follow itself.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run(
+        [*launch, *JOB, manifest, "-", path], check=True, env={**ENV, "SHARDED": sharded}, timeout=180
+    )
+    assert sorted(one.name for one in tmp_path.glob(f"losses.{kind}.*")) == [
+        f"losses.{kind}.0",
+        f"losses.{kind}.1",
     ]
-    launch += [
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        "29631",
-        "--num_cpu_threads_per_process",
-        "1",
-    ]
-    subprocess.run([*launch, *JOB, manifest, "-", path], check=True, env=ENV, timeout=180)
     expected, got = losses(one_process), losses(path)
     assert len(expected) == 20 and expected.keys() == got.keys()
     assert expected[20] < 0.8 * expected[1]
     assert max(abs(expected[step] - got[step]) for step in expected) < 1e-3
+    ends = [load_file(f"{one}.safetensors") for one in (one_process, path)]
+    assert all(torch.allclose(ends[0][name], ends[1][name], atol=1e-2) for name in ends[0])
 
 
 def test_killed_run_ends_where_it_would_have(manifest, one_process, tmp_path):
