@@ -38,6 +38,7 @@ from prunella.pruning.prune_vocabulary import (
 )
 from prunella.pruning.redundancy import RedundancyMap, load_maps
 from prunella.pruning.selection import STRATEGIES, Evidence, choose_blocks
+from prunella.pruning.structure import check_cut, check_structure
 from prunella.pruning.surgery import check_reload, check_stock_reload, drop_layers
 from prunella.speech_llm import SpeechLLM, TextLLM, load_any, save_checkpoint
 from prunella.speech_llm.batches import cross_entropies
@@ -102,10 +103,12 @@ def prune(
 
     Raises:
         UsageError: blocks that do not exist or cannot be cut.
+        CheckpointError: a family that cannot be cut there, see `drop_layers` and `check_structure`.
     """
     decoder = model.decoder
     merged = check_blocks(blocks, len(decoder_view(decoder)))
     pruned = drop_layers(decoder, merged)
+    check_structure(pruned)
     losses: dict[str, Any] = {}
     reports: list[BridgeReport] = []
     if calibration is not None:
@@ -250,6 +253,7 @@ def _prune_layers(
         else layers_to_drop(count, drop=args.drop, keep=args.keep)
     )
     check_space(args.out, _written_bytes(model.decoder) * (count - size) / count)
+    check_cut(model.decoder, blocks, size)
     calibration = _calibration(model, manifest, args)
     strategy = "block" if blocks else args.strategy
     if not blocks:

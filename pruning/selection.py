@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from prunella.device_runtime.base.errors import UsageError
+from prunella.device_runtime.base.errors import CheckpointError, PrunellaError, UsageError
 from prunella.pruning.blocks import Block, blocks_of
 from prunella.pruning.bridge import (
     DEFAULT_RIDGE,
@@ -38,17 +39,17 @@ class Evidence:
 
 def angular(evidence: Evidence, size: int) -> tuple[Block, ...]:
     """The contiguous block of the least angular distance (arXiv 2603.05121)."""
-    return (_map(evidence, "angular").ranked(size)[0][0],)
+    return (next(_ranked(evidence, size, "angular")),)
 
 
 def bridged(evidence: Evidence, size: int) -> tuple[Block, ...]:
     """Of the blocks of least angle the one with the lowest held-out loss after its bridge."""
-    ranked = [block for block, _ in _map(evidence, "bridged").ranked(size)]
     calibration = _calibration(evidence, "bridged")
     decoder = evidence.decoder
-    blocks = [block for block in ranked if not why_no_bridge(decoder, block)][:CANDIDATES]
+    bridgeable = (block for block in _ranked(evidence, size, "bridged") if not why_no_bridge(decoder, block))
+    blocks = list(islice(bridgeable, CANDIDATES))
     if not blocks:
-        return (ranked[0],)
+        return (next(_ranked(evidence, size, "bridged")),)
     sums = collect_candidates(decoder, blocks, calibration.fit)
     pruned = [
         with_down_projection(drop_layers(decoder, [block]), block.start - 1, one.solve(DEFAULT_RIDGE))
@@ -108,6 +109,22 @@ def choose_blocks(evidence: Evidence, size: int, strategy: str = "bridged") -> t
     if not 0 < size < count:
         raise UsageError(f"cannot drop {size} of {count} layers: drop 1 to {count - 1}")
     return STRATEGIES[strategy](evidence, size)
+
+
+def _ranked(evidence: Evidence, size: int, strategy: str) -> Iterator[Block]:
+    """Blocks by their angle, without those that cannot be cut (SmolLM3's pattern)."""
+    refused: PrunellaError | None = None
+    found = False
+    for block, _ in _map(evidence, strategy).ranked(size):
+        try:
+            drop_layers(evidence.decoder, [block])
+        except (UsageError, CheckpointError) as error:
+            refused = refused or error
+            continue
+        found = True
+        yield block
+    if not found and refused is not None:
+        raise refused
 
 
 def _map(evidence: Evidence, strategy: str) -> RedundancyMap:

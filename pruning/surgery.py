@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -137,7 +138,9 @@ def _compared(expected: torch.Tensor, found: torch.Tensor, folder: str | Path) -
 
 
 def _slice_config(decoder: PreTrainedModel, kept: Sequence[int], count: int) -> None:
-    config = decoder.config
+    config: Any = decoder.config
+    _name_dense_layers(config, count)
+    own = _settings_by_layer(config)
     for name, value in list(vars(config).items()):
         if name in _LAYER_NUMBERS:
             setattr(config, name, [kept.index(layer) for layer in value or () if layer in kept])
@@ -151,9 +154,32 @@ def _slice_config(decoder: PreTrainedModel, kept: Sequence[int], count: int) -> 
         elif isinstance(value, dict) and value and "layer" in name:
             raise CheckpointError(
                 f"{config.model_type}'s configuration has '{name}' by number of the layer, which a cut would shift: "
-                "this family cannot be cut yet"
+                "this family cannot be cut yet (add it to pruning/surgery.py)"
             )
     config.num_hidden_layers = len(kept)
+    if own:
+        config.per_layer_config = {
+            place: own[layer] for place, layer in enumerate(kept) if own.get(layer)
+        } or None
+
+
+def _settings_by_layer(config: Any) -> dict[int, dict[str, Any]]:
+    """What transformers keeps apart for single layers (`per_layer_config`), taken out of the configuration."""
+    if not getattr(config, "is_heterogeneous", False):
+        return {}
+    own = {int(layer): settings for layer, settings in config.to_dict()["per_layer_config"].items()}
+    config.per_layer_config = None
+    return own
+
+
+def _name_dense_layers(config: Any, count: int) -> None:
+    """Every so many layers have experts (Qwen's MoE): the others by their numbers, which a cut can renumber."""
+    step = getattr(config, "decoder_sparse_step", None) or 1
+    if step == 1:
+        return
+    named = set(config.mlp_only_layers or ())
+    config.mlp_only_layers = [layer for layer in range(count) if layer in named or (layer + 1) % step]
+    config.decoder_sparse_step = 1
 
 
 def _refuse_shifted_pattern(decoder: PreTrainedModel, kept: Sequence[int]) -> None:

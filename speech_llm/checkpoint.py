@@ -10,11 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.device_runtime.base.files import whole_directory
@@ -112,8 +119,31 @@ def load_decoder(
             f"cannot load a causal LM from '{source}': {why_unreadable(source, error)} "
             "(give a folder, or a Hugging Face id on a connected machine)"
         ) from error
-    model: PreTrainedModel = decoder.train(False)
+    model = text_half(decoder.train(False))
     return model.requires_grad_(False), tokenizer
+
+
+def text_half(model: PreTrainedModel) -> PreTrainedModel:
+    """The causal LM in a model that also sees, around the same weights (Gemma 3, whose auto class is that of text and images).
+
+    Every other model comes back as it is.
+    """
+    config = model.config.get_text_config(decoder=True)
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    body = getattr(model.base_model, "language_model", None)
+    if config is model.config or kind is None or body is None:
+        return model
+    with torch.device("meta"):
+        text: Any = kind(config)
+    if type(text.base_model) is not type(body):
+        return model
+    setattr(text, text.base_model_prefix, body)
+    text.set_output_embeddings(model.get_output_embeddings())  # type: ignore[no-untyped-call]  # transformers'
+    text.generation_config = model.generation_config
+    config.name_or_path, config.architectures = model.name_or_path, [kind.__name__]
+    text.name_or_path = model.name_or_path
+    found: PreTrainedModel = text.train(False)
+    return found
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, torch.Tensor], where: Path) -> None:

@@ -221,5 +221,13 @@ class _Done(nn.Module):
         super().__init__()
         self._hidden = hidden
 
-    def forward(self, *_: Any, **__: Any) -> MoeModelOutputWithPast:
-        return MoeModelOutputWithPast(last_hidden_state=self._hidden)
+    def forward(self, *_: Any, **__: Any) -> _Hidden:
+        return _Hidden(last_hidden_state=self._hidden)
+
+
+class _Hidden(MoeModelOutputWithPast):
+    """Of all that heads hand on from a body of whatever family, the hidden state alone is there."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)

@@ -8,7 +8,6 @@ from transformers import (
     Gemma3TextConfig,
     GraniteConfig,
     LlamaConfig,
-    MinistralConfig,
     MistralConfig,
     NemotronConfig,
     Phi3Config,
@@ -78,17 +77,12 @@ def rotation(config):
         Phi3Config(**SIZES, sliding_window=16, original_max_position_embeddings=2_048),
         Qwen2Config(**SIZES, **SLIDING, sliding_window=16),
         Qwen2Config(**SIZES, **SLIDING, sliding_window=1_500),  # wider than the first buffers
-        MinistralConfig(
-            **SIZES, head_dim=16, sliding_window=16, layer_types=["sliding_attention", "full_attention"]
-        ),
-        Gemma3TextConfig(**SIZES, **GEMMA),
         Gemma3TextConfig(
             **SIZES,
             **GEMMA,
             final_logit_softcapping=20.0,
             rope_parameters={"full_attention": {**LINEAR, "rope_theta": 1e6}, "sliding_attention": PLAIN},
         ),
-        SmolLM3Config(**SIZES | {"num_hidden_layers": 3}, no_rope_layers=[0, 1, 0]),
         SmolLM3Config(**SIZES, no_rope_layers=[1, 0], use_sliding_window=True, sliding_window=16),
         LlamaConfig(**SIZES, rope_parameters=LINEAR),
         LlamaConfig(**SIZES, rope_parameters=LLAMA3),
