@@ -129,7 +129,7 @@ def text_half(model: PreTrainedModel) -> PreTrainedModel:
     Every other model comes back as it is.
     """
     config = model.config.get_text_config(decoder=True)
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     body = getattr(model.base_model, "language_model", None)
     if config is model.config or kind is None or body is None:
         return model
