@@ -21,6 +21,7 @@ from prunella.device_runtime.base.common_options import MANIFEST_HELP, add_outpu
 from prunella.device_runtime.base.errors import UsageError
 from prunella.device_runtime.base.outputs import check_output, check_space
 from prunella.healing.clips import Clip, open_speech
+from prunella.healing.estimate import estimate, render_estimate, shapes_of
 from prunella.healing.healing_run import HealingRun
 from prunella.healing.option_fields import add_options, option_values
 from prunella.healing.plan import (
@@ -34,6 +35,7 @@ from prunella.healing.plan import (
     HealingPlan,
 )
 from prunella.healing.trainer import make_accelerator
+from prunella.healing.training_speed import choose_precision, matmul_rate
 from prunella.speech_llm.checkpoint import save_checkpoint, saved_bytes
 from prunella.speech_llm.load import load
 from prunella.speech_llm.model import SpeechLLM
@@ -128,6 +130,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="clips of --dev, drawn once (default: %(default)s)",
     )
+    groups[MACHINE].add_argument(
+        "--estimate",
+        action="store_true",
+        help="say what the run would take, in memory and hours, by formulas that are printed, and end",
+    )
     add_options(groups, Augmentation)
     add_options(groups, HealingPlan)
     groups[SPEECH].add_argument(
@@ -146,6 +153,8 @@ def plan_from(args: argparse.Namespace) -> HealingPlan:
 def run(args: argparse.Namespace) -> int:
     """`prunella heal`: train, write the checkpoint, and say on stdout what came of it (one JSON object)."""
     plan = plan_from(args)
+    if args.estimate:
+        return _say_estimate(args, plan)
     if args.dev_clips < 1:
         raise UsageError("--dev-clips must be 1 or more: leave --dev out to train without")
     out = check_output(args.out, inputs=[args.model, args.teacher, args.dev, *args.speech])
@@ -173,6 +182,19 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps({"out": str(args.out), **model.config.provenance["healing"][-1]}) + "\n")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    return 0
+
+
+def _say_estimate(args: argparse.Namespace, plan: HealingPlan) -> int:
+    device = make_accelerator().device
+    precision = choose_precision(plan.precision, device)
+    shapes = shapes_of(args.model)
+    teacher = shapes_of(args.teacher) if args.teacher else None
+    clips = open_speech(args.speech, language=args.language)
+    rate = matmul_rate(torch.bfloat16 if precision == "bf16" else torch.float32, device)
+    found = estimate(shapes, plan, precision=precision, teacher=teacher)
+    hours = sum(clip.seconds for clip in clips) / 3_600
+    sys.stdout.write(render_estimate(shapes, found, rate, hours, plan) + "\n")
     return 0
 
 

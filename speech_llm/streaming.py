@@ -83,7 +83,6 @@ class LayerStream:
         """Its counterpart."""
         if id(module) not in self._held and id(module) in self._empty:
             _put(module, self._empty.pop(id(module)))
-            self.forget()
 
     def look_up(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[torch.Tensor]:
         """Hook of embeddings: of the table only those rows are read that are asked for."""
@@ -95,14 +94,17 @@ class LayerStream:
 
     def _fill(self, module: nn.Module) -> None:
         prefix = vars(module)[_PREFIX]
+        empty = {name: one for name, one in module.named_parameters() if one.is_meta}
+        before: dict[str, torch.Tensor] = {}
         if self._last[0] != prefix:
-            self.forget()  # before more is read
+            # The next layer is read into the last one's memory, where nothing runs on that any more.
+            if not self._empty and empty.keys() <= self._last[1].keys():
+                before = self._last[1]
             self._last = (prefix, {})
         read = self._last[1]
-        empty = {name: one for name, one in module.named_parameters() if one.is_meta}
         for name in empty:
             if name not in read:
-                read[name] = self.files.read(self.names[prefix + name])
+                read[name] = self.files.read(self.names[prefix + name], into=before.pop(name, None))
         self._empty[id(module)] = empty
         _put(module, {name: nn.Parameter(read[name], requires_grad=False) for name in empty})
 

@@ -21,7 +21,7 @@ from prunella.device_runtime.base.errors import CheckpointError
 INDEX_NAME = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000  # of one file, as transformers writes them
 _LONGEST_HEADER = 100_000_000  # safetensors' own
-_AT_ONCE = 16 << 20  # bytes
+_AT_ONCE = 8 << 20  # bytes
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -75,29 +75,36 @@ class WeightFiles(Mapping[str, StoredTensor]):
     def __len__(self) -> int:
         return len(self._found)
 
-    def read(self, name: str) -> torch.Tensor:
-        """A tensor in float32, whatever it is stored in; integers and bools as they are."""
+    def read(self, name: str, into: torch.Tensor | None = None) -> torch.Tensor:
+        """A tensor in float32, whatever it is stored in; integers and bools as they are.
+
+        Args:
+            name: of the tensor.
+            into: is filled instead of a new one, where it fits: fresh memory costs more than reading does.
+        """
         stored = self[name]
-        whole = torch.empty(stored.shape, dtype=_working(stored.dtype))
+        dtype = torch.float32 if stored.dtype.is_floating_point else stored.dtype
+        fits = into is not None and into.shape == stored.shape and into.dtype == dtype
+        whole = into if into is not None and fits else torch.empty(stored.shape, dtype=dtype)
         flat, place = whole.view(-1), 0
-        width = stored.dtype.itemsize
         with stored.path.open("rb") as file:
             file.seek(stored.offset)
-            for count in _pieces(stored.size, _AT_ONCE):
-                part = torch.frombuffer(_exactly(file, count, stored.path), dtype=stored.dtype)
-                flat[place : place + count // width] = part
-                place += count // width
+            for part in _pieces(file, stored):
+                some = torch.frombuffer(part, dtype=stored.dtype)
+                flat[place : place + len(some)] = some
+                place += len(some)
         return whole
 
     def rows(self, name: str, numbers: Sequence[int]) -> torch.Tensor:
         """Some rows of a matrix, (len(numbers), width) float32."""
         stored = self[name]
         found = torch.empty(len(numbers), stored.shape[1])
-        length = stored.shape[1] * stored.dtype.itemsize
+        buffer = bytearray(stored.shape[1] * stored.dtype.itemsize)
         with stored.path.open("rb") as file:
             for row, number in zip(found, numbers, strict=True):
-                file.seek(stored.offset + number * length)
-                row.copy_(torch.frombuffer(_exactly(file, length, stored.path), dtype=stored.dtype))
+                file.seek(stored.offset + number * len(buffer))
+                _fill(memoryview(buffer), file, stored.path)
+                row.copy_(torch.frombuffer(buffer, dtype=stored.dtype))
         return found
 
 
@@ -166,8 +173,8 @@ def _write_file(path: Path, tensors: Sequence[tuple[str, StoredTensor | torch.Te
             if isinstance(tensor, StoredTensor):
                 with tensor.path.open("rb") as file:
                     file.seek(tensor.offset)
-                    for count in _pieces(tensor.size, _AT_ONCE):
-                        out.write(_exactly(file, count, tensor.path))
+                    for part in _pieces(file, tensor):
+                        out.write(part)
             else:
                 out.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
 
@@ -195,25 +202,23 @@ def _read_header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
         ) from error
 
 
-def _exactly(file: Any, count: int, path: Path) -> bytearray:
-    data = bytearray(count)
-    view, place = memoryview(data), 0
-    while place < count:
-        got = file.readinto(view[place:])
+def _pieces(file: Any, stored: StoredTensor) -> Iterator[memoryview]:
+    """A tensor's bytes from where the file stands; each piece is of use until the next."""
+    buffer = bytearray(min(stored.size, _AT_ONCE))
+    for start in range(0, stored.size, _AT_ONCE):
+        part = memoryview(buffer)[: min(_AT_ONCE, stored.size - start)]
+        _fill(part, file, stored.path)
+        yield part
+
+
+def _fill(part: memoryview, file: Any, path: Path) -> None:
+    place = 0
+    while place < len(part):
+        got = file.readinto(part[place:])
         if not got:
             raise CheckpointError(f"{path.name} is cut short: download or copy it again")
         place += got
-    return data
-
-
-def _pieces(size: int, most: int) -> Iterator[int]:
-    for start in range(0, size, most):
-        yield min(most, size - start)
 
 
 def _size(tensor: StoredTensor | torch.Tensor) -> int:
     return tensor.size if isinstance(tensor, StoredTensor) else tensor.numel() * tensor.element_size()
-
-
-def _working(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype.is_floating_point else dtype

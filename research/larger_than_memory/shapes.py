@@ -1,5 +1,7 @@
 """Write a text LLM of a known shape with random bf16 weights, shard by shard: as large as the real one, and nothing to download.
 
+With --speech it is the decoder of a speech LLM (Ultravox's layout, a small encoder).
+
 python research/larger_than_memory/shapes.py llama-3.1-8b out/llama
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -21,6 +24,10 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+
+from prunella.speech_llm import SpeechLLM, save_checkpoint
+from prunella.speech_llm.checkpoint import load_decoder
+from prunella.speech_llm.config import AudioEncoderConfig, Prompt, SpeechLLMConfig
 
 # As their config.json says on the Hub.
 CONFIGS: dict[str, PretrainedConfig] = {
@@ -54,13 +61,22 @@ CONFIGS: dict[str, PretrainedConfig] = {
         rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
         tie_word_embeddings=False,
     ),
-    # Of the same make and a tenth of the size: fits, so that both ways can be run.
+    # Of the same make, and small enough to be loaded whole: 0.43 and 0.13 billion weights.
     "half-a-billion": LlamaConfig(
         vocab_size=32_000,
         hidden_size=1_024,
         intermediate_size=4_096,
         num_hidden_layers=24,
         num_attention_heads=16,
+        num_key_value_heads=4,
+        tie_word_embeddings=False,
+    ),
+    "an-eighth-of-a-billion": LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=768,
+        intermediate_size=3_072,
+        num_hidden_layers=8,
+        num_attention_heads=12,
         num_key_value_heads=4,
         tie_word_embeddings=False,
     ),
@@ -98,6 +114,21 @@ def write_shape(name: str, folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def write_speech_shape(name: str, folder: Path) -> None:
+    """A checkpoint of prunella's own folder around such a decoder."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        write_shape(name, Path(work) / "decoder")
+        decoder, tokenizer = load_decoder(Path(work) / "decoder", stream=True)
+        config = SpeechLLMConfig(
+            audio_encoder=AudioEncoderConfig(128, 2, 2, 256),
+            stack_factor=5,
+            projector_hidden_size=256,
+            text_hidden_size=decoder.config.hidden_size,
+            prompt=Prompt("user: ", " say it: ", "</s>"),
+        )
+        save_checkpoint(SpeechLLM(config, decoder, tokenizer), folder)
+
+
 def _random(name: str, shape: torch.Size) -> torch.Tensor:
     """Norms 1, biases 0, matrices of a standard deviation of 0.02; the same ones each time."""
     if len(shape) == 1:
@@ -118,5 +149,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shape", choices=CONFIGS)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--speech", action="store_true", help="a speech LLM with this decoder")
     given = parser.parse_args()
-    write_shape(given.shape, given.folder)
+    (write_speech_shape if given.speech else write_shape)(given.shape, given.folder)

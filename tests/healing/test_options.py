@@ -49,6 +49,7 @@ OPTIONS = [
     ("--base-bits", "base_bits", 0, "4", 4),
     ("--rounding", "rounding", 0, "32", 32),
     ("--gradient-checkpointing", "gradient_checkpointing", False, None, True),
+    ("--estimate", "estimate", False, None, True),
     ("--checkpoint-minutes", "checkpoint_minutes", 3.0, "7", 7.0),
     ("--checkpoint-steps", "checkpoint_steps", None, "7", 7),
     ("--dev-minutes", "dev_minutes", 10.0, "7", 7.0),
