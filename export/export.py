@@ -27,6 +27,7 @@ from prunella.evaluation.manifest import SpeechManifest, read_manifest
 from prunella.export.audio_encoder import export_audio_encoder
 from prunella.export.decoder import export_decoder
 from prunella.export.embed_tokens import export_embed_tokens
+from prunella.export.memory import check_export_memory
 from prunella.export.onnx_families import check_onnx_decoder
 from prunella.export.onnx_gate import gate_onnx
 from prunella.export.stock_gate import gate_stock
@@ -77,6 +78,7 @@ def export(
     if recipe is not None:
         _check_recipe(profile, recipe)  # before minutes of loading
     _check_libraries(recipe or profile.recipe)
+    check_export_memory(model, find_bundle_recipe(recipe or profile.recipe))
     speech_llm = model if isinstance(model, SpeechLLM) else load(model)
     chosen = find_bundle_recipe(recipe or default_recipe(speech_llm.decoder.config, profile))
     _check_recipe(profile, chosen.name)

@@ -87,7 +87,7 @@ def shapes_of(name: str | Path) -> Shapes:
 def decoder_shapes(config: PretrainedConfig) -> Shapes:
     """Of a decoder alone."""
     with init_empty_weights():
-        decoder = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        decoder = AutoModelForCausalLM.from_config(config)
     decoder.tie_weights()
     text = config.get_text_config()
     linears = [one for one in decoder_view(decoder).layers.modules() if isinstance(one, nn.Linear)]
@@ -118,8 +118,7 @@ def estimate(
         frozen = _NF4 * of.matrices + (2.0 * (of.decoder - of.matrices) if width == 2 else 0.0)
     elif width == 2:
         frozen = 2.0 * (of.decoder if plan.rank else of.decoder - of.matrices)
-    trained = plan.rank * of.ends if plan.rank else of.matrices
-    trained *= "decoder" in plan.parts
+    trained = float(plan.rank * of.ends if plan.rank else of.matrices) * ("decoder" in plan.parts)
     trained += of.around * bool(
         {"projector", "encoder"} & set(plan.parts)
     )  # at most: their shares are not told apart
@@ -133,7 +132,7 @@ def estimate(
         "weights": 4.0 * (of.decoder + of.around),
         "frozen copies": frozen,
         "teacher": 4.0 * (teacher.decoder + teacher.around) if teacher is not None else 0.0,
-        "trained": float(_TRAINED * trained),
+        "trained": _TRAINED * trained,
         "activations": activations(of, plan, width),
         "logits": text * of.vocabulary * 16 * (1 if teacher is None else 2),
     }
@@ -143,7 +142,7 @@ def estimate(
 def activations(of: Shapes, plan: HealingPlan, width: int, longest: float | None = None) -> float:
     """Bytes that a forward pass keeps for the backward one."""
     longest = CLIP_SECONDS * of.audio_tokens if longest is None else longest
-    layer = width * (6 * of.hidden + 3 * of.queries + 6 * of.keys + 4 * of.intermediate) + 8 * of.hidden
+    layer = 8.0 * of.hidden + width * (6 * of.hidden + 3 * of.queries + 6 * of.keys + 4 * of.intermediate)
     layer += 2 * of.heads * longest * width
     if plan.gradient_checkpointing:
         return plan.micro_positions * (width * of.hidden * (of.layers + 1) + layer)
