@@ -13,15 +13,14 @@ from prunella.speech_llm.load import resolve
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.model_folder import float_bytes
 
-# Peaks of exports of two sizes, docs/quantization.md: what the libraries take, and bytes for each of the weights in float32.
-_LIBRARIES = 0.7e9
-_TIMES = {"onnx": 4.0, "gguf": 2.2}
+# Through the peaks of exports of two sizes (docs/quantization.md): bytes at least, and for each byte of weights in float32.
+_PEAKS = {"onnx": (0.4e9, 4.6), "gguf": (0.9e9, 1.75)}
 _LOG = logging.getLogger(__name__)
 
 
 def export_bytes(weights: float, engines: tuple[str, ...]) -> float:
     """About what exporting takes at its peak, of a model of so many bytes in float32."""
-    return _LIBRARIES + max(_TIMES[engine] for engine in engines) * weights
+    return max(least + times * weights for least, times in map(_PEAKS.__getitem__, engines))
 
 
 def check_export_memory(model: SpeechLLM | str | Path, recipe: BundleRecipe) -> None:

@@ -61,7 +61,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
         rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
         tie_word_embeddings=False,
     ),
-    # Of the same make, and small enough to be loaded whole: 0.43 and 0.13 billion weights.
+    # Of the same make, and small enough to be loaded whole: 0.43 and 0.12 billion weights.
     "half-a-billion": LlamaConfig(
         vocab_size=32_000,
         hidden_size=1_024,

@@ -13,7 +13,7 @@ from prunella.speech_llm.checkpoint import save_checkpoint
 
 def test_too_large_is_refused_and_tight_is_warned_of(small_speech_llm, tmp_path, monkeypatch, caplog):
     folder = save_checkpoint(small_speech_llm, tmp_path / "model")
-    monkeypatch.setattr("prunella.export.memory._LIBRARIES", 0.0)
+    monkeypatch.setattr("prunella.export.memory._PEAKS", {"onnx": (0.0, 4.6), "gguf": (0.0, 1.75)})
     weights = sum(4 * one.numel() for one in small_speech_llm.parameters())
     monkeypatch.setattr("prunella.export.memory.whole_memory", lambda: 3 * weights)
     monkeypatch.setattr("prunella.export.memory.free_memory", lambda: weights)
