@@ -81,9 +81,16 @@ def decoder_keys(model: SpeechLLM, family: Family) -> dict[str, Value]:
             ""
         ]  # llama.cpp wants the key, GGUF no empty list
     if vocabulary.model == "llama":
-        keys[f"{prefix}add_space_prefix"] = vocabulary.add_space_prefix
+        # Where the space goes before the first word alone, llama.cpp's would also go behind a special token that comes first.
+        begins_special = vocabulary.first_only and _begins_with_special(model)
+        keys[f"{prefix}add_space_prefix"] = vocabulary.add_space_prefix and not begins_special
     template = speech_chat_template(*prompt_for_libmtmd(model))
     return keys | special_tokens(model) | {"tokenizer.chat_template": template}
+
+
+def _begins_with_special(model: SpeechLLM) -> bool:
+    first = (*model.prompt.before_ids, *model.prompt.after_ids)[:1]
+    return any(token in model.tokenizer.added_tokens_decoder for token in first)
 
 
 def special_tokens(model: SpeechLLM) -> dict[str, Value]:

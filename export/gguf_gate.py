@@ -26,6 +26,7 @@ from prunella.export.gguf_families import find_family
 from prunella.export.gguf_keys import rope_tables
 from prunella.export.gguf_mmproj import mmproj_keys, named_values, stored_shape
 from prunella.export.gguf_tensors import source_weights, stored_tensors, unpermute_heads
+from prunella.export.gguf_vocabulary import lead_in, read_vocabulary
 from prunella.export.mmproj_layouts import find_layout
 from prunella.quantize.gguf_files import FILE_TYPE, GgufFile, read_gguf
 from prunella.quantize.gguf_probe import probe_embeddings, probe_logits, probe_tokens
@@ -131,7 +132,14 @@ def check_tokenizer(model: SpeechLLM, path: Path) -> None:
     """Compare the tokens of hard text and of the prompt, with every language that it takes, on both sides. Raises as `gate`."""
     prompt = model.prompt
     languages = [language.text for language in prompt.languages]
-    texts = [*_HARD_TEXT, prompt.before_audio, prompt.after_audio, *languages]
+    body = read_vocabulary(model.tokenizer, model.decoder.config.vocab_size)
+    spaced = read_gguf(path).keys.get("tokenizer.ggml.add_space_prefix")
+    hard: list[str] = list(_HARD_TEXT)
+    if body.first_only and spaced:  # llama.cpp puts a second space before one that is there
+        hard = [text.lstrip(" ") for text in hard]
+    elif body.first_only:  # as in the prompt, behind a special token
+        hard = [f"{lead_in(model.tokenizer)}{text}" for text in hard]
+    texts = [*hard, prompt.before_audio, prompt.after_audio, *languages]
     ours = [model.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     for text, expected, found in zip(texts, ours, probe_tokens(path, texts), strict=True):
         if expected != found:

@@ -42,6 +42,7 @@ class Vocabulary:
     scores: tuple[float, ...] = ()
     merges: tuple[str, ...] = ()
     add_space_prefix: bool = False
+    first_only: bool = False  # the space goes before a text, not behind a special token in it as in llama.cpp
 
 
 def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary:
@@ -81,8 +82,20 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary
         )
     tokens, types = _tokens(names, added, size, unknown=model.get("unk_token"))
     return Vocabulary(
-        "llama", "default", tokens, types, _scores(tokens, merges), add_space_prefix=_adds_space(body)
+        "llama",
+        "default",
+        tokens,
+        types,
+        _scores(tokens, merges),
+        add_space_prefix=_adds_space(body),
+        first_only=any(step.get("prepend_scheme") == "first" for step in steps),
     )
+
+
+def lead_in(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A special token that takes no space from what is beside it; empty where there is none."""
+    added = tokenizer.added_tokens_decoder.values()
+    return next((one.content for one in added if one.special and not (one.lstrip or one.rstrip)), "")
 
 
 def _tokens(

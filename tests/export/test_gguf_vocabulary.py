@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny_tokenizers
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
@@ -18,8 +20,11 @@ from prunella.device_runtime.base.errors import CheckpointError
 from prunella.device_runtime.engines.llama_decoder import LlamaDecoder
 from prunella.export.chat_template import speech_chat_template
 from prunella.export.gguf_decoder import write_decoder
+from prunella.export.gguf_gate import check_tokenizer
 from prunella.export.gguf_vocabulary import read_vocabulary
 from prunella.quantize.gguf_files import read_gguf
+from prunella.speech_llm.config import Prompt
+from prunella.speech_llm.model import SpeechLLM
 
 pytestmark = pytest.mark.native
 
@@ -274,3 +279,20 @@ def test_the_template_is_in_the_file(speech_llm_around, tmp_path):
     assert keys["tokenizer.chat_template"] == template
     assert keys["tokenizer.ggml.eos_token_id"] == model.prompt.eos_ids[0]
     assert keys["tokenizer.ggml.add_bos_token"] is False
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("user: ", "\nsay it: "), ("<s>user: ", " say it: "), ("<s>user</s>\n", "</s>\n<s>it</s>\n")],
+)
+def test_a_space_before_the_first_word_alone(before, after, speech_llm_around, tmp_path):
+    """Llama 2's tokenizer as transformers has it: llama.cpp's space would also go behind a special token."""
+    tokenizer = tiny_tokenizers.llama2()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    tiny = speech_llm_around(LlamaConfig(vocab_size=1_000, **sizes), tokenizer)
+    prompt = Prompt(before, after, "<|im_end|>")
+    model = SpeechLLM(replace(tiny.own_config, prompt=prompt), tiny.decoder, tokenizer)
+    path = write_decoder(model, tmp_path / "decoder.gguf", kind="F32")
+    assert read_gguf(path).keys["tokenizer.ggml.add_space_prefix"] == (not before.startswith("<s>"))
+    check_tokenizer(model, path)
