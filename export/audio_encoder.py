@@ -20,6 +20,7 @@ from prunella.speech_llm.model import SpeechLLM
 AUDIO_ENCODER_NAME = "audio_encoder.onnx"
 _OPSET = 20  # 23 has a fused Attention, which the older runtimes that devices have do not know
 _LONGEST_FRAMES = 3_000  # 30 s: no piece of audio is longer
+_EXAMPLE_FRAMES = 64
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -63,7 +64,9 @@ def export_audio_encoder(model: SpeechLLM, out: Path) -> Path:
     step = math.lcm(spec.frame_multiple, max(1, spec.multiple // HOP_LENGTH))
     longest = -(-_LONGEST_FRAMES // spec.stack_step)
     whole_windows = step >= _LONGEST_FRAMES
-    example = torch.zeros(1, spec.width, step if whole_windows else 4 * step)
+    # Of several tokens: a number that is 1 in the example would be 1 in the graph.
+    steps = 1 if whole_windows else max(4, -(-_EXAMPLE_FRAMES // step))
+    example = torch.zeros(1, spec.width, steps * step)
     shapes: dict[str, Any] = {"log_mel": None}
     if not whole_windows:
         shapes["log_mel"] = {2: step * torch.export.Dim("steps", min=2, max=longest // step)}

@@ -327,5 +327,6 @@ LAYOUTS = {
 _WRONG = {
     "glma": "llama.cpp's glma adds learned positions in the audio encoder, the model turns queries and keys by theirs "
     "(rotary embeddings)",
+    "musicflamingo with times": "llama.cpp's musicflamingo is Audio Flamingo 3's encoder, without this model's rotary time embedding",
     "qwen2.5o": "llama.cpp's qwen2.5o lets the audio encoder attend to 30 s at once, the model to chunks of two seconds",
 }

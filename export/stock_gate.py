@@ -19,6 +19,7 @@ from prunella.device_runtime.bundle import FeatureSpec
 from prunella.device_runtime.sound.features import features
 from prunella.export.onnx_gate import FLOAT_ERROR
 from prunella.quantize.onnx_probe import probe_sound
+from prunella.speech_llm.families.chat_prompt import audio_token
 from prunella.speech_llm.families.family import WINDOW_SECONDS
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.stock import assembled
@@ -76,7 +77,7 @@ def _text(model: SpeechLLM) -> list[int]:
     assert model.stock is not None
     vocabulary = model.view.vocab_size
     drawn = np.random.default_rng(0).integers(0, vocabulary, 2 * _TEXT_TOKENS).tolist()
-    return [token for token in drawn if token != model.stock.model.config.audio_token_id][:_TEXT_TOKENS]
+    return [token for token in drawn if token != audio_token(model.stock.model.config)][:_TEXT_TOKENS]
 
 
 @torch.inference_mode()
@@ -86,7 +87,7 @@ def _stock_logits(model: SpeechLLM, samples: Float32, count: int, text: list[int
     stock: Any = assembled(model)
     spec = model.config.audio.features
     heard, _ = features(samples, _stock_spec(spec) if model.stock.family.stock_windows else spec)
-    placeholder = stock.config.audio_token_id
+    placeholder = audio_token(stock.config)
     span = model.prompt.audio_span(count, placeholder)
     ids = [*model.prompt.before_ids, *span, *model.prompt.after_ids, *text]
     valid = spec.valid_frames(len(samples))

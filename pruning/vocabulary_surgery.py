@@ -24,6 +24,7 @@ Model = TypeVar("Model", SpeechLLM, TextLLM)
 # Keys of configurations whose values are token ids, or lists of them.
 _HOLDS_IDS = re.compile(r"(.*_)?token_(ids?|index)|(begin_)?suppress_tokens|(bad|force)_words_ids")
 # Parts of a configuration that have vocabularies of their own, or none.
+_PLACEHOLDERS = {"audio_token_id", "image_token_id"}  # of the text, wherever a configuration has them
 _OTHER_PARTS = frozenset({"audio_config", "vision_config", "encoder_config"})
 
 
@@ -144,6 +145,8 @@ def _renumber_config(config: Any, places: Mapping[int, int], size: int | None) -
     """Change a configuration in place: ids by the names of their keys, and the size of the vocabulary, parts of it alike."""
     for key, value in list(vars(config).items()):
         if key in _OTHER_PARTS:
+            for name in _PLACEHOLDERS & vars(value).keys() if hasattr(value, "to_dict") else ():
+                setattr(value, name, _mapped(getattr(value, name), lambda token: places.get(token, token)))
             continue
         if hasattr(value, "to_dict"):
             _renumber_config(value, places, size)
@@ -155,7 +158,9 @@ def _renumber_config(config: Any, places: Mapping[int, int], size: int | None) -
 
 def _renumber(body: Mapping[str, Any], note: Any) -> None:
     for key, value in body.items():
-        if isinstance(value, Mapping) and key not in _OTHER_PARTS:
+        if isinstance(value, Mapping) and key in _OTHER_PARTS:
+            _renumber({name: value[name] for name in _PLACEHOLDERS & value.keys()}, note)
+        elif isinstance(value, Mapping):
             _renumber(value, note)
         elif _holds_ids(key):
             _mapped(value, note)

@@ -14,9 +14,14 @@ _EVERY_STEP = (
 )
 _NO_LLM = "writes without an LLM decoder (an encoder-decoder, CTC or transducer): there is nothing in it that prunella prunes"
 _NO_TRANSCRIPT = "makes sound or vectors of it, and no transcript"
+_DRAWN = (
+    "draws random numbers for every recording as it hears (two convolutional encoders of a wave of 24 kHz, sampled): nothing that "
+    "prunella writes of it could be compared with what its own class says; take a model that hears the same of the same recording"
+)
 # fmt: off
 REASONS = {
     _EVERY_STEP: ("voxtral_realtime", "kyutai_speech_to_text", "moshi"),
+    _DRAWN: ("vibevoice_asr",),
     _NO_LLM: (
         "whisper", "canary", "cohere_asr", "speech_to_text", "speech-encoder-decoder", "mctct", "lasr_ctc", "lasr_encoder",
         "moonshine", "moonshine_streaming", "parakeet_ctc", "parakeet_tdt", "parakeet_encoder", "granite_speech5",
@@ -32,6 +37,8 @@ REASONS = {
 # fmt: on
 _OMNI = {"qwen2_5_omni": "Qwen2.5-Omni"}
 _OMNI_THINKER = "Qwen2_5OmniThinkerForConditionalGeneration"
+_AUTHORS = {"phi4mm": "Phi-4-multimodal"}
+_CONVERT = "take a copy in transformers' own (model_type phi4_multimodal, with the folder speech-lora)"
 _ALIGNER = "Qwen3ASRForTokenClassification"
 
 
@@ -51,6 +58,8 @@ def why_not(config: dict[str, Any]) -> str | None:
             f"a whole {_OMNI[kind]} ({kind}), which also talks: prunella takes its thinker, the part that hears and writes, as transformers saves "
             f"it: {_OMNI_THINKER}.from_pretrained(FOLDER).save_pretrained(OUT), and beside it the files of the tokenizer and the processor"
         )
+    if kind in _AUTHORS:
+        return f"{_AUTHORS[kind]} in its authors' own layout ({kind}), which transformers does not read: {_CONVERT}"
     for reason, kinds in REASONS.items():
         if kind in kinds:
             return f"a speech model of the kind '{kind}', which {reason}"

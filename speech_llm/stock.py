@@ -23,6 +23,7 @@ from prunella.speech_llm.families import Family
 from prunella.speech_llm.folder_tokenizer import read_tokenizer
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.model_folder import copy_side_files, full_disks_are_os_errors, why_unreadable
+from prunella.speech_llm.speech_adapter import has_speech_adapter, merge_speech_adapter, no_streaming
 from prunella.speech_llm.stock_config import StockConfig, StockFacts
 from prunella.speech_llm.streamed_loading import attach_stock, empty_stock, stored_names
 from prunella.speech_llm.streamed_saving import write_streamed
@@ -179,6 +180,8 @@ def _read(folder: Path, family: Family, stream: bool) -> tuple[PreTrainedModel, 
             f"is installed: pip install 'transformers>={family.since}'"
         )
     try:
+        if stream and has_speech_adapter(folder, family.speech_adapter):
+            raise no_streaming(folder, family.speech_adapter)
         if stream:
             return empty_stock(folder, kind), read_tokenizer(folder)
         stock, info = kind.from_pretrained(
@@ -197,6 +200,8 @@ def _read(folder: Path, family: Family, stream: bool) -> tuple[PreTrainedModel, 
             f"{folder} lacks {len(missing)} tensors of a {family.architecture}, such as {missing[0]}: its weights are in "
             "another layout, or not all there; download it again, or take a copy that transformers has saved"
         )
+    if has_speech_adapter(folder, family.speech_adapter):
+        stock = merge_speech_adapter(stock, folder / family.speech_adapter)
     _forget_dtypes(stock.config, folder)
     return stock.eval(), tokenizer
 

@@ -17,7 +17,13 @@ from prunella.device_runtime.base.suggestions import did_you_mean
 KNOWN = Path(__file__).parent / "shapes"
 TRIMMED = "@trimmed"  # behind a name: healed on audio of its true length, where the family hears 30 s whole
 _WINDOW_SECONDS = 30.0
-_WHOLE_WINDOWS = ("voxtral", "glmasr", "audioflamingo3")  # families that hear them, silence and all
+_WHOLE_WINDOWS = (
+    *("voxtral", "glmasr", "audioflamingo3"),  # families that hear them, silence and all
+    "moss_transcribe_diarize",
+)
+_AVERAGED = ("qwen2_audio", "audioflamingo3", "musicflamingo", "qwen2_5_omni_thinker")  # pairs of rows
+_ONE_MATRIX = ("qwen2_audio", "qwen2_5_omni_thinker")
+_UNKNOWN = ("fun_asr_nano", "phi4_multimodal")  # whose encoders are of another build
 _FRAMES = 100  # of features, a second
 _MEL_STACK = 2  # encoder rows come every second frame behind Whisper's convolutions
 
@@ -203,6 +209,10 @@ def _read(path: Path) -> dict[str, Any]:
 def _shapes(name: str, body: Mapping[str, Any]) -> ModelShapes:
     config = body["config"]
     kind = config.get("model_type") or config.get("family", "ultravox")
+    if kind in _UNKNOWN:
+        raise UsageError(
+            f"{name} is a {kind}, whose audio encoder's time and memory cannot be predicted: export it, and `prunella bench` the bundle"
+        )
     wer = body.get("wer") or {}
     decoder = _decoder(config["text_config"])
     return ModelShapes(
@@ -237,7 +247,7 @@ def _decoder(text: Mapping[str, Any]) -> DecoderShapes:
 
 
 def encoder_shapes(kind: str, config: Mapping[str, Any], hidden: int) -> EncoderShapes:
-    """Of the audio half of a model.
+    """Of the audio half of a model; families of `_UNKNOWN` are refused before.
 
     Args:
         kind: its `model_type`.
@@ -257,15 +267,15 @@ def _whisper(kind: str, config: Mapping[str, Any], hidden: int) -> EncoderShapes
     width = audio.get("d_model") or audio["hidden_size"]
     wide = audio.get("encoder_ffn_dim") or audio["intermediate_size"]
     bins, rows = audio["num_mel_bins"], _FRAMES / _MEL_STACK
-    stack = config.get("stack_factor", 2 if kind in ("qwen2_audio", "audioflamingo3") else 4)
+    stack = config.get("stack_factor", 2 if kind in _AVERAGED else 4)
     tokens = rows / stack
     projector: tuple[tuple[int, int, float], ...]
     if kind == "ultravox":  # a gated projector, whose gate halves what goes in
         inside = config.get("projector_hidden_size") or config["hidden_size"]
         projector = ((width * stack, inside, tokens), (inside // 2, hidden, tokens))
-    elif kind == "qwen2_audio":
+    elif kind in _ONE_MATRIX:
         projector = ((width, hidden, tokens),)
-    elif kind == "audioflamingo3":
+    elif kind in _AVERAGED:
         projector = ((width, hidden, tokens), (hidden, hidden, tokens))
     else:
         projector = ((width * stack, hidden, tokens), (hidden, hidden, tokens))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,9 @@ class TinyFamily:
         frames_first: whether the class takes features as (batch, frames, width).
         other_audio: fields of the encoder's configuration in the second size.
         other_heard: how the processor calls the extractor then, besides.
+        features: what the stock class and its extractor call the features.
+        head: what the class's name ends with.
+        flat: whether the decoder's fields are the configuration's own.
         passed: what else the extractor makes that the class takes.
         seed: of weights with which it says a few words before it ends.
     """
@@ -91,13 +95,16 @@ class TinyFamily:
     frames_first: bool = False
     other_audio: dict[str, Any] = field(default_factory=OTHER_WHISPER.copy)
     other_heard: dict[str, Any] = field(default_factory=dict)
+    features: str = "input_features"
+    head: str = "ForConditionalGeneration"
+    flat: bool = False
     passed: tuple[str, ...] = ()
     seed: int = 0
 
     @property
     def stock(self) -> Any:
         """The class in transformers."""
-        return getattr(transformers, f"{self.name}ForConditionalGeneration")
+        return getattr(transformers, f"{self.name}{self.head}")
 
 
 FAMILIES = {
@@ -235,6 +242,60 @@ FAMILIES = {
         },
         other_rest={"adaptor_config": {"hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 12}},
     ),
+    "phi4_multimodal": TinyFamily(
+        "Phi4Multimodal",
+        ("<|audio|>", "<|image|>", "<|user|>", "<|end|>", "<|assistant|>"),
+        {
+            "input_size": 80,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_blocks": 2,
+            "num_attention_heads": 2,
+            "ext_pw_out_channel": 32,
+            "depthwise_separable_out_channel": 32,
+            "nemo_conv_channels": 8,
+            "bias_max_distance": 20,
+            "initializer_range": 0.2,
+        },
+        {"bos_token_id": 1, "original_max_position_embeddings": 2_048},
+        extractor="Phi4MultimodalFeatureExtractor",
+        features="audio_input_features",
+        passed=("audio_embed_sizes",),
+        frames_first=True,
+        head="ForCausalLM",
+        flat=True,
+        rest={
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "crop_size": 28,
+                "image_token_id": 5,
+            }
+        },
+        other_audio={
+            "input_size": 60,
+            "hidden_size": 36,
+            "intermediate_size": 40,
+            "num_blocks": 1,
+            "num_attention_heads": 3,
+            "ext_pw_out_channel": 36,
+            "depthwise_separable_out_channel": 36,
+            "chunk_size": 4,
+            "left_chunk": 2,
+        },
+    ),
+    "musicflamingo": TinyFamily(
+        "MusicFlamingo",
+        ("<sound>", "<|sound_bos|>", "<|sound_eos|>"),
+        WHISPER | {"model_type": "audioflamingo3_encoder"},
+        {"model_type": "qwen2"},
+        mask="input_features_mask",
+        rest={"audio_bos_token_id": 5, "audio_eos_token_id": 6},
+        seed=2,
+    ),
 }
 FAMILY_NAMES = tuple(FAMILIES)
 
@@ -265,15 +326,16 @@ def tiny_stock(
     """A random model of the stock class; `text`, `audio` and `rest` change its configuration."""
     kind = FAMILIES[family]
     torch.manual_seed(kind.seed if seed is None else seed)
-    config = getattr(transformers, f"{kind.name}Config")(
-        audio_config=kind.audio | (audio or {}),
-        text_config=TEXT | kind.text | (text or {}),
-        **(
-            {"audio_token_id": 4, "eos_token_id": list(kind.ends), "pad_token_id": 3}
-            | kind.rest
-            | (rest or {})
-        ),
+    fields = (
+        {"audio_token_id": 4, "eos_token_id": list(kind.ends), "pad_token_id": 3} | kind.rest | (rest or {})
     )
+    hears, says = kind.audio | (audio or {}), TEXT | kind.text | (text or {})
+    if kind.flat:
+        hears["audio_token_id"] = fields.pop("audio_token_id")
+        parts = {"audio_config": hears, **says}
+    else:
+        parts = {"audio_config": hears, "text_config": says}
+    config = getattr(transformers, f"{kind.name}Config")(**parts | fields)
     model: PreTrainedModel = kind.stock(config)
     model.generation_config.eos_token_id = list(kind.ends)
     model.generation_config.pad_token_id = 3
@@ -318,7 +380,7 @@ def stock_features(family: str, samples: np.ndarray, num_mel_bins: int = 128) ->
         return_tensors="pt",
         **(kind.heard | other),
     )
-    features = {"input_features": found["input_features"]}
+    features = {kind.features: found[kind.features]}
     features |= {name: found[name] for name in kind.passed}
     if not kind.mask:
         return features
@@ -336,19 +398,20 @@ def stock_rows(model: SpeechLLM, samples: np.ndarray) -> torch.Tensor:
     """(audio tokens, hidden): what the stock class puts in the place of the audio."""
     stock = assembled(model)
     heard = stock_features(model.config.family, samples, model.config.audio.features.num_mel_bins)
-    if hasattr(stock, "get_audio_features"):
+    takes = inspect.signature(getattr(stock, "get_audio_features", _merged_rows)).parameters
+    if "stock" not in takes and "input_ids" not in takes:
         return stock.get_audio_features(**heard).pooler_output.reshape(-1, model.view.hidden_size)
     return _merged_rows(stock, model, heard)
 
 
 def _merged_rows(stock: Any, model: SpeechLLM, heard: dict[str, torch.Tensor]) -> torch.Tensor:
-    """For a class without `get_audio_features`: what its decoder is given."""
-    frames = int(heard[FAMILIES[model.config.family].mask].sum())
+    """For a class without `get_audio_features`, or whose wants tokens: what its decoder is given."""
+    kind = FAMILIES[model.config.family]
+    frames = int(heard[kind.mask].sum()) if kind.mask else heard[kind.features].shape[1]
     ids = torch.full((1, model.config.audio_tokens(model.config.encoder_frames(frames))), 4)
     given: list[torch.Tensor] = []
-    hook = stock.model.language_model.register_forward_pre_hook(
-        lambda _, args, kwargs: given.append(kwargs["inputs_embeds"]), with_kwargs=True
-    )
+    body = getattr(stock.model, "language_model", stock.model)
+    hook = body.layers[0].register_forward_pre_hook(lambda _, args: given.append(args[0]))
     stock(input_ids=ids, attention_mask=torch.ones_like(ids), **heard)
     hook.remove()
     return given[0][0]

@@ -10,6 +10,8 @@ from prunella.speech_llm.families import (
     fun_asr_nano,
     glmasr,
     moss_transcribe_diarize,
+    musicflamingo,
+    phi4_multimodal,
     qwen2_5_omni_thinker,
     qwen2_audio,
     qwen3_asr,
@@ -31,6 +33,8 @@ FAMILIES: dict[str, Family] = {
         moss_transcribe_diarize.FAMILY,
         qwen2_5_omni_thinker.FAMILY,
         fun_asr_nano.FAMILY,
+        phi4_multimodal.FAMILY,
+        musicflamingo.FAMILY,
         ultravox.FAMILY,
     )
 }

@@ -18,27 +18,44 @@ PLACEHOLDER = "<<audio>>"  # in a usual prompt, for the token that stands for au
 AUDIO = {"type": "audio", "audio": "", "audio_url": ""}  # families ask for one key or another
 
 
+def audio_token(config: Any) -> int:
+    """Token id of the placeholder of one audio embedding, as a stock configuration has it."""
+    own = getattr(config, "audio_token_id", None)
+    return int(config.audio_config.audio_token_id if own is None else own)
+
+
 def says(text: str) -> dict[str, str]:
     """A piece of text in a message."""
     return {"type": "text", "text": text}
 
 
-def chat_prompt(content: list[dict[str, str]], usual: str, **facts: Any) -> Prompt:
+def chat_prompt(
+    content: list[dict[str, str]],
+    usual: str,
+    *,
+    marks: Callable[[Any], tuple[int, int]] | None = None,
+    **facts: Any,
+) -> Prompt:
     """`Family.prompt` of models that are asked by one turn of a chat.
 
     Args:
         content: pieces of the user's turn, `AUDIO` among them.
         usual: the whole text where the folder brings no template, with `PLACEHOLDER` where the audio goes.
+        marks: configuration → tokens that the processor puts before and behind the placeholder, which stands alone in the text.
         facts: further fields of `PromptSpec`.
     """
 
     def prompt(
         config: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, eos_ids: tuple[int, ...]
     ) -> PromptSpec:
-        audio = config.audio_token_id
-        plain = usual.replace(PLACEHOLDER, str(tokenizer.convert_ids_to_tokens(audio)))
+        audio = audio_token(config)
+        placeholder = str(tokenizer.convert_ids_to_tokens(audio))
+        plain = usual.replace(PLACEHOLDER, placeholder)
         turns = [{"role": "user", "content": content}]
         text = rendered(tokenizer, folder, turns, plain, audio, add_generation_prompt=True)
+        if marks is not None:
+            begin, end = (str(tokenizer.convert_ids_to_tokens(token)) for token in marks(config))
+            text = text.replace(placeholder, f"{begin}{placeholder}{end}")
         return split_at_audio(text, tokenizer, audio, eos_ids, **facts)
 
     return prompt

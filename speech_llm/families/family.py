@@ -86,6 +86,7 @@ class Family:
         stock_windows: whether the stock class takes features of whole 30 s alone.
         stock_inputs: (features (width, frames), valid frames, audio tokens) → what the stock class is given of them, where it is not
             `input_features` as they are and a mask.
+        speech_adapter: folder beside the weights with the LoRA adapter that speech is heard with; it is merged. "": there is none.
         mmproj: llama.cpp's name for the family's projector; None: it has none. What is written by it, or why nothing is,
             says `export/mmproj_layouts.py`.
         layout: "stock": as transformers saves its class; "own": prunella's folder, for what has no class.
@@ -103,6 +104,7 @@ class Family:
     put_decoder: Callable[[Any, Any], None] = put_language_model
     stock_windows: bool = True
     stock_inputs: Callable[[Tensor, int, int], dict[str, Any]] | None = None
+    speech_adapter: str = ""
     mmproj: str | None = None
     layout: Literal["stock", "own"] = "stock"
 

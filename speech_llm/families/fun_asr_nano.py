@@ -53,6 +53,9 @@ class AttendingProjector(nn.Module):
     def __init__(self, projector: nn.Module) -> None:
         super().__init__()
         self.projector = projector
+        config: Any = projector.config
+        if config._attn_implementation is None:  # noqa: SLF001 - its class leaves it open, and transformers warns of that
+            config._attn_implementation = "sdpa"  # noqa: SLF001
 
     def forward(self, encoded: torch.Tensor, frames: torch.Tensor | None = None) -> torch.Tensor:
         """(batch, n, width), `frames` (batch,) of them audio's → (batch, n, hidden)."""

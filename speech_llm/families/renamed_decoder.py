@@ -30,7 +30,7 @@ def around(empty: Any, full: nn.Module, config: PreTrainedConfig) -> None:
     """Give a module on "meta" the parameters that another one has under the same names, the same objects."""
     wanted = empty.state_dict().keys()
     there = {name: tensor for name, tensor in full.state_dict(keep_vars=True).items() if name in wanted}
-    empty.load_state_dict(there, assign=True)
+    empty.load_state_dict(there, strict=False, assign=True)
     empty.rotary_emb = type(empty.rotary_emb)(config=config)  # whose tables are in no file
     empty.train(full.training)
 

@@ -51,6 +51,8 @@ LAYOUTS = {
     "moss_transcribe_diarize": "",
     "qwen2_5_omni_thinker": "",
     "fun_asr_nano": "",
+    "phi4_multimodal": "",
+    "musicflamingo": "",
 }
 HEARS = [name for name in FAMILY_NAMES if LAYOUTS[name]]
 AUDIO = "<__media__>"

@@ -94,11 +94,11 @@ def test_names_and_keys_are_those_of_the_uncut_model(family, tie, tmp_path):
     assert tensors(out) == expected
     before, after = config_of(whole), config_of(out)
     assert config_keys(after) == config_keys(before)
-    assert after["text_config"]["num_hidden_layers"] == 4
+    assert after.get("text_config", after)["num_hidden_layers"] == 4
     for part, changed in (
-        (None, ()),
+        (None, ("num_hidden_layers",) if FAMILIES[family].flat else ()),
         ("audio_config", ()),
-        ("text_config", ("num_hidden_layers", "layer_types")),
+        *([] if FAMILIES[family].flat else [("text_config", ("num_hidden_layers", "layer_types"))]),
     ):
         old, new = (body[part] if part else body for body in (before, after))
         assert {key for key in old if not isinstance(old[key], dict) and old[key] != new[key]} <= set(changed)
@@ -119,7 +119,9 @@ def test_a_file_with_the_names_of_the_class_in_memory_keeps_those(family, tmp_pa
     """Files of both kinds are about: transformers reads both, and writes what it has read."""
     folder = write_tiny(family, tmp_path / "whole")
     stock = FAMILIES[family].stock.from_pretrained(folder)
+    stored = {name for name, _ in stock.named_buffers()} & stock.state_dict().keys()
     named = {name: tensor.clone() for name, tensor in stock.named_parameters()}
+    named |= {name: tensor.clone() for name, tensor in stock.named_buffers() if name in stored}
     save_file(named, folder / "model.safetensors", {"format": "pt"})
     out = cut(folder, tmp_path / "cut")
     assert set(tensors(out)) == {renumbered(name) for name in named} - {None}
@@ -129,12 +131,12 @@ def test_a_file_with_the_names_of_the_class_in_memory_keeps_those(family, tmp_pa
 def test_weights_that_are_not_there_are_not_made_up(family, tmp_path):
     folder = write_tiny(family, tmp_path / "whole")
     there = load_file(folder / "model.safetensors")
-    gone = next(name for name in there if name.endswith("layers.3.mlp.up_proj.weight"))
+    gone = next(name for name in there if name.endswith("layers.3.mlp.down_proj.weight"))
     save_file(
         {name: there[name] for name in there if name != gone}, folder / "model.safetensors", {"format": "pt"}
     )
     with pytest.raises(
-        CheckpointError, match=r"lacks 1 tensors .*layers\.3\.mlp\.up_proj\.weight: its weights are in"
+        CheckpointError, match=r"lacks 1 tensors .*layers\.3\.mlp\.down_proj\.weight: its weights are in"
     ):
         load(folder)
     renamed = {f"another.{name}": tensor for name, tensor in there.items()}
@@ -193,7 +195,7 @@ def test_the_stock_processor_reads_what_was_saved(family, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(folder, extra_special_tokens=special)
     try:
         processor = kind(feature_extractor=stock_extractor(family), tokenizer=tokenizer)
-    except ImportError as error:
+    except (ImportError, TypeError) as error:  # one for pictures too
         pytest.skip(f"transformers' processor of {family} needs more: {error}")
     processor.save_pretrained(folder)
     out = cut(folder, tmp_path / "cut")
@@ -235,6 +237,8 @@ def test_another_size_is_heard_cut_and_saved_alike(family, tmp_path):
     cut(folder, tmp_path / "cut")
     again = load(tmp_path / "cut")
     batch = layout_batch(again, [rows], [SpeechExample(heard, (9, 30, 2), valid)])
-    expected = assembled(again).model.language_model(inputs_embeds=batch.inputs_embeds).last_hidden_state
+    stock = assembled(again).model
+    says = getattr(stock, "language_model", stock)
+    expected = says(inputs_embeds=batch.inputs_embeds).last_hidden_state
     found = again.decoder.model(inputs_embeds=batch.inputs_embeds).last_hidden_state
     torch.testing.assert_close(found, expected)

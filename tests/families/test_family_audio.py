@@ -26,7 +26,7 @@ def test_features_are_those_of_the_familys_extractor(model, seconds):
     spec = model.config.audio.features
     found, valid = features(samples, spec)
     theirs = stock_features(model.config.family, samples, spec.num_mel_bins)
-    expected = theirs["input_features"][0].numpy()
+    expected = theirs[FAMILIES[model.config.family].features][0].numpy()
     if FAMILIES[model.config.family].frames_first:
         expected = expected.T
     mask = theirs.get(FAMILIES[model.config.family].mask)
@@ -38,10 +38,9 @@ def test_features_are_those_of_the_familys_extractor(model, seconds):
         model.config.family
     ].heard:  # whose chunks are filled up with zeros, not a window's silence
         count = min(count, spec.padded(len(samples)) // 160)
-    # Kaldi itself computes in float32: at its floor that is seen.
-    np.testing.assert_allclose(
-        found[:, :count], expected[:, :count], atol=1e-4, rtol=5e-5 if spec.kind == "fbank" else 1e-7
-    )
+    # Kaldi's oracles compute in float32: where a bin is as quiet as their floor, that is seen.
+    tolerance = 1e-3 if spec.kind == "fbank" else 1e-4
+    np.testing.assert_allclose(found[:, :count], expected[:, :count], atol=tolerance)
 
 
 @torch.inference_mode()

@@ -147,6 +147,8 @@ def _defaults(kind):
         ),
         ({"model_type": "kyutai_speech_to_text"}, "adds audio .* another engine"),
         ({"model_type": "whisper"}, "without an LLM decoder"),
+        ({"model_type": "vibevoice_asr"}, "draws random numbers for every recording"),
+        ({"model_type": "phi4mm", "architectures": ["Phi4MMForCausalLM"]}, "own layout .*speech-lora"),
         ({"model_type": "csm"}, "makes sound"),
         (
             {

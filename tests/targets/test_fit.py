@@ -236,3 +236,11 @@ def test_a_bundle_against_the_budget(bundle):
     assert not fit_bundle(small, bundle).fits
     assert not check_target(small, Machine("aarch64", "Linux"), bundle)[-1].ok
     assert fit_bundle(replace(target, compute=Compute()), bundle).prediction is None
+
+
+@pytest.mark.parametrize("kind", ["fun_asr_nano", "phi4_multimodal"])
+def test_a_family_whose_encoder_is_not_predicted_is_refused(kind, tmp_path):
+    parts = {"text_config": {"hidden_size": 8}, "audio_config": {"hidden_size": 8}}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind} | parts))
+    with pytest.raises(UsageError, match=f"a {kind}, whose audio encoder.* cannot be predicted"):
+        read_shapes(tmp_path)
