@@ -96,13 +96,14 @@ def _stock_logits(model: SpeechLLM, samples: Float32, count: int, text: list[int
         "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
     }
     if (given := model.stock.family.stock_inputs) is not None:
-        inputs |= given(torch.from_numpy(heard), valid, count)
+        inputs |= given(torch.from_numpy(heard), valid)
     else:
         inputs["input_features"] = torch.from_numpy(heard)[None]
         known = inspect.signature(stock.forward).parameters
         mask = (torch.arange(heard.shape[1]) < valid).long()[None]
         inputs |= {name: mask for name in _MASKS if name in known}
     try:
+        _check_count(stock, inputs, count)
         logits = stock(**inputs, use_cache=False).logits
     except Exception as error:  # torch and transformers raise what they like
         raise ExportError(
@@ -111,6 +112,21 @@ def _stock_logits(model: SpeechLLM, samples: Float32, count: int, text: list[int
         ) from error
     rows: Float32 = logits[0, -len(text) - 1 :].float().numpy()
     return rows
+
+
+def _check_count(stock: Any, inputs: dict[str, Any], count: int) -> None:
+    """Where the stock class itself takes fewer placeholders than it has rows of audio, as Qwen2.5-Omni's does.
+
+    Raises:
+        ValueError: the class makes another number of rows.
+    """
+    hear = getattr(stock, "get_audio_features", None)
+    known = inspect.signature(hear).parameters if hear is not None else {}
+    if hear is None or "feature_attention_mask" not in known:  # others count by themselves
+        return
+    rows = hear(**{name: value for name, value in inputs.items() if name in known}).last_hidden_state
+    if len(rows) != count:
+        raise ValueError(f"{count} audio tokens for {len(rows)} rows of audio")
 
 
 def _stock_spec(spec: FeatureSpec) -> FeatureSpec:

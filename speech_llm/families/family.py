@@ -84,7 +84,7 @@ class Family:
         put_decoder: (a stock model of such a configuration, that causal LM) → nothing: the first has the second's parameters.
         true_length: whether a model hears the same of audio that is not padded to whole windows.
         stock_windows: whether the stock class takes features of whole 30 s alone.
-        stock_inputs: (features (width, frames), valid frames, audio tokens) → what the stock class is given of them, where it is not
+        stock_inputs: (features (width, frames), valid frames) → what the stock class is given of them, where it is not
             `input_features` as they are and a mask.
         speech_adapter: folder beside the weights with the LoRA adapter that speech is heard with; it is merged. "": there is none.
         mmproj: llama.cpp's name for the family's projector; None: it has none. What is written by it, or why nothing is,
@@ -103,7 +103,7 @@ class Family:
     put_config: Callable[[Any, Any], None] = put_text_config
     put_decoder: Callable[[Any, Any], None] = put_language_model
     stock_windows: bool = True
-    stock_inputs: Callable[[Tensor, int, int], dict[str, Any]] | None = None
+    stock_inputs: Callable[[Tensor, int], dict[str, Any]] | None = None
     speech_adapter: str = ""
     mmproj: str | None = None
     layout: Literal["stock", "own"] = "stock"

@@ -93,7 +93,7 @@ def _audio_half(stock: PreTrainedModel, trimmed: bool) -> tuple[nn.Module, nn.Mo
     return MemoryEncoder(model.audio_tower), AttendingProjector(model.multi_modal_projector)
 
 
-def _stock_inputs(features: torch.Tensor, valid: int, tokens: int) -> dict[str, Any]:
+def _stock_inputs(features: torch.Tensor, valid: int) -> dict[str, Any]:
     heard = features.T[None, :valid]
     return {"input_features": heard, "input_features_mask": torch.ones(heard.shape[:2], dtype=torch.long)}
 

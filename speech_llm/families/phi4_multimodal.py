@@ -21,6 +21,7 @@ from prunella.speech_llm.families.renamed_decoder import around, renamed, shared
 
 _INSTRUCTION = "Transcribe the audio clip into text."
 _USUAL_PROMPT = f"<|user|>{PLACEHOLDER}{_INSTRUCTION}<|end|><|assistant|>"
+_FRAMES_PER_TOKEN = 8  # `audio_compression_rate` of its feature extractor
 _DECODER_PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
 
 
@@ -138,8 +139,10 @@ def _with_config(extend: Any, config: Any) -> Any:
     return other
 
 
-def _stock_inputs(features: torch.Tensor, valid: int, tokens: int) -> dict[str, Any]:
-    return {"audio_input_features": features.T[None, :valid], "audio_embed_sizes": torch.tensor([tokens])}
+def _stock_inputs(features: torch.Tensor, valid: int) -> dict[str, Any]:
+    # Counted as the processor does, not as here: the class takes what it is told.
+    sizes = torch.tensor([-(-valid // _FRAMES_PER_TOKEN)])
+    return {"audio_input_features": features.T[None, :valid], "audio_embed_sizes": sizes}
 
 
 FAMILY = Family(

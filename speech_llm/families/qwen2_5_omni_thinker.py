@@ -70,6 +70,19 @@ class ChunkedWhisperEncoder(nn.Module):
         return normed
 
 
+class Projection(nn.Module):
+    """The encoder's last matrix."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """(batch, n, d_model) → (batch, n, hidden)."""
+        tokens: torch.Tensor = self.linear(frames)
+        return tokens
+
+
 def _geometry(config: Any, trimmed: bool) -> AudioGeometry:
     audio = config.audio_config
     token = _FRAMES_PER_TOKEN * HOP_LENGTH
@@ -92,7 +105,7 @@ def _geometry(config: Any, trimmed: bool) -> AudioGeometry:
 
 def _audio_half(stock: PreTrainedModel, trimmed: bool) -> tuple[nn.Module, nn.Module]:
     tower = stock.model.audio_tower
-    return ChunkedWhisperEncoder(tower), tower.proj
+    return ChunkedWhisperEncoder(tower), Projection(tower.proj)
 
 
 def _as_qwen2(stock: PreTrainedModel) -> PreTrainedModel:
