@@ -124,7 +124,10 @@ class AudioSpec:
 
     def longest_tokens(self, seconds: float) -> int:
         """Most audio tokens that so many seconds become."""
-        return self.features.padded(int(seconds * self.sampling_rate)) // self.samples_per_token + 2
+        samples = self.features.padded(int(seconds * self.sampling_rate))
+        # What is filled up with frames may become tokens too: whole windows do.
+        filled = self.features.frame_multiple * self.features.stack_step * HOP_LENGTH
+        return (samples + -samples % filled) // self.samples_per_token + 2
 
     def heard_seconds(self, samples: int) -> float:
         """Seconds that a token cap is reckoned by: whole windows of silence behind the audio do not count."""

@@ -32,6 +32,7 @@ from prunella.quantize.gguf_files import FILE_TYPE, GgufFile, read_gguf
 from prunella.quantize.gguf_probe import probe_embeddings, probe_logits, probe_tokens
 from prunella.quantize.gguf_recipes import GGUF_RECIPES
 from prunella.speech_llm.model import SpeechLLM
+from prunella.speech_llm.torch_engine import TorchEngine
 
 _REMEDY = "this is a fault of prunella or llama.cpp: take a target with the onnx engine, and report it"
 # Largest error of a stored value, relative to the tensor's largest; 8-bit blocks have a scale each.
@@ -51,6 +52,7 @@ _MIN_COSINE = {"F32": 0.999, "F16": 0.999, "Q8_0": 0.99}
 _MAX_DISTANCE = {"F32": 0.02, "F16": 0.02, "Q8_0": 0.2}
 _PROBED_TOKENS, _PROBED_VECTORS = 48, 16
 _SECONDS_OF_30 = 30
+_BROKEN_SECONDS = 3.37  # that end within a window and a block
 _WHOLE_CHUNKS = 29  # seconds; libmtmd cuts what is longer than 29.9
 _HARD_TEXT = (
     "Hello world, it's 3.14 o'clock!",
@@ -208,24 +210,30 @@ class _HalfTable(torch.nn.Module):
 
 
 def compare_embeddings(model: SpeechLLM, path: Path, kind: str, decoder: Path) -> float:
-    """Smallest cosine between libmtmd's audio tokens and ours of the same 30 s. Raises as `gate`.
+    """Smallest cosine between libmtmd's audio tokens and ours of the same audio. Raises as `gate`.
 
-    Both hear all of it, silence too: libmtmd masks nothing.
+    It is as long as comes out even, unless the layout is exact: libmtmd masks nothing, and silence is heard by both.
     """
     rate = model.config.audio.sampling_rate
     samples = _sweep(rate)
     layout = find_layout(model)
-    if layout.whole_window:
-        seconds: float = _SECONDS_OF_30
+    seconds: float
+    if layout.exact:
+        seconds = _BROKEN_SECONDS
+        samples = samples[: int(seconds * rate)]
+        expected = TorchEngine(model).encode(samples)
     else:
-        # libmtmd makes one frame more than the model of any audio, and fills up chunks of a second: here it comes out even.
-        seconds = _WHOLE_CHUNKS
-        samples = np.pad(samples, (0, _WHOLE_CHUNKS * rate - HOP_LENGTH - len(samples)))
-    padded = np.pad(samples, (0, int(seconds * rate) - len(samples)))
-    features = torch.from_numpy(log_mel(padded, model.config.audio.features.num_mel_bins))
-    frames = _whole_tokens(model, features.shape[1])
-    with torch.inference_mode():
-        expected = model.embed_audio(features[None, :, :frames])[0].numpy()
+        if layout.whole_window:
+            seconds = _SECONDS_OF_30
+        else:
+            # libmtmd makes one frame more than the model of any audio, and fills up chunks of a second: here it comes out even.
+            seconds = _WHOLE_CHUNKS
+            samples = np.pad(samples, (0, _WHOLE_CHUNKS * rate - HOP_LENGTH - len(samples)))
+        padded = np.pad(samples, (0, int(seconds * rate) - len(samples)))
+        features = torch.from_numpy(log_mel(padded, model.config.audio.features.num_mel_bins))
+        frames = _whole_tokens(model, features.shape[1])
+        with torch.inference_mode():
+            expected = model.embed_audio(features[None, :, :frames])[0].numpy()
     found = probe_embeddings(path, decoder, samples)
     if layout.around:
         expected = np.concatenate([_around(model, 0), expected, _around(model, 1)])

@@ -57,7 +57,7 @@ def mmproj_keys(model: SpeechLLM) -> dict[str, Value]:
     }
     if layout.stacked:
         keys["clip.audio.projector.stack_factor"] = model.config.frames_per_token
-    return keys
+    return keys | dict(layout.keys(model))
 
 
 def mmproj_tensors(model: SpeechLLM) -> dict[str, Float32]:
@@ -77,7 +77,8 @@ def stored_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 def named_values(model: SpeechLLM) -> dict[str, Float32]:
     """Name in the file → values as the model has them, without a copy."""
     layout = find_layout(model)
-    named = {layout.name(source): values for source, values in source_parameters(model).items()}
+    sources = {} if layout.whole else source_parameters(model)
+    named = {layout.name(source): values for source, values in sources.items()}
     return named | {name: _array(tensor) for name, tensor in layout.tensors(model).items()}
 
 

@@ -6,7 +6,7 @@ llama-cpp-python 0.3.36 has it. What differs from what it hard-codes would load 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from prunella.device_runtime.base.errors import CheckpointError
 from prunella.device_runtime.bundle import HOP_LENGTH
+from prunella.export.mmproj_granite import check_granite, granite_keys, granite_tensors
 from prunella.speech_llm.model import SpeechLLM
 
 POSITIONS = 1_500  # of the 30 s that llama.cpp always encodes with Whisper's kin
@@ -74,10 +75,13 @@ class Layout:
         projector: module of the projector → its name in the file.
         check: raises CheckpointError where the model is not what llama.cpp computes.
         tensors: further ones, that are no parameters of the model: name in the file → values.
+        whole: whether `tensors` are all that the file has.
+        keys: of the file, beside those that all have.
         stacked: whether the file says how many frames become one vector.
         around: whether its output begins and ends with a token of its own, which here are those of the prompt on both sides.
         added: texts that libmtmd itself puts before and behind the audio.
         whole_window: whether it hears 30 s whatever the audio's length.
+        exact: whether it hears audio of any length as the model does.
         note: how what it hears differs from what the model does.
     """
 
@@ -86,10 +90,13 @@ class Layout:
     projector: dict[str, str]
     check: Callable[[SpeechLLM], None]
     tensors: Callable[[SpeechLLM], dict[str, torch.Tensor]] = field(default=lambda model: {})
+    whole: bool = False
+    keys: Callable[[SpeechLLM], Mapping[str, int]] = field(default=lambda model: {})
     stacked: bool = False
     around: bool = False
     added: tuple[str, str] = ("", "")
     whole_window: bool = True
+    exact: bool = False
     note: str = ""
 
     def name(self, source: str) -> str:
@@ -155,14 +162,19 @@ def _edges(model: SpeechLLM) -> tuple[str, str]:
 
 def encoder_facts(model: SpeechLLM) -> EncoderFacts:
     """Sizes of the model's audio encoder."""
-    config: Any = (
-        model.own_config.audio_encoder if model.stock is None else model.stock.model.config.audio_config
-    )
+    stock: Any = None if model.stock is None else model.stock.model.config
     epsilons = {module.eps for module in model.audio_encoder.modules() if isinstance(module, nn.LayerNorm)}
     if len(epsilons) != 1:
         raise CheckpointError(
             f"llama.cpp normalises with one epsilon in the audio encoder, the model with {sorted(epsilons)}: {_REMEDY}"
         )
+    if hasattr(stock, "encoder_config"):  # Granite Speech's
+        part = stock.encoder_config
+        wide = part.hidden_dim * part.feedforward_mult
+        return EncoderFacts(
+            part.hidden_dim, wide, part.num_layers, part.num_heads, part.input_dim, float(epsilons.pop())
+        )
+    config: Any = model.own_config.audio_encoder if stock is None else stock.audio_config
     return EncoderFacts(
         config.d_model,
         config.encoder_ffn_dim,
@@ -284,6 +296,17 @@ def _sinusoids(model: SpeechLLM) -> dict[str, torch.Tensor]:
 
 # By `Family.mmproj`, llama.cpp's name for the family.
 LAYOUTS = {
+    "granite_speech": Layout(
+        "granite_speech",
+        {},
+        {},
+        check_granite,
+        granite_tensors,
+        whole=True,
+        keys=granite_keys,
+        whole_window=False,
+        exact=True,
+    ),
     "ultravox": Layout(
         "ultravox",
         _WHISPER,

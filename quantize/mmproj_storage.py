@@ -10,6 +10,7 @@ from gguf import GGMLQuantizationType, LlamaFileType
 
 from prunella.quantize.gguf_files import FILE_TYPE, GgufFile, read_gguf, write_gguf
 
+_FLOAT = ("a.position_embd.weight", "a.proj_query")
 MMPROJ_FILE_TYPES = {
     "F32": int(LlamaFileType.ALL_F32),
     "F16": int(LlamaFileType.MOSTLY_F16),
@@ -23,7 +24,8 @@ def mmproj_storage(kind: str) -> Callable[[str, tuple[int, ...]], GGMLQuantizati
     block = gguf.GGML_QUANT_SIZES[matrices][0]
 
     def storage(name: str, shape: tuple[int, ...]) -> GGMLQuantizationType:
-        if name == "a.position_embd.weight" or name.endswith(".bias") or len(shape) == 1:
+        # What is no matrix of a product: ggml ends the process over a convolution by channels, or a norm, of half floats.
+        if name.endswith((".bias", ".conv_dw.weight")) or name in _FLOAT or len(shape) == 1:
             return GGMLQuantizationType.F32
         if name.startswith("a.conv1d") or shape[-1] % block:
             return GGMLQuantizationType.F32 if kind == "F32" else GGMLQuantizationType.F16

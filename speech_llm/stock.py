@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from prunella.device_runtime.base.errors import CheckpointError, UsageError
 from prunella.speech_llm.families import Family
 from prunella.speech_llm.folder_tokenizer import read_tokenizer
+from prunella.speech_llm.merged_adapter import has_adapter, read_merged, read_plain
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.model_folder import copy_side_files, full_disks_are_os_errors, why_unreadable
 from prunella.speech_llm.speech_adapter import has_speech_adapter, merge_speech_adapter, no_streaming
@@ -174,19 +176,20 @@ def reload_stock(model: SpeechLLM, folder: Path) -> SpeechLLM:
 
 def _read(folder: Path, family: Family, stream: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     kind = getattr(transformers, family.architecture, None)
-    if kind is None:
+    if kind is None or Version(transformers.__version__) < Version(family.since):
         raise CheckpointError(
             f"{folder} is a {family.model_type}, which transformers has from {family.since} on, and {transformers.__version__} "
             f"is installed: pip install 'transformers>={family.since}'"
         )
     try:
+        adapted = has_adapter(folder)
         if stream and has_speech_adapter(folder, family.speech_adapter):
             raise no_streaming(folder, family.speech_adapter)
         if stream:
+            if adapted:
+                raise no_streaming(folder, "")
             return empty_stock(folder, kind), read_tokenizer(folder)
-        stock, info = kind.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
-        )
+        stock, missing = read_merged(kind, folder) if adapted else read_plain(kind, folder)
         tokenizer = read_tokenizer(folder)
     except CheckpointError:
         raise
@@ -194,7 +197,6 @@ def _read(folder: Path, family: Family, stream: bool) -> tuple[PreTrainedModel, 
         raise CheckpointError(
             f"cannot load a {family.architecture} from '{folder}': {why_unreadable(folder, error)}"
         ) from error
-    missing = sorted(info["missing_keys"])
     if missing:  # which transformers makes up at random
         raise CheckpointError(
             f"{folder} lacks {len(missing)} tensors of a {family.architecture}, such as {missing[0]}: its weights are in "
@@ -203,7 +205,8 @@ def _read(folder: Path, family: Family, stream: bool) -> tuple[PreTrainedModel, 
     if has_speech_adapter(folder, family.speech_adapter):
         stock = merge_speech_adapter(stock, folder / family.speech_adapter)
     _forget_dtypes(stock.config, folder)
-    return stock.eval(), tokenizer
+    model: PreTrainedModel = stock.train(False)
+    return model, tokenizer
 
 
 def _forget_dtypes(config: Any, folder: Path) -> None:

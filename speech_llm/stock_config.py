@@ -127,7 +127,10 @@ class StockConfig:
 
     def audio_tokens(self, encoder_frames: Count) -> Count:
         """Audio tokens of so many encoder frames; of one number, or a tensor of them."""
-        return encoder_frames // self.frames_per_token
+        if self.geometry.audio_tokens is None:
+            return encoder_frames // self.frames_per_token
+        tokens: Count = self.geometry.audio_tokens(encoder_frames)
+        return tokens
 
     def with_provenance(self, **facts: Any) -> StockConfig:
         """A copy with `facts` added to the provenance."""

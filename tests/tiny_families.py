@@ -12,6 +12,7 @@ import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.audio_utils import mel_filter_bank
 
 from prunella.speech_llm.model import SpeechLLM
 from prunella.speech_llm.stock import assembled
@@ -50,6 +51,44 @@ OTHER_WHISPER = {
     "encoder_ffn_dim": 72,
     "num_mel_bins": 80,
 }
+CONFORMER = {
+    "hidden_dim": 32,
+    "num_layers": 4,
+    "num_heads": 2,
+    "input_dim": 160,
+    "output_dim": 7,
+    "context_size": 20,
+    "max_pos_emb": 32,
+    "initializer_range": 0.2,
+}
+Q_FORMER = {
+    "model_type": "blip_2_qformer",
+    "hidden_size": 32,
+    "encoder_hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "cross_attention_frequency": 1,
+    "initializer_range": 0.2,
+}
+GRANITE = {
+    "model_type": "granite",
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.5,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 2.0,
+}
+# Another block and convolution, 64 bins, other windows.
+OTHER_CONFORMER = {
+    "hidden_dim": 36,
+    "num_layers": 3,
+    "num_heads": 3,
+    "input_dim": 128,
+    "context_size": 13,
+    "conv_kernel_size": 8,
+}
+OTHER_Q_FORMER = Q_FORMER | {"hidden_size": 24, "encoder_hidden_size": 36, "num_attention_heads": 3}
+OTHER_WINDOWS = {"window_size": 8, "downsample_rate": 4}
 _CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
 
 
@@ -69,6 +108,7 @@ class TinyFamily:
         bos: the token that begins a prompt.
         ends: tokens that end an answer.
         rest: further fields of the configuration.
+        audio_part: what the encoder's configuration is called.
         other_rest: further fields of the configuration in the second size.
         frames_first: whether the class takes features as (batch, frames, width).
         other_audio: fields of the encoder's configuration in the second size.
@@ -91,6 +131,7 @@ class TinyFamily:
     bos: str | None = None
     ends: tuple[int, ...] = (0, 2)
     rest: dict[str, Any] = field(default_factory=dict)
+    audio_part: str = "audio_config"
     other_rest: dict[str, Any] = field(default_factory=dict)
     frames_first: bool = False
     other_audio: dict[str, Any] = field(default_factory=OTHER_WHISPER.copy)
@@ -296,6 +337,35 @@ FAMILIES = {
         rest={"audio_bos_token_id": 5, "audio_eos_token_id": 6},
         seed=2,
     ),
+    "granite_speech": TinyFamily(
+        "GraniteSpeech",
+        ("<|audio|>",),
+        CONFORMER | {"model_type": "granite_speech_encoder"},
+        GRANITE | {"tie_word_embeddings": True},
+        extractor="",  # torchaudio's
+        rest={"has_lora_adapter": False, "initializer_range": 0.2, "projector_config": Q_FORMER},
+        audio_part="encoder_config",
+        frames_first=True,
+        other_audio=OTHER_CONFORMER,
+        other_rest=OTHER_WINDOWS | {"projector_config": OTHER_Q_FORMER},
+    ),
+    "granite_speech_plus": TinyFamily(
+        "GraniteSpeechPlus",
+        ("<|audio|>",),
+        CONFORMER | {"model_type": "granite_speech_plus_encoder", "cat_hidden_layers": [0, 2]},
+        GRANITE | {"tie_word_embeddings": False},
+        extractor="",
+        rest={
+            "has_lora_adapter": False,
+            "initializer_range": 0.2,
+            "projector_config": Q_FORMER | {"encoder_hidden_size": 96},
+        },
+        audio_part="encoder_config",
+        frames_first=True,
+        other_audio=OTHER_CONFORMER | {"cat_hidden_layers": [1]},
+        other_rest=OTHER_WINDOWS | {"projector_config": OTHER_Q_FORMER | {"encoder_hidden_size": 72}},
+        seed=6,  # never says the placeholder, whose embedding the class takes for that of token 0
+    ),
 }
 FAMILY_NAMES = tuple(FAMILIES)
 
@@ -332,9 +402,9 @@ def tiny_stock(
     hears, says = kind.audio | (audio or {}), TEXT | kind.text | (text or {})
     if kind.flat:
         hears["audio_token_id"] = fields.pop("audio_token_id")
-        parts = {"audio_config": hears, **says}
+        parts = {kind.audio_part: hears, **says}
     else:
-        parts = {"audio_config": hears, "text_config": says}
+        parts = {kind.audio_part: hears, "text_config": says}
     config = getattr(transformers, f"{kind.name}Config")(**parts | fields)
     model: PreTrainedModel = kind.stock(config)
     model.generation_config.eos_token_id = list(kind.ends)
@@ -372,6 +442,8 @@ def stock_extractor(family: str, num_mel_bins: int = 128) -> Any:
 def stock_features(family: str, samples: np.ndarray, num_mel_bins: int = 128) -> dict[str, torch.Tensor]:
     """Features by transformers' own extractor, called as the family's processor does, under the names that the class takes."""
     kind = FAMILIES[family]
+    if not kind.extractor:
+        return {"input_features": torch.from_numpy(htk_pairs(samples, num_mel_bins))[None]}
     other = kind.other_heard if num_mel_bins == OTHER_WHISPER["num_mel_bins"] else {}
     found = stock_extractor(family, num_mel_bins)(
         samples,
@@ -385,6 +457,18 @@ def stock_features(family: str, samples: np.ndarray, num_mel_bins: int = 128) ->
     if not kind.mask:
         return features
     return features | {kind.mask: found[kind.mask if kind.mask in found else "attention_mask"]}
+
+
+def htk_pairs(samples: np.ndarray, num_mel_bins: int = 80) -> np.ndarray:
+    """(frames, 2 * bins): what `GraniteSpeechFeatureExtractor` has torchaudio compute, by torch and transformers' own filters."""
+    filters = mel_filter_bank(257, num_mel_bins, 0.0, 8_000.0, 16_000, norm=None, mel_scale="htk")
+    wave = torch.from_numpy(np.pad(np.asarray(samples, np.float32), (0, max(0, 320 - len(samples)))))
+    spectrum = torch.stft(
+        wave, 512, 160, 400, torch.hann_window(400), center=True, pad_mode="reflect", return_complex=True
+    )
+    log = ((spectrum.abs() ** 2).T @ torch.from_numpy(filters).float()).clamp(min=1e-10).log10()
+    log = torch.maximum(log, log.amax() - 8.0) / 4 + 1
+    return log[: len(log) // 2 * 2].reshape(-1, 2 * num_mel_bins).numpy()
 
 
 def sound(seconds: float) -> np.ndarray:

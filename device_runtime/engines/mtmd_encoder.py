@@ -71,7 +71,7 @@ class MtmdEncoder:
         self._limit = int(_MAX_SECONDS * sampling_rate)
 
     def encode(self, samples: Float32) -> Float32:
-        """(n,) mono float32, at most 29.9 s → (tokens of 30 s, or of the audio (qwen3a), hidden) float32.
+        """(n,) mono float32, at most 29.9 s → (tokens of 30 s, or of the audio (qwen3a, granite_speech), hidden) float32.
 
         Raises:
             EngineError: longer, or libmtmd failed.

@@ -96,6 +96,12 @@ def _render(
     return str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options))
 
 
+def chat_template(tokenizer: PreTrainedTokenizerBase, folder: Path) -> str | None:
+    """That `rendered` goes by; None where there is none."""
+    own = tokenizer.chat_template
+    return _processor_template(folder) or (own if isinstance(own, str) else None)
+
+
 def _processor_template(folder: Path) -> str | None:
     """Of a folder as processors save it: today a file of its own, before that a value in a file of JSON."""
     file = folder / "chat_template.jinja"

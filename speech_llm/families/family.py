@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -31,6 +31,7 @@ class AudioGeometry:
         frames_per_token: encoder frames that the projector makes one token of.
         samples_per_frame: samples that become one encoder frame.
         encoder_frames: valid feature frames → encoder frames of audio; of one number, or a tensor of them.
+        audio_tokens: encoder frames → audio tokens, as `encoder_frames`; None: one for every `frames_per_token`, if whole.
     """
 
     audio: AudioSpec
@@ -38,6 +39,7 @@ class AudioGeometry:
     frames_per_token: int
     samples_per_frame: float
     encoder_frames: Callable[[Any], Any]
+    audio_tokens: Callable[[Any], Any] | None = None
 
 
 def projected(projector: nn.Module, encoded: torch.Tensor, frames: torch.Tensor | None) -> torch.Tensor:
@@ -87,6 +89,7 @@ class Family:
         stock_inputs: (features (width, frames), valid frames) → what the stock class is given of them, where it is not
             `input_features` as they are and a mask.
         speech_adapter: folder beside the weights with the LoRA adapter that speech is heard with; it is merged. "": there is none.
+        stock_logits: configuration → how many times the decoder's logits the stock class's are: see `granite_speech.py`.
         mmproj: llama.cpp's name for the family's projector; None: it has none. What is written by it, or why nothing is,
             says `export/mmproj_layouts.py`.
         layout: "stock": as transformers saves its class; "own": prunella's folder, for what has no class.
@@ -105,6 +108,7 @@ class Family:
     stock_windows: bool = True
     stock_inputs: Callable[[Tensor, int], dict[str, Any]] | None = None
     speech_adapter: str = ""
+    stock_logits: Callable[[Any], float] = field(default=lambda _: 1.0)
     mmproj: str | None = None
     layout: Literal["stock", "own"] = "stock"
 

@@ -53,6 +53,8 @@ LAYOUTS = {
     "fun_asr_nano": "",
     "phi4_multimodal": "",
     "musicflamingo": "",
+    "granite_speech": "granite_speech",
+    "granite_speech_plus": "",
 }
 HEARS = [name for name in FAMILY_NAMES if LAYOUTS[name]]
 AUDIO = "<__media__>"

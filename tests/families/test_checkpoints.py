@@ -97,7 +97,7 @@ def test_names_and_keys_are_those_of_the_uncut_model(family, tie, tmp_path):
     assert after.get("text_config", after)["num_hidden_layers"] == 4
     for part, changed in (
         (None, ("num_hidden_layers",) if FAMILIES[family].flat else ()),
-        ("audio_config", ()),
+        (FAMILIES[family].audio_part, ()),
         *([] if FAMILIES[family].flat else [("text_config", ("num_hidden_layers", "layer_types"))]),
     ):
         old, new = (body[part] if part else body for body in (before, after))
@@ -112,6 +112,7 @@ def _says_the_same(folder, model):
     with torch.inference_mode():
         expected = stock(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
         found = model.decoder(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    found = found * model.stock.family.stock_logits(stock.config)
     torch.testing.assert_close(found, expected)
 
 
@@ -176,7 +177,7 @@ def test_shards_and_bfloat16_are_read_and_float32_is_written(family, tmp_path):
         assert torch.equal(parameter, whole.get_parameter(name).bfloat16().float())
     for name in ("shards", "half"):
         out = cut(tmp_path / name, tmp_path / f"{name}-cut")
-        assert {dtype for _, dtype in tensors(out).values()} == {"F32"}
+        assert {dtype for _, dtype in tensors(out).values()} - {"I64"} == {"F32"}  # some norms count batches
         assert config_of(out)["dtype"] == "float32"
         assert config_keys(config_of(out)) == config_keys(config_of(tmp_path / name))
         _says_the_same(out, load(out))
@@ -184,6 +185,8 @@ def test_shards_and_bfloat16_are_read_and_float32_is_written(family, tmp_path):
 
 def test_the_stock_processor_reads_what_was_saved(family, tmp_path):
     folder = write_tiny(family, tmp_path / "whole")
+    if not FAMILIES[family].extractor:
+        pytest.skip(f"transformers' processor of {family} needs torchaudio")
     kind = getattr(transformers, f"{FAMILIES[family].name}Processor", None)
     if kind is None:
         pytest.skip(f"transformers' processor of {family} takes pictures too, and more packages")

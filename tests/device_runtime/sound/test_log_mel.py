@@ -59,23 +59,9 @@ GRANITE = FeatureSpec(
 )  # fmt: skip
 
 
-def htk_pairs(samples: np.ndarray) -> np.ndarray:
-    """(frames, 160): what `GraniteSpeechFeatureExtractor` has torchaudio compute, by torch and transformers' own filters."""
-    import torch
-    from transformers.audio_utils import mel_filter_bank
-
-    filters = mel_filter_bank(257, 80, 0.0, 8_000.0, 16_000, norm=None, mel_scale="htk")
-    wave = torch.from_numpy(np.pad(np.asarray(samples, np.float32), (0, max(0, 320 - len(samples)))))
-    spectrum = torch.stft(
-        wave, 512, 160, 400, torch.hann_window(400), center=True, pad_mode="reflect", return_complex=True
-    )
-    mel = (spectrum.abs() ** 2).T @ torch.from_numpy(filters).float()
-    log = mel.clamp(min=1e-10).log10()
-    log = torch.maximum(log, log.amax() - 8.0) / 4 + 1
-    return log[: len(log) // 2 * 2].reshape(-1, 160).numpy()
-
-
 def test_equals_what_granite_speech_hears():
+    from tiny_families import htk_pairs
+
     for name, signal in _signals().items():
         expected = htk_pairs(signal)
         found, valid = features(signal, GRANITE)
