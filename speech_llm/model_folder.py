@@ -96,7 +96,7 @@ def check_memory(folder: Path) -> None:
     if needed > memory:
         raise CheckpointError(
             f"{folder} takes {needed / 1e9:.1f} GB of memory in float32, in which prunella works, and this machine or "
-            f"container has {memory / 1e9:.1f} GB: take one with more"
+            f"container has {memory / 1e9:.1f} GB: take one with more, or cut layers first (`prunella prune` reads them one by one)"
         )
 
 

@@ -1,4 +1,4 @@
-"""Peak memory, time and disk traffic of one command, or of loading the model with transformers, each in a process of its own.
+"""Peak memory, time and disk traffic of one command, or of loading and running the model with transformers, each in a process of its own.
 
 python research/larger_than_memory/measure.py analyze out/llama --text lines.txt -o out/map
 python research/larger_than_memory/measure.py load out/llama float32
@@ -16,7 +16,7 @@ _CHILD = "--child"
 
 
 def measured(arguments: list[str]) -> int:
-    """Do it in this process, and say what it took as a line of JSON on stdout."""
+    """Do it in this process (after loading, run eight tokens), and say what it took as a line of JSON on stdout."""
     Path("/proc/self/oom_score_adj").write_text(
         "1000"
     )  # where memory runs out, this process goes and no other
@@ -26,7 +26,8 @@ def measured(arguments: list[str]) -> int:
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(arguments[1], dtype=getattr(torch, arguments[2]))
-        sum(float(one.flatten()[0]) for one in model.parameters())
+        with torch.inference_mode():  # files are only mapped until then
+            model(torch.arange(8)[None])
         code = 0
     else:
         from prunella.cli import main

@@ -11,6 +11,7 @@ import argparse
 import json
 import tempfile
 import zlib
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -84,6 +85,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
 
 
 _SHARD_BYTES = 2_000_000_000
+_DRAWN = 1 << 26
 
 
 def write_shape(name: str, folder: Path) -> None:
@@ -130,11 +132,18 @@ def write_speech_shape(name: str, folder: Path) -> None:
 
 
 def _random(name: str, shape: torch.Size) -> torch.Tensor:
-    """Norms 1, biases 0, matrices of a standard deviation of 0.02; the same ones each time."""
+    """Norms 1, biases 0, matrices of a standard deviation of 0.02, cut from one long row of numbers."""
     if len(shape) == 1:
         return torch.full(shape, 0.0 if name.endswith("bias") else 1.0, dtype=torch.bfloat16)
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    return torch.empty(shape, dtype=torch.bfloat16).normal_(0.0, 0.02, generator=generator)
+    start, count = zlib.crc32(name.encode()) % _DRAWN, shape.numel()
+    return _numbers().repeat(2 + count // _DRAWN)[start : start + count].reshape(shape).clone()
+
+
+@cache
+def _numbers() -> torch.Tensor:
+    """Enough for the largest matrix of a layer: a billion of them would take minutes to draw."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.empty(_DRAWN).normal_(0.0, 0.02, generator=generator).to(torch.bfloat16)
 
 
 def _bytes_tokenizer() -> PreTrainedTokenizerFast:
