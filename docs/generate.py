@@ -50,6 +50,7 @@ def bundle_schema() -> str:
         bundle.PromptSpec,
         bundle.PromptSegment,
         bundle.Language,
+        bundle.TimeMark,
         bundle.DecoderSpec,
         bundle.MmprojSpec,
         transcript.DecodeOptions,
