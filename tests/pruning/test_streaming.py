@@ -144,7 +144,7 @@ def test_speech_llms_of_stock_classes_are_streamed(family, noise_manifest, tmp_p
         torch.testing.assert_close(tensor, expected[name], atol=1e-3, rtol=1e-3)
     configs = [json.loads((tmp_path / stream / "config.json").read_text()) for stream in ("off", "on")]
     for config in configs:
-        for part in (config, config.get("text_config", config), config["audio_config"]):
+        for part in (config, *(value for value in config.values() if isinstance(value, dict))):
             part.pop("dtype", None)
     assert configs[0] == configs[1]
     names = [sorted(path.name for path in (tmp_path / stream).iterdir()) for stream in ("off", "on")]
