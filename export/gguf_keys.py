@@ -64,11 +64,10 @@ def hyper_parameters(config: PretrainedConfig, arch: gguf.MODEL_ARCH, own: Keys)
         "attention.head_count_kv": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         "attention.key_length": size,
         "attention.value_length": size,
-        "rope.dimension_count": int(share * size),
-        "rope.freq_base": _rope_base(config),
     }
     if hasattr(config, "rms_norm_eps"):
         keys["attention.layer_norm_rms_epsilon"] = float(config.rms_norm_eps)
+    keys |= {"rope.dimension_count": int(share * size), "rope.freq_base": _rope_base(config)}
     keys |= _rope_scaling(rope(config), config) | own
     return {f"{name}.{key}": value for key, value in keys.items()}
 
