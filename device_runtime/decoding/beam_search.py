@@ -33,7 +33,7 @@ from prunella.device_runtime.transcript import DecodeOptions, FinishReason
 
 # Nats for each letter where transcripts that go on are compared: who has spelled less of the audio has paid for less of it.
 PER_LETTER = 0.8
-WIDTH = 8.0  # nats of `rank` behind the first within which transcripts are followed
+WIDTH = 4.0  # nats of `rank` behind the first within which transcripts are followed
 _SLACK = 1e-6  # nats: what rounds otherwise where it is reckoned from the other end
 CANDIDATES = 32  # of a transcript's most likely next tokens; the search chooses among them
 
