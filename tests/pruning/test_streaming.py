@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from decoder_families import CONFIGS
 from safetensors.torch import load_file, save_file
 from tiny_families import FAMILY_NAMES, write_tiny
 from tiny_models import byte_level_tokenizer, write_ultravox
@@ -21,9 +22,11 @@ from prunella.pruning.calibration import text_calibration
 from prunella.pruning.prune import prune, save_pruned
 from prunella.pruning.redundancy import load_maps, measure_redundancy
 from prunella.pruning.selection import STRATEGIES, Evidence, choose_blocks
+from prunella.pruning.surgery import drop_layers
 from prunella.speech_llm import load_any
-from prunella.speech_llm.batches import cross_entropy
+from prunella.speech_llm.batches import cross_entropies, cross_entropy, text_batch
 from prunella.speech_llm.checkpoint import load_decoder, save_checkpoint
+from prunella.speech_llm.streamed_loading import empty_decoder
 from prunella.speech_llm.streaming import stream_of
 from prunella.speech_llm.weight_files import INDEX_NAME, WeightFiles
 
@@ -149,6 +152,21 @@ def test_speech_llms_of_stock_classes_are_streamed(family, noise_manifest, tmp_p
     assert configs[0] == configs[1]
     names = [sorted(path.name for path in (tmp_path / stream).iterdir()) for stream in ("off", "on")]
     assert names[0] == names[1]
+
+
+@pytest.mark.slow
+def test_every_kind_of_decoder_says_the_same_from_disk(tmp_path):
+    batch = [[5, 6, 7, 8, 9, 33, 44], [7, 8, 9]]
+    for name, config in CONFIGS.items():
+        torch.manual_seed(0)
+        whole = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+        whole.save_pretrained(tmp_path / name)
+        losses = []
+        for decoder in (whole, empty_decoder(tmp_path / name)):
+            cuts = [decoder] if name == "smollm3" else [decoder, drop_layers(decoder, [Block(1, 2)])]
+            with torch.inference_mode():
+                losses.append(cross_entropies(cuts, [text_batch(decoder, batch)]))
+        assert losses[1] == pytest.approx(losses[0], abs=1e-5), name
 
 
 @pytest.mark.slow
