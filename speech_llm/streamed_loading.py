@@ -27,14 +27,17 @@ _SHARE = 0.5  # of free memory: work on a model takes as much again as the model
 def chooses_streaming(folder: Path, asked: Stream) -> bool:
     """Whether a model is to be read layer by layer; "auto": where it is larger, in float32, than half of the free memory.
 
-    What was chosen is said on stderr, and the process set for it.
+    That it is, and what was asked for, is said on stderr; the process is set for it.
     """
     needed, free = float_bytes(folder), free_memory()
     streams = needed > _SHARE * free if asked == "auto" else asked == "on"
     if streams:
         return_freed_memory()
     how = "layer by layer from disk" if streams else "whole"
-    sys.stderr.write(f"reading {folder} {how}: {needed / 1e9:.1f} GB in float32, {free / 1e9:.1f} GB free\n")
+    if streams or asked != "auto":
+        sys.stderr.write(
+            f"reading {folder} {how}: {needed / 1e9:.1f} GB in float32, {free / 1e9:.1f} GB free\n"
+        )
     return streams
 
 
