@@ -364,7 +364,7 @@ FAMILIES = {
         frames_first=True,
         other_audio=OTHER_CONFORMER | {"cat_hidden_layers": [1]},
         other_rest=OTHER_WINDOWS | {"projector_config": OTHER_Q_FORMER | {"encoder_hidden_size": 72}},
-        seed=6,  # never says the placeholder, whose embedding the class takes for that of token 0
+        seed=9,  # never says the placeholder, whose embedding the class takes for that of token 0
     ),
 }
 FAMILY_NAMES = tuple(FAMILIES)

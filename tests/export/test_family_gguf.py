@@ -236,14 +236,18 @@ def test_a_bundle_for_llama_cpp_alone_in_8_bits(name, models, tmp_path, noise_ma
     assert bundle.manifest.provenance["onnx_drift"]["embeddings"] < 0.2
 
 
+DROPPED = {
+    "voxtral": ("blk.1.attn_out.bias", "mm.a"),  # its post_ln is none there, and asked for when it is loaded
+    "granite_speech": ("blk.1.attn_out.bias", "a.proj_linear"),
+}
+
+
 @pytest.mark.parametrize(
     ("name", "dropped"),
     [
         (name, dropped)
         for name in HEARS
-        for dropped in ("blk.1.attn_out.bias", "post_ln", "mm.a")
-        if (name, dropped)
-        != ("voxtral", "post_ln")  # which is no post_ln there, and asked for when it is loaded
+        for dropped in DROPPED.get(name, ("blk.1.attn_out.bias", "post_ln", "mm.a"))
     ],
 )
 def test_a_tensor_that_is_missing_or_wrong_fails(name, dropped, models, bundles, tmp_path, monkeypatch):
@@ -253,20 +257,22 @@ def test_a_tensor_that_is_missing_or_wrong_fails(name, dropped, models, bundles,
         tensors = dict(original(model))
         keys = [key for key in tensors if dropped in key]
         for key in keys:
-            if dropped == "mm.a":
+            if dropped in ("mm.a", "a.proj_linear"):
                 tensors[key] = np.roll(tensors[key], 1, axis=0)
             else:
                 del tensors[key]
         assert keys
         return tensors
 
-    model = models(name)
+    model, decoder = models(name), bundles(name).file("gguf/decoder-F32.gguf")
     monkeypatch.setattr(gguf_mmproj, "mmproj_tensors", changed)
     path = write_mmproj(model, tmp_path / "mmproj.gguf")
     with pytest.raises(ExportError, match=r"lacks|differs"):
         check_mmproj_file(model, path)
-    with pytest.raises(ExportError, match=r"cosine|of their spread"):
-        compare_embeddings(model, path, "F16", bundles(name).file("gguf/decoder-F32.gguf"))
+    # Without a bias of a Conformer's llama.cpp ends its process, which is another one.
+    ends = "|crashed" if (name, dropped) == ("granite_speech", "blk.1.attn_out.bias") else ""
+    with pytest.raises(ExportError, match=rf"cosine|of their spread{ends}"):
+        compare_embeddings(model, path, "F16", decoder)
 
 
 @pytest.mark.parametrize(
