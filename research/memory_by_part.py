@@ -70,7 +70,7 @@ def measure_whole(folder: Path, clip: Path) -> None:
     from prunella.device_runtime.sound.audio import load_audio
 
     samples = load_audio(clip)
-    transcriber = open_transcriber(folder, threads=1)
+    transcriber = open_transcriber(folder, threads=1).with_options(beams=0)
     for _ in range(3):
         text = transcriber.transcribe(samples).text
     own, mapped, peak = status()

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import math
+import mmap
 import sys
+
+import numpy as np
+
+from prunella.device_runtime.base.arrays import Float32
 
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 _THRESHOLD = 128 * 1024  # bytes, glibc's own at the start
@@ -20,3 +27,19 @@ def return_large_blocks() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _THRESHOLD)
+
+
+def lazy_zeros(shape: tuple[int, ...]) -> Float32:
+    """Float32 zeros whose pages take memory as they are written to.
+
+    Not so with numpy's own: it asks for huge pages, of which the first byte takes 2 MB.
+    """
+    count = math.prod(shape)
+    # Not shared with a child, where there are children (the default).
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    pages = mmap.mmap(-1, max(4 * count, 1), **private)
+    advice = getattr(mmap, "MADV_NOHUGEPAGE", None)
+    if advice is not None:
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            pages.madvise(advice)
+    return np.frombuffer(pages, np.float32, count).reshape(shape)

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from prunella.device_runtime.base.arrays import Float32
+from prunella.device_runtime.base.heap import lazy_zeros
+from prunella.device_runtime.decoding.limits import PAYING_BEAMS
 
 
 class BeamCaches:
@@ -51,8 +53,7 @@ class BeamCaches:
         if before is not None:
             rows, positions = max(rows, before.shape[1]), max(positions, before.shape[3])
         layers, heads, size = self._shape
-        # Pages that are never written to take no memory.
-        self._buffer = np.zeros((layers, rows, heads, positions, size), np.float32)
+        self._buffer = lazy_zeros((layers, max(rows, PAYING_BEAMS), heads, positions, size))
         if before is not None and self._rows:
             self._buffer[:, : before.shape[1], :, : self.position] = before[:, :, :, : self.position]
         self._bindings.clear()
