@@ -73,8 +73,8 @@ def adapter(folder):
             r"is quantised already \(bitsandbytes\): prunella starts from float weights",
         ),
         (
-            lambda folder: set_config(folder, model_type="phi4_multimodal", audio_config={"hidden_size": 8}),
-            r"is a speech LLM of the kind 'phi4_multimodal' .*there are Ultravox .* it would go deaf",
+            lambda folder: set_config(folder, model_type="nemotron_h_omni", audio_config={"hidden_size": 8}),
+            r"is a speech LLM of the kind 'nemotron_h_omni' .*there are Ultravox .* it would go deaf",
         ),
     ],
 )
