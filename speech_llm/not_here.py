@@ -18,8 +18,13 @@ _DRAWN = (
     "draws random numbers for every recording as it hears (two convolutional encoders of a wave of 24 kHz, sampled): nothing that "
     "prunella writes of it could be compared with what its own class says; take a model that hears the same of the same recording"
 )
+_PACKED = (
+    "gives every layer embeddings of each token out of one table, packed by the layer's number, and lets later layers use the keys "
+    "and values of earlier ones: a cut would shift both; take a model whose layers stand alone"
+)
 # fmt: off
 REASONS = {
+    _PACKED: ("gemma3n", "gemma4"),
     _EVERY_STEP: ("voxtral_realtime", "kyutai_speech_to_text", "moshi"),
     _DRAWN: ("vibevoice_asr",),
     _NO_LLM: (
@@ -60,10 +65,11 @@ def why_not(config: dict[str, Any]) -> str | None:
         )
     if kind in _AUTHORS:
         return f"{_AUTHORS[kind]} in its authors' own layout ({kind}), which transformers does not read: {_CONVERT}"
-    for reason, kinds in REASONS.items():
-        if kind in kinds:
-            return f"a speech model of the kind '{kind}', which {reason}"
     heard = next(_audio_keys(config, ""), None)
+    for reason, kinds in REASONS.items():
+        # A larger Gemma 4 has no audio and no such tables.
+        if kind in kinds and (heard is not None or reason != _PACKED):
+            return f"a speech model of the kind '{kind}', which {reason}"
     if heard is None:
         return None
     from prunella.speech_llm.families import FAMILIES, family_named
