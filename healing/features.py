@@ -182,7 +182,8 @@ class FeatureStore:
                 encoded = encoder(result.T[None].to(device), padded)[0]
             valid = self.model.config.encoder_frames(valid)
             result = encoded[:valid].cpu()
-        done = Loaded(result.to(torch.float16), valid)
+        # Row by row, as it comes back from the cache: means round by the order in memory.
+        done = Loaded(result.to(torch.float16).contiguous(), valid)
         self._write(self._path(index, variant), done)
         return done
 
@@ -233,7 +234,7 @@ class FeatureStore:
             handle, name = tempfile.mkstemp(suffix=".tmp", dir=path.parent)
             try:
                 with os.fdopen(handle, "wb") as file:
-                    file.write(save({"rows": done.rows.contiguous(), "valid": torch.tensor(done.valid)}))
+                    file.write(save({"rows": done.rows, "valid": torch.tensor(done.valid)}))
                 Path(name).replace(path)
             finally:
                 Path(name).unlink(missing_ok=True)
@@ -247,7 +248,8 @@ class FeatureStore:
 def _read(path: Path) -> Loaded:
     # safetensors, not npy: numpy reads an npy header with `ast`, which CPython 3.11 cannot do in two threads at once.
     found = load(path.read_bytes())
-    return Loaded(found["rows"], int(found["valid"]))
+    # Into memory that begins where torch's own does: sums round by where it begins, and a run that goes on would say others.
+    return Loaded(found["rows"].clone(), int(found["valid"]))
 
 
 def module_digest(module: torch.nn.Module) -> str:
