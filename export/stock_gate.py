@@ -94,7 +94,7 @@ def _stock_logits(model: SpeechLLM, samples: Float32, count: int, text: list[int
     stock: Any = assembled(model)
     spec = model.config.audio.features
     family = model.stock.family
-    heard, valid = features(samples, _stock_spec(spec) if family.stock_windows else spec)
+    heard, _ = features(samples, _stock_spec(spec) if family.stock_windows else spec)
     placeholder = audio_token(stock.config)
     span = model.prompt.audio_span(count, placeholder)
     ids = [*model.prompt.before_ids, *span, *model.prompt.after_ids, *text]
@@ -103,8 +103,8 @@ def _stock_logits(model: SpeechLLM, samples: Float32, count: int, text: list[int
         "input_ids": torch.tensor([ids]),
         "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
     }
-    if (given := model.stock.family.stock_inputs) is not None:
-        inputs |= given(torch.from_numpy(heard), valid)
+    if family.stock_inputs is not None:
+        inputs |= family.stock_inputs(torch.from_numpy(heard), valid)
     else:
         inputs["input_features"] = torch.from_numpy(heard)[None]
         known = inspect.signature(stock.forward).parameters

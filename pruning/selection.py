@@ -82,8 +82,7 @@ def greedy(evidence: Evidence, size: int) -> tuple[Block, ...]:
         for _ in range(size):
             left = sorted(set(range(count)) - removed)
             pruned = [drop_layers(evidence.decoder, blocks_of([*removed, layer])) for layer in left]
-            losses = cross_entropies(pruned, calibration.held_out)
-            bar.update(len(left))
+            losses = cross_entropies(pruned, calibration.held_out, bar.update)
             removed.add(left[int(np.argmin(losses))])
     return blocks_of(removed)
 

@@ -3,7 +3,8 @@
 `python research/memory_by_part.py BUNDLE [BUNDLE ...] --clip CLIP`
 
 Linux. "Own" is memory of this process alone (RssAnon), "mapped" pages of files (RssFile), which processes that run the same bundle
-share and which the kernel may drop; "peak" is VmHWM. Each bundle in a process of its own, one thread, 4 beams where it has letters.
+share and which the kernel may drop; "peak" is VmHWM. One thread; each bundle in processes of its own: part by part, all together and
+greedy, and all together with 4 beams where it has letters.
 """
 
 from __future__ import annotations
@@ -64,17 +65,17 @@ def measure(folder: Path, clip: Path) -> None:
         table.add(Path(name).stem)
 
 
-def measure_whole(folder: Path, clip: Path) -> None:
-    """Write a bundle's last line to stdout: all together, as programs open it, after three transcripts."""
+def measure_whole(folder: Path, clip: Path, beams: int) -> None:
+    """Write a line of a bundle to stdout: all together, as programs open it, after three transcripts."""
     from prunella.device_runtime import open_transcriber
     from prunella.device_runtime.sound.audio import load_audio
 
     samples = load_audio(clip)
-    transcriber = open_transcriber(folder, threads=1).with_options(beams=0)
+    transcriber = open_transcriber(folder, threads=1).with_options(beams=beams)
     for _ in range(3):
         text = transcriber.transcribe(samples).text
     own, mapped, peak = status()
-    what = f"after 3 transcripts of {len(samples) / 16_000:.1f} s, {len(text.split())} words"
+    what = f"{'greedy' if beams == 1 else 'beams'}, after 3 transcripts of {len(samples) / 16_000:.1f} s, {len(text.split())} words"
     sys.stdout.write(f"| all, with tokenizer and caches, {what} | {own:.1f} | {mapped:.1f} | {peak:.0f} |\n")
 
 
@@ -83,13 +84,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
     parser.add_argument("--clip", type=Path, required=True)
-    parser.add_argument("--part", choices=("parts", "whole"), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=("parts", "greedy", "beams"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part is not None:
-        (measure if args.part == "parts" else measure_whole)(args.bundles[0], args.clip)
+        if args.part == "parts":
+            measure(args.bundles[0], args.clip)
+        else:
+            measure_whole(args.bundles[0], args.clip, beams=1 if args.part == "greedy" else 0)
         return
     for bundle in args.bundles:
-        for part in ("parts", "whole"):
+        for part in ("parts", "greedy", "beams"):
             command = [sys.executable, __file__, str(bundle), "--clip", str(args.clip), "--part", part]
             subprocess.run(command, check=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -222,11 +222,22 @@ def cross_entropy(decoder: PreTrainedModel, batches: Iterable[DecoderBatch]) -> 
 
 
 @torch.inference_mode()
-def cross_entropies(decoders: Sequence[PreTrainedModel], batches: Iterable[DecoderBatch]) -> list[float]:
-    """`cross_entropy` of several cuts of one decoder; where that stays on disk its layers are read once for all of them."""
+def cross_entropies(
+    decoders: Sequence[PreTrainedModel],
+    batches: Iterable[DecoderBatch],
+    tick: Callable[[], object] | None = None,
+) -> list[float]:
+    """`cross_entropy` of several cuts of one decoder; where that stays on disk its layers are read once for all of them.
+
+    `tick`: called for each of them as it is known.
+    """
+    tick = tick or (lambda: None)
     if not decoders or stream_of(decoders[0]) is None:
-        kept = list(batches)
-        return [cross_entropy(decoder, kept) for decoder in decoders]
+        kept, losses = list(batches), []
+        for decoder in decoders:
+            losses.append(cross_entropy(decoder, kept))
+            tick()
+        return losses
     totals, count = [0.0] * len(decoders), 0
     for group in in_groups(batches, states=len(decoders)):
         scored = [batch.labels != IGNORE for batch in group]
@@ -239,6 +250,8 @@ def cross_entropies(decoders: Sequence[PreTrainedModel], batches: Iterable[Decod
                 wanted = labels[place : place + len(logits)]
                 totals[one] += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
                 place += len(logits)
+    for _ in decoders:
+        tick()
     return [total / max(count, 1) for total in totals]
 
 
